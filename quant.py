@@ -1,0 +1,144 @@
+"""The quantizer: power-of-two scales, integer codes, fake quantization with a straight-through gradient.
+
+Why powers of two: float32 holds every integer up to 2**24 exactly and multiplying by a power of
+two is exact, so float32 arithmetic on fake-quantized numbers *is* integer arithmetic, shifted.
+"""
+import os
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Set here because every JAX script imports this first. A wrong mix of types or ranks is an error,
+# not a silent broadcast; one host device per core lets a sweep's lanes run side by side.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", os.process_cpu_count() if hasattr(os, "process_cpu_count")
+                  else len(os.sched_getaffinity(0)))
+
+PIXEL_SCALE = 2.0**-8       # a pixel's code is its byte
+MIN_SCALE = 2.0**-20        # of an all-zero channel, so that no scale is zero
+BIAS_BITS = 24              # bias codes stay where float32 is exact
+ACC_TARGET = 2.0**23        # calibration's bound on |accumulator|; a factor 2 is left for drift
+
+
+class Spec(NamedTuple):
+    """What to quantize to; hashable, so it is static under jit."""
+    weight_bits: int = 8
+    activation_bits: int = 8
+    per_channel: bool = True
+    power_of_two: bool = True
+
+
+def code_range(bits, signed=True):
+    """(qmin, qmax): symmetric narrow range for signed codes, 0..2**bits-1 for unsigned ones."""
+    if not signed:
+        return 0, 2**bits - 1
+    qmax = max(1, 2 ** (bits - 1) - 1)          # 1 bit: the codes are -1 and +1
+    return -qmax, qmax
+
+
+def quantize(x, scale, bits, signed=True):
+    """The integer codes of x, round half to even, saturated; float32 that holds integers.
+
+    Args:
+      x: float32 [I, O].
+      scale: float32 [1, O] (per-channel) or [1, 1] (per-tensor): units of x per integer step.
+      bits: grid width; signed: narrow symmetric range, else 0..2**bits-1.
+    Returns:
+      float32 [I, O], integers in code_range(bits, signed); one bit gives only -1 and +1.
+    """
+    codes = x * (1 / scale)                     # exact for a power of two
+    if signed and bits == 1:
+        return jnp.where(codes >= 0, 1.0, -1.0)
+    return jnp.clip(jnp.round(codes), *code_range(bits, signed))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def fake_quantize(x, scale, bits, signed=True):
+    """Round x onto an integer grid and back; straight-through gradient.
+
+    Args:
+      x, scale, bits, signed: as for quantize.
+    Returns:
+      float32 [I, O], within scale/2 of x inside the grid's range, saturated beyond.
+      Gradient: 1 where qmin - 0.5 < x/scale < qmax + 0.5, 0 beyond; 0 with respect to scale.
+    Source: Jacob et al. 2018 (arXiv:1712.05877, sec. 3); Bengio et al. 2013 (arXiv:1308.3432).
+    """
+    return quantize(x, scale, bits, signed) * scale
+
+
+@fake_quantize.defjvp
+def _fake_quantize_jvp(bits, signed, primals, tangents):
+    x, scale = primals
+    qmin, qmax = code_range(bits, signed)
+    codes = x * (1 / scale)
+    # Not the gradient of jnp.clip: that is 0.5 at the bound, where absmax calibration puts the
+    # largest weight of every channel.
+    inside = (codes > qmin - 0.5) & (codes < qmax + 0.5)
+    return fake_quantize(x, scale, bits, signed), jnp.where(inside, tangents[0], 0.0)
+
+
+def ceil_power_of_two(x):
+    """The least power of two that is not below x > 0; float32, any shape, exact.
+
+    jnp.exp2 is off by an ulp at most integer exponents on CPU, and ceil(log2(x)) is wrong at some
+    exact powers; frexp and ldexp are exact.
+    """
+    mantissa, exponent = jnp.frexp(x)           # x = mantissa * 2**exponent, mantissa in [0.5, 1)
+    return jnp.ldexp(jnp.ones_like(x), exponent - (mantissa == 0.5).astype(exponent.dtype))
+
+
+def compute_scale(x, floor, bits, signed=True, per_channel=False, power_of_two=True):
+    """The scale that covers x, or for narrow grids the one with the least squared error.
+
+    Args:
+      x: float32 [I, O].
+      floor: float32 [1, O] or [1, 1], the least scale allowed.
+      bits, signed: the grid. From 6 bits on the scale covers absmax; below, where covering the
+        tail wastes the few codes, up to 5 halvings of that scale compete by squared error.
+      per_channel: one scale per column, else one for all.
+    Returns:
+      float32 [1, O] or [1, 1].
+    """
+    axis = 0 if per_channel else (0, 1)
+    floor = jnp.max(floor, axis, keepdims=True)
+    widest = jnp.maximum(jnp.max(jnp.abs(x), axis, keepdims=True) / code_range(bits, signed)[1], floor)
+    if power_of_two:
+        widest, floor = ceil_power_of_two(widest), ceil_power_of_two(floor)
+    best, least = widest, jnp.full_like(widest, jnp.inf)
+    for halvings in range(max(1, 7 - bits)):
+        scale = jnp.maximum(widest * 2.0**-halvings, floor)
+        residual = x - quantize(x, scale, bits, signed) * scale
+        error = jnp.sum(residual**2, axis, keepdims=True)
+        best, least = jnp.where(error < least, scale, best), jnp.minimum(error, least)
+    return best
+
+
+def weight_scale(w, b, x_scale, x_qmax, spec, per_channel):
+    """The scale of a layer's weights, coarse enough that its accumulator stays exact in float32.
+
+    Args:
+      w: float32 [I, O]; b: float32 [O]; x_scale: float32 [1, 1], of the layer's input;
+      x_qmax: largest input code; spec: Spec; per_channel: False in the last layer, so that the
+      largest accumulator is the largest logit.
+    Returns:
+      float32 [1, O] or [1, 1]: x_qmax * sum|w_q| + |b_q| is about 2**23 at most.
+    """
+    worst = x_qmax * jnp.sum(jnp.abs(w), 0, keepdims=True) + jnp.abs(b)[None] * (1 / x_scale)
+    floor = jnp.maximum(worst / ACC_TARGET, MIN_SCALE)
+    return compute_scale(w, floor, spec.weight_bits, True, per_channel, spec.power_of_two)
+
+
+def activation_scale(x, acc_scale, spec):
+    """The scale of a hidden layer's output, per tensor, at least twice the accumulator's.
+
+    Args:
+      x: float32 [B, O], after ReLU; acc_scale: float32 [1, O] or [1, 1].
+    Returns:
+      float32 [1, 1]. The factor keeps every requantizing shift at 1 or more.
+    """
+    floor = 2 * jnp.max(acc_scale, keepdims=True)
+    return compute_scale(x, floor, spec.activation_bits, False, False, spec.power_of_two)

@@ -1,0 +1,233 @@
+"""Training: a run is a lane, a lane is a learning rate and a seed; early stopping per lane."""
+import math
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+import model
+import quant
+import stats
+
+CALIBRATION_IMAGES = 1_024      # of the train split; they set the static activation scales
+
+
+class Recipe(NamedTuple):
+    """What a run depends on besides its rate and seed; hashable, so it is static under jit."""
+    layer_sizes: tuple
+    spec: quant.Spec | None     # None trains float32
+    optimizer: str
+    batch_size: int
+    max_epochs: int
+    patience: int
+    min_delta: float
+    metric: str
+
+
+class State(NamedTuple):
+    """What one lane carries from epoch to epoch."""
+    params: list
+    opt_state: tuple
+    key: jax.Array
+
+
+@dataclass
+class Run:
+    """One lane's outcome; params and scales are NumPy copies of the best epoch's."""
+    rate: float
+    seed: int
+    status: str = "running"     # then stopped, capped, diverged or interrupted
+    best_epoch: int = 0
+    val_loss: float = math.inf
+    val_acc: float = 0.0
+    params: list | None = None
+    scales: list | None = None
+    history: list = field(default_factory=list)     # dicts: train_loss, val_loss, val_acc, seconds
+
+
+def recipe_of(config, **changes):
+    """The Recipe in a Config; `changes` replace switches first."""
+    config = config._replace(**changes)
+    spec = quant.Spec(config.WEIGHT_BITS, config.ACTIVATION_BITS, config.PER_CHANNEL,
+                      config.POWER_OF_TWO_SCALES)
+    return Recipe(config.LAYER_SIZES, spec if config.QAT_ENABLE else None, config.OPTIMIZER,
+                  config.BATCH_SIZE, config.MAX_EPOCHS, config.PATIENCE, config.MIN_DELTA,
+                  config.METRIC)
+
+
+def make_optimizer(recipe, rate):
+    """The optax optimizer of a recipe; rate: float32 [], traced under jit."""
+    return {"sgd": optax.sgd, "adamw": optax.adamw}[recipe.optimizer](rate)
+
+
+def init_lane(rate, seed, recipe):
+    """The State of a lane before its first epoch; rate float32 [], seed uint32 []."""
+    init_key, key = jax.random.split(jax.random.key(seed))
+    params = model.init(init_key, recipe.layer_sizes)
+    return State(params, make_optimizer(recipe, rate).init(params), key)
+
+
+def train_epoch(state, rate, images, labels, recipe):
+    """One epoch of one lane: calibrate, then one scan over shuffled batches.
+
+    Args:
+      state: State; rate: float32 []; images: uint8 [N, I]; labels: uint8 [N].
+    Returns:
+      (State, scales used in every step or None, mean train loss in nats, float32 []).
+      The last N mod batch_size images of the shuffle sit this epoch out.
+    """
+    scales = None
+    if recipe.spec is not None:
+        scales = model.calibrate(state.params, images[:CALIBRATION_IMAGES], recipe.spec)
+    optimizer = make_optimizer(recipe, rate)
+    shuffle_key, key = jax.random.split(state.key)
+    steps = len(images) // recipe.batch_size
+    # Half the time of jax.random.permutation; a tie of bits only keeps two neighbours in order.
+    order = jnp.argsort(jax.random.bits(shuffle_key, len(images)))[:steps * recipe.batch_size]
+
+    def step(carry, rows):
+        params, opt_state = carry
+        loss, grads = jax.value_and_grad(model.loss)(params, images[rows], labels[rows], scales,
+                                                     recipe.spec)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    (params, opt_state), losses = lax.scan(step, (state.params, state.opt_state),
+                                           order.reshape(steps, recipe.batch_size))
+    return State(params, opt_state, key), scales, jnp.mean(losses)
+
+
+def _vmap(function, lanes):
+    """vmap, but one lane runs bare: a batch of one compiles to other matrix products than a batch
+    of many, and a lane's bits must not depend on its company."""
+    if len(jax.tree.leaves(lanes)[0]) > 1:
+        return jax.vmap(function)(lanes)
+    return jax.tree.map(lambda a: a[None], function(jax.tree.map(lambda a: a[0], lanes)))
+
+
+def _over_lanes(function, mesh, loop=_vmap):
+    """jit of function(lane, *shared) over a leading lane axis, spread over the mesh's devices."""
+    def all_lanes(lanes, *shared):
+        specs = (PartitionSpec("lane"), *(PartitionSpec() for _ in shared))
+        local = jax.shard_map(lambda lanes, *shared: loop(lambda lane: function(lane, *shared), lanes),
+                              mesh=mesh, in_specs=specs, out_specs=PartitionSpec("lane"),
+                              check_vma=False)
+        return local(lanes, *shared)
+    return jax.jit(all_lanes)
+
+
+def _lane_count(active, devices):
+    """Program size for `active` lanes: the next power of two on each device, so few compile."""
+    return devices * 2 ** math.ceil(math.log2(math.ceil(active / devices)))
+
+
+def _record(run, epoch, entry, params, scales, recipe):
+    """Append an epoch to a run: keep the best weights, decide whether it goes on."""
+    run.history.append(entry)
+    score, best = ((entry["val_loss"], run.val_loss) if recipe.metric == "val_loss"
+                   else (-entry["val_acc"], -run.val_acc))
+    if not (math.isfinite(entry["train_loss"]) and math.isfinite(entry["val_loss"])):
+        run.status = "diverged"
+    elif run.params is None or score < best - recipe.min_delta:
+        run.best_epoch, run.val_loss, run.val_acc = epoch, entry["val_loss"], entry["val_acc"]
+        run.params, run.scales = jax.tree.map(np.copy, (params, scales))
+    elif epoch - run.best_epoch >= recipe.patience:
+        run.status = "stopped"
+    if run.status == "running" and epoch == recipe.max_epochs:
+        run.status = "capped"
+    if run.status != "running" and run.val_loss >= math.log(recipe.layer_sizes[-1]):
+        run.status = "diverged"                 # never better than a uniform guess
+
+
+def _log(epoch, runs, entries):
+    """One line per epoch: of the active run with the least validation loss, and how many go on."""
+    if epoch == 1:
+        tqdm.write("epoch  train loss    val loss    val acc   seconds   active runs")
+    best = min(entries, key=lambda entry: (math.isnan(entry["val_loss"]), entry["val_loss"]))
+    tqdm.write(f"{epoch:5d}  {best['train_loss']:10.4f}  {best['val_loss']:10.4f}  "
+               f"{100 * best['val_acc']:7.2f} %  {best['seconds']:8.2f}   "
+               f"{len(entries)} of {len(runs)}")
+
+
+def fit(train, val, rates, seeds, recipe):
+    """Train one run per (rate, seed), all at once, each until its own early stop.
+
+    Args:
+      train, val: data.Split; rates: floats [K]; seeds: ints [K]; recipe: Recipe.
+    Returns:
+      (list of Run [K], dict of seconds: "compile" and "epochs"). A keyboard interrupt ends all
+      runs there, marked so, with the best weights they had.
+    """
+    runs = [Run(float(rate), int(seed)) for rate, seed in zip(rates, seeds, strict=True)]
+    seconds = {"compile": 0.0, "epochs": 0.0}
+    with tqdm(total=recipe.max_epochs, unit="epoch", disable=None, leave=False) as bar:
+        try:
+            _fit(runs, train, val, recipe, seconds, bar)
+        except KeyboardInterrupt:
+            if any(run.params is None for run in runs):
+                raise                           # before the first epoch there is nothing to keep
+            for run in runs:
+                run.status = "interrupted" if run.status == "running" else run.status
+    return runs, seconds
+
+
+def _fit(runs, train, val, recipe, seconds, bar):
+    """The loop of fit: runs and seconds are updated in place, epoch by epoch."""
+    mesh = Mesh(np.array(jax.devices()[:len(runs)]), ("lane",))
+    everywhere, by_lane = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("lane"))
+    images, labels, val_images = jax.device_put((train.images, train.labels, val.images), everywhere)
+    init = _over_lanes(lambda lane: init_lane(*lane, recipe), mesh)
+    train_lanes = _over_lanes(lambda lane, *batch: train_epoch(*lane, *batch, recipe), mesh)
+    # Lane after lane, with the matrix products of a single model, so that the bits are the same.
+    predict_lanes = _over_lanes(lambda lane, x: model.forward(lane[0], x, lane[1], recipe.spec),
+                                mesh, lax.map)
+
+    lanes = runs + [None] * (-len(runs) % mesh.size)    # None: ballast, to fill every device
+    rates, seeds = jax.device_put((np.array([run.rate if run else 0 for run in lanes], np.float32),
+                                   np.array([run.seed if run else 0 for run in lanes], np.uint32)),
+                                  by_lane)
+    state = init((rates, seeds))
+    programs = {}                               # by lane count: the two compiled functions
+    for epoch in range(1, recipe.max_epochs + 1):
+        start = time.perf_counter()
+        if len(lanes) not in programs:
+            epoch_program = train_lanes.lower((state, rates), images, labels).compile()
+            _, scales, _ = jax.eval_shape(train_lanes, (state, rates), images, labels)
+            programs[len(lanes)] = (epoch_program, predict_lanes.lower(
+                (state.params, scales), val_images).compile())
+            seconds["compile"] += time.perf_counter() - start
+            start = time.perf_counter()
+        run_epoch, predict = programs[len(lanes)]
+        state, scales, losses = run_epoch((state, rates), images, labels)
+        logits, losses, params, scales = jax.device_get(
+            (predict((state.params, scales), val_images), losses, state.params, scales))
+        metrics = [stats.evaluate(lane, val.labels) if run else None
+                   for lane, run in zip(logits, lanes)]
+        elapsed = time.perf_counter() - start
+        seconds["epochs"] += elapsed
+        entries = []
+        for i, run in enumerate(lanes):
+            if run:
+                entries.append({"train_loss": float(losses[i]), "val_loss": metrics[i][0],
+                                "val_acc": metrics[i][1], "seconds": elapsed})
+                _record(run, epoch, entries[-1], *jax.tree.map(lambda a: a[i], (params, scales)),
+                        recipe)
+        _log(epoch, runs, entries)
+        bar.update()
+        lanes = [run if run and run.status == "running" else None for run in lanes]
+        active = [i for i, run in enumerate(lanes) if run]
+        if not active:
+            break
+        size = _lane_count(len(active), mesh.size)
+        if size < len(lanes):
+            keep = np.array((active + [i for i, run in enumerate(lanes) if not run])[:size])
+            lanes = [lanes[i] for i in keep]
+            state, rates = jax.device_put(jax.tree.map(lambda a: a[keep], (state, rates)), by_lane)
