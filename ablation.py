@@ -12,12 +12,11 @@ import numpy as np
 import checkpoint
 import config
 import data
-import integer
 import model
 import plotting
-import stats
 import training
-from files import InputError, check_writable, read_result, run_script, write_result
+from files import InputError, check_writable, environment, read_result, run_script, write_result
+from main_inference import evaluate_model
 
 
 def load_splits(settings):
@@ -26,7 +25,7 @@ def load_splits(settings):
     return *data.split_val(train, settings.VAL_EXAMPLES, settings.BATCH_SIZE), test
 
 
-def _summary(run):
+def summary(run):
     """A run as JSON: everything but its weights; a loss that is not finite becomes None."""
     def rounded(value, digits):
         return float(f"{value:.{digits}g}") if np.isfinite(value) else None
@@ -35,6 +34,26 @@ def _summary(run):
             "val_acc": run.val_acc,
             "history": {key: [rounded(entry[key], 6) for entry in run.history]
                         for key in ("train_loss", "val_loss", "val_acc")}}
+
+
+def save_run(path, params, scales, spec, settings, **splits):
+    """Save a model, judged on the arrays of the file as its user will run them.
+
+    Args:
+      params, scales: of the model's best epoch; spec: quant.Spec, or None for float32.
+      splits: data.Split by name.
+    Returns:
+      (file size in bytes, dict of {name}_loss in nats and {name}_acc as a fraction).
+    """
+    layers, meta = [{"w": w, "b": b} for w, b in params], {"quantized": spec is not None}
+    if spec is not None:
+        layers = model.quantize(params, scales, spec)
+        meta |= {"weight_bits": spec.weight_bits, "activation_bits": spec.activation_bits,
+                 "per_channel": spec.per_channel}
+    metrics = evaluate_model(layers, meta, settings.ENGINE, **splits)
+    meta |= {"dataset": settings.DATASET, "metrics": metrics, "config": settings._asdict(),
+             "environment": environment()}
+    return checkpoint.save(path, layers, meta), metrics
 
 
 def learning_rate(settings):
@@ -49,7 +68,7 @@ def learning_rate(settings):
               for rate in settings.LR_ABLATION_RATES}
     best = min(losses, key=losses.get)
     write_result(Path(settings.RESULTS_DIR) / "lr_ablation.json", settings, best_rate=best,
-                 runs=[_summary(run) for run in runs], seconds=seconds,
+                 runs=[summary(run) for run in runs], seconds=seconds,
                  wall_seconds=time.perf_counter() - start,
                  lane_epochs=sum(len(run.history) for run in runs))
     plotting.draw("lr_ablation", settings.RESULTS_DIR, settings.PLOTS_DIR)

@@ -1,18 +1,51 @@
-"""Train one model, or sweep the learning rate when LR_ABLATION_MODE is on; save its weights.
+"""Train one model and save its weights; with LR_ABLATION_MODE, sweep the learning rate instead.
 
 python3 main_train.py [recipes/NAME.toml] [--KEY=value ...]
 """
-import sys
+import time
+
+START = time.perf_counter()     # before the slow imports, so that the printed time is all of it
+
+from pathlib import Path
 
 import ablation
+import checkpoint
 import config
-from files import run_script
+import training
+from files import InputError, check_writable, run_script, write_result
 
 
 def main(argv):
     settings = config.load(argv, __doc__)
+    check_writable(settings.WEIGHTS_DIR, settings.RESULTS_DIR, settings.PLOTS_DIR)
     if settings.LR_ABLATION_MODE:
         ablation.learning_rate(settings)
+        return
+    if settings.QAT_ENABLE and not settings.POWER_OF_TWO_SCALES:
+        raise InputError("POWER_OF_TWO_SCALES = False has no integers to save: it is for the "
+                         "ablations; set it to True to train a model")
+    train, val, test = ablation.load_splits(settings)
+    recipe = training.recipe_of(settings)
+    kind = (f"W{settings.WEIGHT_BITS}A{settings.ACTIVATION_BITS}" if settings.QAT_ENABLE
+            else "float32")
+    print(f"{settings.DATASET}: {len(train.labels):,} train, {len(val.labels):,} val, "
+          f"{len(test.labels):,} test images; {'-'.join(map(str, settings.LAYER_SIZES))}, {kind}")
+    (run,), seconds = training.fit(train, val, [settings.LEARNING_RATE], [settings.SEED], recipe)
+    if run.status == "diverged":
+        raise InputError(f"training diverged at LEARNING_RATE = {settings.LEARNING_RATE:g}; "
+                         "nothing was saved, choose a lower rate")
+    print(f"{run.status} after {len(run.history)} epochs; best epoch {run.best_epoch}: "
+          f"val loss {run.val_loss:.6f} nats, val accuracy {100 * run.val_acc:.2f} %")
+    path = checkpoint.default_path(settings.WEIGHTS_DIR, settings.QAT_ENABLE, settings.WEIGHT_BITS)
+    size, metrics = ablation.save_run(path, run.params, run.scales, recipe.spec, settings,
+                                      val=val, test=test)
+    print(f"saved model: val loss {metrics['val_loss']:.6f} nats "
+          f"({metrics['val_loss'] - run.val_loss:+g} from training), "
+          f"test accuracy {100 * metrics['test_acc']:.2f} %")
+    print(f"wrote {path} ({size:,} bytes)")
+    write_result(Path(settings.RESULTS_DIR) / "train.json", settings, run=ablation.summary(run),
+                 metrics=metrics, file_bytes=size, seconds=seconds,
+                 wall_seconds=time.perf_counter() - START)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ class Run:
     seed: int
     status: str = "running"     # then stopped, capped, diverged or interrupted
     best_epoch: int = 0
+    progress: tuple = (math.inf, 0)     # score and epoch of the last improvement by min_delta
     val_loss: float = math.inf
     val_acc: float = 0.0
     params: list | None = None
@@ -130,16 +131,23 @@ def _lane_count(active, devices):
 
 
 def _record(run, epoch, entry, params, scales, recipe):
-    """Append an epoch to a run: keep the best weights, decide whether it goes on."""
+    """Append an epoch to a run: keep the best weights, decide whether it goes on.
+
+    Any improvement is kept; only one of min_delta or more renews the run's patience.
+    """
+    def score(loss, accuracy):
+        return loss if recipe.metric == "val_loss" else -accuracy
+
     run.history.append(entry)
-    score, best = ((entry["val_loss"], run.val_loss) if recipe.metric == "val_loss"
-                   else (-entry["val_acc"], -run.val_acc))
+    now = score(entry["val_loss"], entry["val_acc"])
     if not (math.isfinite(entry["train_loss"]) and math.isfinite(entry["val_loss"])):
         run.status = "diverged"
-    elif run.params is None or score < best - recipe.min_delta:
+    elif run.params is None or now < score(run.val_loss, run.val_acc):
         run.best_epoch, run.val_loss, run.val_acc = epoch, entry["val_loss"], entry["val_acc"]
         run.params, run.scales = jax.tree.map(np.copy, (params, scales))
-    elif epoch - run.best_epoch >= recipe.patience:
+    if now < run.progress[0] - recipe.min_delta:
+        run.progress = now, epoch
+    if run.status == "running" and epoch - run.progress[1] >= recipe.patience:
         run.status = "stopped"
     if run.status == "running" and epoch == recipe.max_epochs:
         run.status = "capped"
