@@ -4,9 +4,11 @@ python3 ablation.py lr       learning rate against epochs and validation loss
 python3 ablation.py quant    quantized against unquantized: loss, accuracy, file size
 python3 ablation.py plots    draw every plot again from results/
 """
+import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 
 import checkpoint
@@ -14,9 +16,10 @@ import config
 import data
 import model
 import plotting
+import stats
 import training
-from files import InputError, check_writable, environment, read_result, run_script, write_result
-from main_inference import evaluate_model
+from files import InputError, check_writable, environment, run_script, write_result
+from main_inference import evaluate_model, make_predictor
 
 
 def load_splits(settings):
@@ -56,11 +59,15 @@ def save_run(path, params, scales, spec, settings, **splits):
     return checkpoint.save(path, layers, meta), metrics
 
 
+def seeds_of(settings):
+    """The seeds of a study: SEED, SEED + 1, ..."""
+    return [settings.SEED + i for i in range(settings.ABLATION_SEEDS)]
+
+
 def learning_rate(settings):
     """Sweep the learning rate, all runs in one program; the best rate is chosen on validation."""
     train, val, _ = load_splits(settings)
-    grid = [(rate, settings.SEED + seed) for rate in settings.LR_ABLATION_RATES
-            for seed in range(settings.LR_ABLATION_SEEDS)]
+    grid = [(rate, seed) for rate in settings.LR_ABLATION_RATES for seed in seeds_of(settings)]
     recipe = training.recipe_of(settings, MAX_EPOCHS=settings.LR_ABLATION_MAX_EPOCHS)
     start = time.perf_counter()
     runs, seconds = training.fit(train, val, *zip(*grid), recipe)
@@ -73,4 +80,89 @@ def learning_rate(settings):
                  lane_epochs=sum(len(run.history) for run in runs))
     plotting.draw("lr_ablation", settings.RESULTS_DIR, settings.PLOTS_DIR)
     print(f"best learning rate on validation: {best:g} (mean loss {losses[best]:.4f} nats, "
-          f"{settings.LR_ABLATION_SEEDS} seeds)")
+          f"{settings.ABLATION_SEEDS} seeds)")
+
+
+def _judge_file(folder, params, scales, spec, settings, val, test):
+    """Save a model into folder, load it back, and measure the file: dict, and correct bool [N]."""
+    path = Path(folder) / "model.npz"
+    file_bytes, _ = save_run(path, params, scales, spec, settings)
+    predict = make_predictor(*checkpoint.load(path), settings.ENGINE)
+    val_loss, val_acc = stats.evaluate(predict(val.images), val.labels)
+    logits = predict(test.images)
+    test_loss, test_acc = stats.evaluate(logits, test.labels)
+    return {"val_loss": val_loss, "val_acc": val_acc, "test_loss": test_loss,
+            "test_acc": test_acc, "file_bytes": file_bytes}, logits.argmax(1) == test.labels
+
+
+def quantized_against_unquantized(settings):
+    """QAT, post-training quantization and float32 on the same seeds, each judged from its file."""
+    train, val, test = load_splits(settings)
+    seeds = seeds_of(settings)
+    recipes = {"float32": training.recipe_of(settings, QAT_ENABLE=False),
+               "qat": training.recipe_of(settings, QAT_ENABLE=True)}
+    spec = recipes["qat"].spec
+    width = f"W{spec.weight_bits}A{spec.activation_bits}"
+    start = time.perf_counter()
+    runs = {name: training.fit(train, val, [settings.LEARNING_RATE] * len(seeds), seeds, recipe)[0]
+            for name, recipe in recipes.items()}
+    if any(run.status == "diverged" for group in runs.values() for run in group):
+        raise InputError(f"a run diverged at LEARNING_RATE = {settings.LEARNING_RATE:g}; lower it")
+    calibrate = jax.jit(model.calibrate, static_argnames="spec")
+    sample = train.images[:training.CALIBRATION_IMAGES]
+    results, correct = {"float32": [], "ptq": [], "qat": []}, {"float32": [], "ptq": [], "qat": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for float_run, qat_run in zip(runs["float32"], runs["qat"]):
+            scales = calibrate(float_run.params, sample, spec)
+            for name, run, parts in (("float32", float_run, (float_run.params, None, None)),
+                                     ("ptq", None, (float_run.params, scales, spec)),
+                                     ("qat", qat_run, (qat_run.params, qat_run.scales, spec))):
+                entry, right = _judge_file(folder, *parts, settings, val, test)
+                if run is not None:
+                    entry |= {"epochs": len(run.history), "status": run.status,
+                              "reload_change_of_val_loss": entry["val_loss"] - run.val_loss}
+                results[name].append(entry)
+                correct[name].append(right)
+    accuracies = {name: [entry["test_acc"] for entry in entries] for name, entries in results.items()}
+    comparisons = {name: {"test_acc": stats.compare_seeds(accuracies["float32"], accuracies[name]),
+                          "mcnemar": [stats.mcnemar(a, b) for a, b in zip(correct["float32"],
+                                                                          correct[name])]}
+                   for name in ("ptq", "qat")}
+    labels = {"float32": "float32", "ptq": f"{width}\nafter training", "qat": f"{width}\nQAT"}
+    write_result(Path(settings.RESULTS_DIR) / "quant_vs_unquant.json", settings, seeds=seeds,
+                 models={name: {"label": labels[name], "runs": entries,
+                                "test_acc": stats.summarize(accuracies[name]),
+                                "val_loss": stats.summarize([e["val_loss"] for e in entries])}
+                         for name, entries in results.items()},
+                 against_float32=comparisons, wall_seconds=time.perf_counter() - start)
+    plotting.draw("quant_vs_unquant", settings.RESULTS_DIR, settings.PLOTS_DIR)
+    for name, entries in results.items():
+        changes = [abs(e["reload_change_of_val_loss"]) for e in entries if name != "ptq"]
+        print(f"{name:8s} test accuracy {100 * np.mean(accuracies[name]):.3f} %, "
+              f"val loss {np.mean([e['val_loss'] for e in entries]):.6f} nats, "
+              f"{np.mean([e['file_bytes'] for e in entries]):,.0f} bytes"
+              + (f", reloading changes val loss by {max(changes):g}" if changes else ""))
+    for name, comparison in comparisons.items():
+        print(f"{name} - float32: {stats.describe(comparison['test_acc'])}")
+
+
+def draw_all(settings):
+    """Draw every plot whose result is there."""
+    for name in plotting.PLOTS:
+        if (Path(settings.RESULTS_DIR) / f"{name}.json").exists():
+            plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)
+
+
+STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "plots": draw_all}
+
+
+def main(argv):
+    settings = config.load(argv[1:] if argv and argv[0] in STUDIES else argv, __doc__)
+    if not argv or argv[0] not in STUDIES:
+        raise InputError(f"name a study first: {', '.join(STUDIES)}")
+    check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
+    STUDIES[argv[0]](settings)
+
+
+if __name__ == "__main__":
+    run_script(main)

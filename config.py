@@ -22,6 +22,9 @@ POWER_OF_TWO_SCALES = True      # exact integer arithmetic; False: free scales, 
 
 # Training
 OPTIMIZER = "sgd"               # sgd or adamw, both from optax
+MOMENTUM = 0.0                  # of sgd; 0.9 is usual with a schedule
+SCHEDULE = "constant"           # constant, or cosine: down to 0 at MAX_EPOCHS
+WARMUP_EPOCHS = 0.0             # of the cosine schedule: the rate rises from 0 over these epochs
 LEARNING_RATE = 0.1             # the learning-rate ablation's choice on validation
 BATCH_SIZE = 128                # images a step
 MAX_EPOCHS = 100                # early stopping ends the default run long before
@@ -30,9 +33,9 @@ MIN_DELTA = 5e-4                # the least change of METRIC that counts: nats, 
 METRIC = "val_loss"             # val_loss or val_acc: what stops a run and picks its best epoch
 SEED = 0                        # initial weights and batch order
 
-# Learning-rate ablation
+# Ablations
 LR_ABLATION_RATES = (1.0, 0.316, 0.1, 0.0316, 0.01, 0.00316, 0.001, 0.000316, 0.0001)  # half decades
-LR_ABLATION_SEEDS = 3           # runs per rate
+ABLATION_SEEDS = 3              # runs per point, with seeds SEED, SEED + 1, ...
 LR_ABLATION_MAX_EPOCHS = 20     # keeps it under 10 minutes on 2 cores; slow rates meet this cap
 
 # Data
@@ -50,10 +53,11 @@ ENGINE = "jax"                  # integer inference by jax (int8 dots) or numpy 
 # What each switch may be: inclusive bounds, or a set of words.
 _LEGAL = {
     "LAYER_SIZES": (1, 65_536), "WEIGHT_BITS": (1, 8), "ACTIVATION_BITS": (1, 8),
-    "OPTIMIZER": ("sgd", "adamw"), "LEARNING_RATE": (1e-12, 1e3), "BATCH_SIZE": (1, 1_000_000),
+    "OPTIMIZER": ("sgd", "adamw"), "MOMENTUM": (0, 0.9999), "SCHEDULE": ("constant", "cosine"),
+    "WARMUP_EPOCHS": (0, 1e6), "LEARNING_RATE": (1e-12, 1e3), "BATCH_SIZE": (1, 1_000_000),
     "MAX_EPOCHS": (1, 1_000_000), "PATIENCE": (1, 1_000_000), "MIN_DELTA": (0, 1e3),
     "METRIC": ("val_loss", "val_acc"), "SEED": (0, 2**31 - 1), "LR_ABLATION_RATES": (1e-12, 1e3),
-    "LR_ABLATION_SEEDS": (1, 1_000), "LR_ABLATION_MAX_EPOCHS": (1, 1_000_000),
+    "ABLATION_SEEDS": (1, 1_000), "LR_ABLATION_MAX_EPOCHS": (1, 1_000_000),
     "VAL_EXAMPLES": (1, 1_000_000), "ENGINE": ("jax", "numpy"),
 }
 _DEFAULTS = {key: value for key, value in list(globals().items()) if key.isupper() and key[0] != "_"}
@@ -143,6 +147,9 @@ def load(argv, about=""):
         if key not in _DEFAULTS:
             raise InputError(f"unknown {origin} {key}; --help lists the switches")
         values[key] = _check(key, value)
+    if values["WARMUP_EPOCHS"] > values["MAX_EPOCHS"]:
+        raise InputError(f"WARMUP_EPOCHS = {values['WARMUP_EPOCHS']:g} is not legal; give at most "
+                         f"MAX_EPOCHS = {values['MAX_EPOCHS']}")
     if len(values["LAYER_SIZES"]) < 2:
         raise InputError(f"LAYER_SIZES = {values['LAYER_SIZES']} needs inputs and classes at least")
     return Config(**values)

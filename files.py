@@ -70,6 +70,12 @@ def environment():
             else os.cpu_count(), "python": platform.python_version(), **versions}
 
 
+def peak_memory():
+    """The most memory that this process ever had resident, in bytes."""
+    import resource
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def write_result(path, config, **content):
     """Write a study as JSON: content plus the configuration and the environment it came from."""
     result = {**content, "config": config._asdict(), "environment": environment()}

@@ -11,6 +11,7 @@ import numpy as np
 import checkpoint
 import config
 import data
+import images
 import integer
 import stats
 from files import run_script, write_result
@@ -72,26 +73,26 @@ def evaluate_file(path, settings):
                  first_call_seconds=first, seconds=repeats)
 
 
-def classify(path, images, settings):
+def classify(path, files, settings):
     """Print the class and the ten scores of image files."""
     layers, meta = checkpoint.load(path)
-    inputs = np.stack([data.read_image(image, meta["layer_sizes"][0]) for image in images])
+    inputs = np.stack([images.read_digit(file, meta["layer_sizes"][0]) for file in files])
     logits = make_predictor(layers, meta, settings.ENGINE)(inputs).astype(np.float64)
     scores = np.exp(logits - logits.max(1, keepdims=True))
     scores /= scores.sum(1, keepdims=True)
-    width = max(len(image) for image in images)
+    width = max(len(file) for file in files)
     print(" " * width, " is", "".join(f"{digit:7d}" for digit in range(scores.shape[1])))
-    for image, row in zip(images, scores):
-        print(f"{image:{width}}  {row.argmax():2d}", "".join(f"{100 * p:6.1f}%" for p in row))
+    for file, row in zip(files, scores):
+        print(f"{file:{width}}  {row.argmax():2d}", "".join(f"{100 * p:6.1f}%" for p in row))
 
 
 def main(argv):
-    images = [a for a in argv if not a.startswith("-") and not a.endswith(".toml")]
-    settings = config.load([a for a in argv if a not in images], __doc__)
+    files = [a for a in argv if not a.startswith("-") and not a.endswith(".toml")]
+    settings = config.load([a for a in argv if a not in files], __doc__)
     path = settings.WEIGHTS or checkpoint.default_path(settings.WEIGHTS_DIR, settings.QAT_ENABLE,
                                                        settings.WEIGHT_BITS)
-    if images:
-        classify(path, images, settings)
+    if files:
+        classify(path, files, settings)
     else:
         evaluate_file(path, settings)
 

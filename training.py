@@ -25,6 +25,9 @@ class Recipe(NamedTuple):
     layer_sizes: tuple
     spec: quant.Spec | None     # None trains float32
     optimizer: str
+    momentum: float
+    schedule: str
+    warmup_epochs: float
     batch_size: int
     max_epochs: int
     patience: int
@@ -60,20 +63,28 @@ def recipe_of(config, **changes):
     spec = quant.Spec(config.WEIGHT_BITS, config.ACTIVATION_BITS, config.PER_CHANNEL,
                       config.POWER_OF_TWO_SCALES)
     return Recipe(config.LAYER_SIZES, spec if config.QAT_ENABLE else None, config.OPTIMIZER,
-                  config.BATCH_SIZE, config.MAX_EPOCHS, config.PATIENCE, config.MIN_DELTA,
-                  config.METRIC)
+                  config.MOMENTUM, config.SCHEDULE, config.WARMUP_EPOCHS, config.BATCH_SIZE,
+                  config.MAX_EPOCHS, config.PATIENCE, config.MIN_DELTA, config.METRIC)
 
 
-def make_optimizer(recipe, rate):
-    """The optax optimizer of a recipe; rate: float32 [], traced under jit."""
-    return {"sgd": optax.sgd, "adamw": optax.adamw}[recipe.optimizer](rate)
+def make_optimizer(recipe, rate, steps):
+    """The optax optimizer of a recipe; rate: float32 [], traced under jit; steps: per epoch."""
+    if recipe.optimizer == "sgd":
+        optimizer = optax.sgd(rate, recipe.momentum or None)
+    else:
+        optimizer = optax.adamw(rate)
+    if recipe.schedule == "constant":
+        return optimizer
+    warmup, total = round(recipe.warmup_epochs * steps), recipe.max_epochs * steps
+    schedule = optax.warmup_cosine_decay_schedule(0.0 if warmup else 1.0, 1.0, warmup, total)
+    return optax.chain(optimizer, optax.scale_by_schedule(schedule))
 
 
 def init_lane(rate, seed, recipe):
     """The State of a lane before its first epoch; rate float32 [], seed uint32 []."""
     init_key, key = jax.random.split(jax.random.key(seed))
     params = model.init(init_key, recipe.layer_sizes)
-    return State(params, make_optimizer(recipe, rate).init(params), key)
+    return State(params, make_optimizer(recipe, rate, 1).init(params), key)
 
 
 def train_epoch(state, rate, images, labels, recipe):
@@ -88,9 +99,9 @@ def train_epoch(state, rate, images, labels, recipe):
     scales = None
     if recipe.spec is not None:
         scales = model.calibrate(state.params, images[:CALIBRATION_IMAGES], recipe.spec)
-    optimizer = make_optimizer(recipe, rate)
     shuffle_key, key = jax.random.split(state.key)
     steps = len(images) // recipe.batch_size
+    optimizer = make_optimizer(recipe, rate, steps)
     # Half the time of jax.random.permutation; a tie of bits only keeps two neighbours in order.
     order = jnp.argsort(jax.random.bits(shuffle_key, len(images)))[:steps * recipe.batch_size]
 
@@ -98,7 +109,8 @@ def train_epoch(state, rate, images, labels, recipe):
         params, opt_state = carry
         loss, grads = jax.value_and_grad(model.loss)(params, images[rows], labels[rows], scales,
                                                      recipe.spec)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
+        with jax.numpy_dtype_promotion("standard"):     # optax mixes its step count with floats
+            updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
 
     (params, opt_state), losses = lax.scan(step, (state.params, state.opt_state),
