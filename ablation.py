@@ -15,7 +15,7 @@ import checkpoint
 import config
 import data
 import model
-import plotting
+import parallel
 import stats
 import training
 from files import InputError, check_writable, environment, run_script, write_result
@@ -64,6 +64,13 @@ def seeds_of(settings):
     return [settings.SEED + i for i in range(settings.ABLATION_SEEDS)]
 
 
+def draw(name, settings):
+    """Draw results/NAME.json, if it has a plot."""
+    import plotting             # here: training needs no matplotlib, which is slow to import
+    if name in plotting.PLOTS:
+        plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)
+
+
 def learning_rate(settings):
     """Sweep the learning rate, all runs in one program; the best rate is chosen on validation."""
     train, val, _ = load_splits(settings)
@@ -71,6 +78,7 @@ def learning_rate(settings):
     recipe = training.recipe_of(settings, MAX_EPOCHS=settings.LR_ABLATION_MAX_EPOCHS)
     start = time.perf_counter()
     runs, seconds = training.fit(train, val, *zip(*grid), recipe)
+    parallel.end_all_but_first()
     losses = {rate: np.mean([run.val_loss for run in runs if run.rate == rate])
               for rate in settings.LR_ABLATION_RATES}
     best = min(losses, key=losses.get)
@@ -78,7 +86,7 @@ def learning_rate(settings):
                  runs=[summary(run) for run in runs], seconds=seconds,
                  wall_seconds=time.perf_counter() - start,
                  lane_epochs=sum(len(run.history) for run in runs))
-    plotting.draw("lr_ablation", settings.RESULTS_DIR, settings.PLOTS_DIR)
+    draw("lr_ablation", settings)
     print(f"best learning rate on validation: {best:g} (mean loss {losses[best]:.4f} nats, "
           f"{settings.ABLATION_SEEDS} seeds)")
 
@@ -106,6 +114,7 @@ def quantized_against_unquantized(settings):
     start = time.perf_counter()
     runs = {name: training.fit(train, val, [settings.LEARNING_RATE] * len(seeds), seeds, recipe)[0]
             for name, recipe in recipes.items()}
+    parallel.end_all_but_first()
     if any(run.status == "diverged" for group in runs.values() for run in group):
         raise InputError(f"a run diverged at LEARNING_RATE = {settings.LEARNING_RATE:g}; lower it")
     calibrate = jax.jit(model.calibrate, static_argnames="spec")
@@ -135,7 +144,7 @@ def quantized_against_unquantized(settings):
                                 "val_loss": stats.summarize([e["val_loss"] for e in entries])}
                          for name, entries in results.items()},
                  against_float32=comparisons, wall_seconds=time.perf_counter() - start)
-    plotting.draw("quant_vs_unquant", settings.RESULTS_DIR, settings.PLOTS_DIR)
+    draw("quant_vs_unquant", settings)
     for name, entries in results.items():
         changes = [abs(e["reload_change_of_val_loss"]) for e in entries if name != "ptq"]
         print(f"{name:8s} test accuracy {100 * np.mean(accuracies[name]):.3f} %, "
@@ -148,9 +157,8 @@ def quantized_against_unquantized(settings):
 
 def draw_all(settings):
     """Draw every plot whose result is there."""
-    for name in plotting.PLOTS:
-        if (Path(settings.RESULTS_DIR) / f"{name}.json").exists():
-            plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)
+    for result in sorted(Path(settings.RESULTS_DIR).glob("*.json")):
+        draw(result.stem, settings)
 
 
 STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "plots": draw_all}
@@ -161,6 +169,7 @@ def main(argv):
     if not argv or argv[0] not in STUDIES:
         raise InputError(f"name a study first: {', '.join(STUDIES)}")
     check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
+    parallel.start_processes(settings.COORDINATOR, settings.NUM_PROCESSES, settings.PROCESS_ID)
     STUDIES[argv[0]](settings)
 
 

@@ -50,6 +50,12 @@ RESULTS_DIR = "results"         # JSON: what the figures and tables are made fro
 WEIGHTS = ""                    # file for main_inference.py; empty: what main_train.py saved last
 ENGINE = "jax"                  # integer inference by jax (int8 dots) or numpy (needs no JAX)
 
+# Several machines: start the same script once in each process
+COORDINATOR = ""                # host:port of process 0; auto on SLURM and TPU pods; empty: alone
+NUM_PROCESSES = 1               # how many processes there are
+PROCESS_ID = 0                  # which one this is, 0 .. NUM_PROCESSES - 1
+DATA_PARALLEL = False           # share each batch over all devices; False: they share the lanes
+
 # What each switch may be: inclusive bounds, or a set of words.
 _LEGAL = {
     "LAYER_SIZES": (1, 65_536), "WEIGHT_BITS": (1, 8), "ACTIVATION_BITS": (1, 8),
@@ -58,7 +64,8 @@ _LEGAL = {
     "MAX_EPOCHS": (1, 1_000_000), "PATIENCE": (1, 1_000_000), "MIN_DELTA": (0, 1e3),
     "METRIC": ("val_loss", "val_acc"), "SEED": (0, 2**31 - 1), "LR_ABLATION_RATES": (1e-12, 1e3),
     "ABLATION_SEEDS": (1, 1_000), "LR_ABLATION_MAX_EPOCHS": (1, 1_000_000),
-    "VAL_EXAMPLES": (1, 1_000_000), "ENGINE": ("jax", "numpy"),
+    "VAL_EXAMPLES": (1, 1_000_000),
+    "NUM_PROCESSES": (1, 65_536), "PROCESS_ID": (0, 65_535), "ENGINE": ("jax", "numpy"),
 }
 _DEFAULTS = {key: value for key, value in list(globals().items()) if key.isupper() and key[0] != "_"}
 Config = namedtuple("Config", _DEFAULTS)

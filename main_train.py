@@ -11,6 +11,7 @@ from pathlib import Path
 import ablation
 import checkpoint
 import config
+import parallel
 import training
 from files import InputError, check_writable, peak_memory, run_script, write_result
 
@@ -18,6 +19,7 @@ from files import InputError, check_writable, peak_memory, run_script, write_res
 def main(argv):
     settings = config.load(argv, __doc__)
     check_writable(settings.WEIGHTS_DIR, settings.RESULTS_DIR, settings.PLOTS_DIR)
+    parallel.start_processes(settings.COORDINATOR, settings.NUM_PROCESSES, settings.PROCESS_ID)
     if settings.LR_ABLATION_MODE:
         ablation.learning_rate(settings)
         return
@@ -33,6 +35,7 @@ def main(argv):
           f"{len(test.labels):,} test images; {'-'.join(map(str, settings.LAYER_SIZES))}, {kind}")
     marks.append(("data", time.perf_counter()))
     (run,), fit_seconds = training.fit(train, val, [settings.LEARNING_RATE], [settings.SEED], recipe)
+    parallel.end_all_but_first()
     if run.status == "diverged":
         raise InputError(f"training diverged at LEARNING_RATE = {settings.LEARNING_RATE:g}; "
                          "nothing was saved, choose a lower rate")

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 import model
+import parallel
 import quant
 import stats
 
@@ -33,6 +33,7 @@ class Recipe(NamedTuple):
     patience: int
     min_delta: float
     metric: str
+    data_parallel: bool         # share each batch out over all devices, instead of the lanes
 
 
 class State(NamedTuple):
@@ -64,7 +65,8 @@ def recipe_of(config, **changes):
                       config.POWER_OF_TWO_SCALES)
     return Recipe(config.LAYER_SIZES, spec if config.QAT_ENABLE else None, config.OPTIMIZER,
                   config.MOMENTUM, config.SCHEDULE, config.WARMUP_EPOCHS, config.BATCH_SIZE,
-                  config.MAX_EPOCHS, config.PATIENCE, config.MIN_DELTA, config.METRIC)
+                  config.MAX_EPOCHS, config.PATIENCE, config.MIN_DELTA, config.METRIC,
+                  config.DATA_PARALLEL)
 
 
 def make_optimizer(recipe, rate, steps):
@@ -82,16 +84,17 @@ def make_optimizer(recipe, rate, steps):
 
 def init_lane(rate, seed, recipe):
     """The State of a lane before its first epoch; rate float32 [], seed uint32 []."""
-    init_key, key = jax.random.split(jax.random.key(seed))
+    init_key, key = jax.random.split(jax.random.PRNGKey(seed))   # raw: it travels as NumPy
     params = model.init(init_key, recipe.layer_sizes)
     return State(params, make_optimizer(recipe, rate, 1).init(params), key)
 
 
-def train_epoch(state, rate, images, labels, recipe):
+def train_epoch(state, rate, images, labels, recipe, mesh):
     """One epoch of one lane: calibrate, then one scan over shuffled batches.
 
     Args:
-      state: State; rate: float32 []; images: uint8 [N, I]; labels: uint8 [N].
+      state: State; rate: float32 []; images: uint8 [N, I]; labels: uint8 [N]; mesh: its "batch"
+        axis, if it has one, shares each batch out.
     Returns:
       (State, scales used in every step or None, mean train loss in nats, float32 []).
       The last N mod batch_size images of the shuffle sit this epoch out.
@@ -107,8 +110,8 @@ def train_epoch(state, rate, images, labels, recipe):
 
     def step(carry, rows):
         params, opt_state = carry
-        loss, grads = jax.value_and_grad(model.loss)(params, images[rows], labels[rows], scales,
-                                                     recipe.spec)
+        batch = [parallel.share_batch(data[rows], mesh) for data in (images, labels)]
+        loss, grads = jax.value_and_grad(model.loss)(params, *batch, scales, recipe.spec)
         with jax.numpy_dtype_promotion("standard"):     # optax mixes its step count with floats
             updates, opt_state = optimizer.update(grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), loss
@@ -116,30 +119,6 @@ def train_epoch(state, rate, images, labels, recipe):
     (params, opt_state), losses = lax.scan(step, (state.params, state.opt_state),
                                            order.reshape(steps, recipe.batch_size))
     return State(params, opt_state, key), scales, jnp.mean(losses)
-
-
-def _vmap(function, lanes):
-    """vmap, but one lane runs bare: a batch of one compiles to other matrix products than a batch
-    of many, and a lane's bits must not depend on its company."""
-    if len(jax.tree.leaves(lanes)[0]) > 1:
-        return jax.vmap(function)(lanes)
-    return jax.tree.map(lambda a: a[None], function(jax.tree.map(lambda a: a[0], lanes)))
-
-
-def _over_lanes(function, mesh, loop=_vmap):
-    """jit of function(lane, *shared) over a leading lane axis, spread over the mesh's devices."""
-    def all_lanes(lanes, *shared):
-        specs = (PartitionSpec("lane"), *(PartitionSpec() for _ in shared))
-        local = jax.shard_map(lambda lanes, *shared: loop(lambda lane: function(lane, *shared), lanes),
-                              mesh=mesh, in_specs=specs, out_specs=PartitionSpec("lane"),
-                              check_vma=False)
-        return local(lanes, *shared)
-    return jax.jit(all_lanes)
-
-
-def _lane_count(active, devices):
-    """Program size for `active` lanes: the next power of two on each device, so few compile."""
-    return devices * 2 ** math.ceil(math.log2(math.ceil(active / devices)))
 
 
 def _record(run, epoch, entry, params, scales, recipe):
@@ -188,7 +167,8 @@ def fit(train, val, rates, seeds, recipe):
     """
     runs = [Run(float(rate), int(seed)) for rate, seed in zip(rates, seeds, strict=True)]
     seconds = {"compile": 0.0, "epochs": 0.0}
-    with tqdm(total=recipe.max_epochs, unit="epoch", disable=None, leave=False) as bar:
+    with tqdm(total=recipe.max_epochs, unit="epoch", leave=False,
+              disable=None if jax.process_index() == 0 else True) as bar:
         try:
             _fit(runs, train, val, recipe, seconds, bar)
         except KeyboardInterrupt:
@@ -201,19 +181,19 @@ def fit(train, val, rates, seeds, recipe):
 
 def _fit(runs, train, val, recipe, seconds, bar):
     """The loop of fit: runs and seconds are updated in place, epoch by epoch."""
-    mesh = Mesh(np.array(jax.devices()[:len(runs)]), ("lane",))
-    everywhere, by_lane = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("lane"))
-    images, labels, val_images = jax.device_put((train.images, train.labels, val.images), everywhere)
-    init = _over_lanes(lambda lane: init_lane(*lane, recipe), mesh)
-    train_lanes = _over_lanes(lambda lane, *batch: train_epoch(*lane, *batch, recipe), mesh)
+    mesh = parallel.make_mesh(len(runs), recipe.data_parallel)
+    images, labels, val_images = parallel.place((train.images, train.labels, val.images), mesh)
+    init = parallel.over_lanes(lambda lane: init_lane(*lane, recipe), mesh)
+    train_lanes = parallel.over_lanes(
+        lambda lane, *data: train_epoch(*lane, *data, recipe, mesh), mesh)
     # Lane after lane, with the matrix products of a single model, so that the bits are the same.
-    predict_lanes = _over_lanes(lambda lane, x: model.forward(lane[0], x, lane[1], recipe.spec),
-                                mesh, lax.map)
+    predict_lanes = parallel.over_lanes(
+        lambda lane, x: model.forward(lane[0], x, lane[1], recipe.spec), mesh, lax.map)
 
-    lanes = runs + [None] * (-len(runs) % mesh.size)    # None: ballast, to fill every device
-    rates, seeds = jax.device_put((np.array([run.rate if run else 0 for run in lanes], np.float32),
+    lanes = runs + [None] * (-len(runs) % mesh.shape.get("lane", 1))    # None: ballast
+    rates, seeds = parallel.place((np.array([run.rate if run else 0 for run in lanes], np.float32),
                                    np.array([run.seed if run else 0 for run in lanes], np.uint32)),
-                                  by_lane)
+                                  mesh, by_lane=True)
     state = init((rates, seeds))
     programs = {}                               # by lane count: the two compiled functions
     for epoch in range(1, recipe.max_epochs + 1):
@@ -227,7 +207,7 @@ def _fit(runs, train, val, recipe, seconds, bar):
             start = time.perf_counter()
         run_epoch, predict = programs[len(lanes)]
         state, scales, losses = run_epoch((state, rates), images, labels)
-        logits, losses, params, scales = jax.device_get(
+        logits, losses, params, scales = parallel.gather(
             (predict((state.params, scales), val_images), losses, state.params, scales))
         metrics = [stats.evaluate(lane, val.labels) if run else None
                    for lane, run in zip(logits, lanes)]
@@ -240,14 +220,16 @@ def _fit(runs, train, val, recipe, seconds, bar):
                                 "val_acc": metrics[i][1], "seconds": elapsed})
                 _record(run, epoch, entries[-1], *jax.tree.map(lambda a: a[i], (params, scales)),
                         recipe)
-        _log(epoch, runs, entries)
+        if jax.process_index() == 0:
+            _log(epoch, runs, entries)
         bar.update()
         lanes = [run if run and run.status == "running" else None for run in lanes]
         active = [i for i, run in enumerate(lanes) if run]
         if not active:
             break
-        size = _lane_count(len(active), mesh.size)
+        size = parallel.lane_count(len(active), mesh)
         if size < len(lanes):
             keep = np.array((active + [i for i, run in enumerate(lanes) if not run])[:size])
             lanes = [lanes[i] for i in keep]
-            state, rates = jax.device_put(jax.tree.map(lambda a: a[keep], (state, rates)), by_lane)
+            kept = jax.tree.map(lambda a: a[keep], parallel.gather((state, rates)))
+            state, rates = parallel.place(kept, mesh, by_lane=True)

@@ -1,0 +1,100 @@
+"""Lanes over devices, devices over processes; JAX's own multi-process runtime, nothing else."""
+import math
+import sys
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from files import InputError
+
+HEARTBEAT_SECONDS = 20          # a process silent this long is taken for dead: all others stop
+
+
+def start_processes(coordinator, num_processes, process_id):
+    """Join the other processes of this run, before any JAX computation.
+
+    Args:
+      coordinator: "" for a single process; "host:port" of process 0; "auto" where JAX finds the
+        others by itself (SLURM, TPU pods, Open MPI).
+      num_processes, process_id: with "host:port", how many there are and which one this is.
+    Raises:
+      InputError: the others can't be reached.
+    """
+    if not coordinator:
+        return
+    named = {} if coordinator == "auto" else {"coordinator_address": coordinator,
+                                              "num_processes": num_processes,
+                                              "process_id": process_id}
+    try:
+        jax.distributed.initialize(**named, initialization_timeout=60,
+                                   heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    except Exception as error:      # JAX raises many kinds here
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"COORDINATOR = {coordinator!r}: can't join the other processes: "
+                         f"{reason}") from None
+
+
+def end_all_but_first():
+    """Leave the script, except in the process that writes the results."""
+    if jax.process_index() > 0:
+        sys.exit(0)
+
+
+def make_mesh(lanes, data_parallel):
+    """The devices of a run, on axis "lane", or on "batch" when one lane's batch is shared out.
+
+    A single process leaves devices out that would have no lane; several use all they have.
+    """
+    if data_parallel or jax.process_count() > 1:
+        return Mesh(np.array(jax.devices()), ("batch" if data_parallel else "lane",))
+    return Mesh(np.array(jax.devices()[:lanes]), ("lane",))
+
+
+def place(tree, mesh, by_lane=False):
+    """NumPy arrays, the same in every process, to the mesh: by lane, or whole on each device."""
+    spec = PartitionSpec("lane") if by_lane and "lane" in mesh.axis_names else PartitionSpec()
+    return jax.device_put(tree, NamedSharding(mesh, spec))
+
+
+def gather(tree):
+    """Arrays on any devices of any process to NumPy, whole, in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def lane_count(active, mesh):
+    """Program size for `active` lanes: the next power of two on each device, so few compile."""
+    devices = mesh.shape.get("lane", 1)
+    return devices * 2 ** math.ceil(math.log2(math.ceil(active / devices)))
+
+
+def vmap_lanes(function, lanes):
+    """vmap, but one lane runs bare: a batch of one compiles to other matrix products than a batch
+    of many, and a lane's bits must not depend on its company."""
+    if len(jax.tree.leaves(lanes)[0]) > 1:
+        return jax.vmap(function)(lanes)
+    return jax.tree.map(lambda a: a[None], function(jax.tree.map(lambda a: a[0], lanes)))
+
+
+def over_lanes(function, mesh, loop=vmap_lanes):
+    """jit of function(lane, *shared) over a leading lane axis, spread over the mesh's lanes."""
+    def all_lanes(lanes, *shared):
+        return loop(lambda lane: function(lane, *shared), lanes)
+
+    def on_mesh(lanes, *shared):
+        specs = (PartitionSpec("lane"), *(PartitionSpec() for _ in shared))
+        return jax.shard_map(all_lanes, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("lane"),
+                             check_vma=False)(lanes, *shared)
+    return jax.jit(on_mesh if "lane" in mesh.axis_names else all_lanes,
+                   **{} if "lane" in mesh.axis_names
+                   else {"out_shardings": NamedSharding(mesh, PartitionSpec())})
+
+
+def share_batch(array, mesh):
+    """Under jit: spread a batch's examples over the devices of a "batch" mesh; else leave it."""
+    if "batch" not in mesh.axis_names:
+        return array
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec("batch")))
