@@ -1,8 +1,9 @@
 """The studies: each trains a sweep, writes results/NAME.json, then its plot.
 
-python3 ablation.py lr       learning rate against epochs and validation loss
-python3 ablation.py quant    quantized against unquantized: loss, accuracy, file size
-python3 ablation.py plots    draw every plot again from results/
+python3 ablation.py lr           learning rate against epochs and validation loss
+python3 ablation.py quant        quantized against unquantized: loss, accuracy, file size
+python3 ablation.py optimizer    SGD, SGD with momentum and AdamW, each over its own rates
+python3 ablation.py plots        draw every plot again from results/
 """
 import tempfile
 import time
@@ -53,7 +54,7 @@ def save_run(path, params, scales, spec, settings, **splits):
         layers = model.quantize(params, scales, spec)
         meta |= {"weight_bits": spec.weight_bits, "activation_bits": spec.activation_bits,
                  "per_channel": spec.per_channel}
-    metrics = evaluate_model(layers, meta, settings.ENGINE, **splits)
+    metrics = evaluate_model(layers, meta, settings.ENGINE, **splits) if splits else {}
     meta |= {"dataset": settings.DATASET, "metrics": metrics, "config": settings._asdict(),
              "environment": environment()}
     return checkpoint.save(path, layers, meta), metrics
@@ -71,24 +72,67 @@ def draw(name, settings):
         plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)
 
 
-def learning_rate(settings):
-    """Sweep the learning rate, all runs in one program; the best rate is chosen on validation."""
-    train, val, _ = load_splits(settings)
-    grid = [(rate, seed) for rate in settings.LR_ABLATION_RATES for seed in seeds_of(settings)]
-    recipe = training.recipe_of(settings, MAX_EPOCHS=settings.LR_ABLATION_MAX_EPOCHS)
-    start = time.perf_counter()
+def sweep(settings, rates, train, val, **changes):
+    """One run per rate and seed, all in one program; the best rate is chosen on validation.
+
+    Returns:
+      (list of training.Run, seconds as from training.fit, the rate of least mean validation loss).
+    """
+    grid = [(rate, seed) for rate in rates for seed in seeds_of(settings)]
+    recipe = training.recipe_of(settings, MAX_EPOCHS=settings.LR_ABLATION_MAX_EPOCHS, **changes)
     runs, seconds = training.fit(train, val, *zip(*grid), recipe)
+    losses = {rate: np.mean([run.val_loss for run in runs if run.rate == rate]) for rate in rates}
+    return runs, seconds, min(losses, key=losses.get)
+
+
+def learning_rate(settings):
+    """Epochs to stop and best validation loss against the learning rate."""
+    train, val, _ = load_splits(settings)
+    start = time.perf_counter()
+    runs, seconds, best = sweep(settings, settings.LR_ABLATION_RATES, train, val)
     parallel.end_all_but_first()
-    losses = {rate: np.mean([run.val_loss for run in runs if run.rate == rate])
-              for rate in settings.LR_ABLATION_RATES}
-    best = min(losses, key=losses.get)
     write_result(Path(settings.RESULTS_DIR) / "lr_ablation.json", settings, best_rate=best,
                  runs=[summary(run) for run in runs], seconds=seconds,
                  wall_seconds=time.perf_counter() - start,
                  lane_epochs=sum(len(run.history) for run in runs))
     draw("lr_ablation", settings)
-    print(f"best learning rate on validation: {best:g} (mean loss {losses[best]:.4f} nats, "
-          f"{settings.ABLATION_SEEDS} seeds)")
+    print(f"best learning rate on validation: {best:g} (mean of {settings.ABLATION_SEEDS} seeds)")
+
+
+# Each optimizer's switches and learning rates, in half decades around its usual best.
+OPTIMIZERS = {
+    "SGD": ({"OPTIMIZER": "sgd", "MOMENTUM": 0.0}, (1.0, 0.316, 0.1, 0.0316)),
+    "SGD, momentum 0.9": ({"OPTIMIZER": "sgd", "MOMENTUM": 0.9}, (0.1, 0.0316, 0.01, 0.00316)),
+    "AdamW": ({"OPTIMIZER": "adamw"}, (0.00316, 0.001, 0.000316, 0.0001)),
+}
+
+
+def optimizer(settings):
+    """SGD, SGD with momentum and AdamW, each at its own best rate, chosen on validation."""
+    train, val, test = load_splits(settings)
+    start, results, finalists = time.perf_counter(), {}, {}
+    for name, (changes, rates) in OPTIMIZERS.items():
+        runs, seconds, best = sweep(settings, rates, train, val, **changes)
+        finalists[name] = [run for run in runs if run.rate == best]
+        results[name] = {"runs": [summary(run) for run in runs], "best_rate": best,
+                         "seconds": seconds}
+    parallel.end_all_but_first()
+    spec = training.recipe_of(settings).spec
+    with tempfile.TemporaryDirectory() as folder:
+        for name, runs in finalists.items():
+            entries = [save_run(Path(folder) / "model.npz", run.params, run.scales, spec, settings,
+                                test=test)[1]["test_acc"] for run in runs]
+            results[name] |= {"test_acc": stats.summarize(entries), "test_accs": entries,
+                              "val_loss": stats.summarize([run.val_loss for run in runs]),
+                              "epochs": stats.summarize([len(run.history) for run in runs])}
+    losses = {name: [run.val_loss for run in runs] for name, runs in finalists.items()}
+    comparisons = {name: stats.compare_seeds(losses["SGD"], losses[name])
+                   for name in list(OPTIMIZERS)[1:]}
+    write_result(Path(settings.RESULTS_DIR) / "optimizer.json", settings, optimizers=results,
+                 val_loss_against_sgd=comparisons, wall_seconds=time.perf_counter() - start)
+    draw("optimizer", settings)
+    for name, comparison in comparisons.items():
+        print(f"{name} - SGD, best validation loss: {stats.describe(comparison, 'nats', 1)}")
 
 
 def _judge_file(folder, params, scales, spec, settings, val, test):
@@ -161,7 +205,8 @@ def draw_all(settings):
         draw(result.stem, settings)
 
 
-STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "plots": draw_all}
+STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "optimizer": optimizer,
+           "plots": draw_all}
 
 
 def main(argv):

@@ -1,4 +1,6 @@
 """The multilayer perceptron: init, forward, loss, calibration, and its integer codes."""
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,9 +18,10 @@ def init(key, layer_sizes):
     Source: He et al. 2015 (arXiv:1502.01852).
     """
     shapes = list(zip(layer_sizes[:-1], layer_sizes[1:]))
-    keys = jax.random.split(key, len(shapes))
-    return [(jax.random.normal(k, shape) * (2 / shape[0]) ** 0.5, jnp.zeros(shape[1]))
-            for k, shape in zip(keys, shapes)]
+    ends = np.cumsum([i * o for i, o in shapes])
+    normal = jax.random.normal(key, (int(ends[-1]),))       # all at once: a third of the compiling
+    return [(part.reshape(shape) * (2 / shape[0]) ** 0.5, jnp.zeros(shape[1]))
+            for part, shape in zip(jnp.split(normal, ends[:-1]), shapes)]
 
 
 def pixels(images):
@@ -91,22 +94,23 @@ def _exponent(scale):
     return (np.frexp(np.asarray(scale))[1] - 1).astype(np.int8)
 
 
+@partial(jax.jit, static_argnames="spec")       # one program: op by op, compiling takes 3 s
+def _codes(params, scales, spec):
+    """The weight and bias codes of each layer, float32 that holds integers."""
+    return [(quant.quantize(w, w_scale, spec.weight_bits),
+             quant.quantize(b[None], x_scale * w_scale, quant.BIAS_BITS)[0])
+            for (w, b), (x_scale, w_scale) in zip(params, scales)]
+
+
 def quantize(params, scales, spec):
     """The integers to deploy.
 
+    Args:
+      params, scales: as from init and calibrate; spec: quant.Spec, powers of two.
     Returns:
       list of dicts of NumPy arrays, one per layer, named as in the weights file: w_q int8 [I, O],
       w_exponent int8 [O] or [1], x_exponent int8 [], b_q int32 [O].
     """
-    layers = []
-    for (w, b), (x_scale, w_scale) in zip(params, scales):
-        w, b, x_scale, w_scale = (jnp.asarray(a) for a in (w, b, x_scale, w_scale))
-        w_q = quant.quantize(w, w_scale, spec.weight_bits)
-        b_q = quant.quantize(b[None], x_scale * w_scale, quant.BIAS_BITS)
-        layers.append({
-            "w_q": np.asarray(w_q).astype(np.int8),
-            "w_exponent": _exponent(w_scale)[0],
-            "x_exponent": _exponent(x_scale)[0, 0],
-            "b_q": np.asarray(b_q)[0].astype(np.int32),
-        })
-    return layers
+    return [{"w_q": np.asarray(w_q).astype(np.int8), "w_exponent": _exponent(w_scale)[0],
+             "x_exponent": _exponent(x_scale)[0, 0], "b_q": np.asarray(b_q).astype(np.int32)}
+            for (w_q, b_q), (x_scale, w_scale) in zip(_codes(params, scales, spec), scales)]

@@ -34,20 +34,20 @@ def _plain_log(axis, ticks):
     axis.set_minor_formatter(NullFormatter())
 
 
-def _rate_panel(axes, runs, key, label, worst):
+def _rate_panel(axes, runs, key, label, worst, color=COLORS[0], name="mean"):
     """One value per run against learning rate: points, and a band from least to most over seeds."""
     rates = sorted({run["rate"] for run in runs})
     by_rate = [[worst if run[key] is None else min(run[key], worst) for run in runs
                 if run["rate"] == rate] for rate in rates]
     axes.fill_between(rates, [min(v) for v in by_rate], [max(v) for v in by_rate],
-                      color=COLORS[0], alpha=0.2, linewidth=0, label="range over seeds")
-    axes.plot(rates, [np.mean(v) for v in by_rate], color=COLORS[0], label="mean")
+                      color=color, alpha=0.2, linewidth=0, label="range over seeds")
+    axes.plot(rates, [np.mean(v) for v in by_rate], color=color, label=name)
     for status, marker in MARKERS.items():
         chosen = [run for run in runs if run["status"] == status]
         if chosen:
             axes.plot([run["rate"] for run in chosen],
                       [worst if run[key] is None else min(run[key], worst) for run in chosen],
-                      marker, color=COLORS[0 if status == "stopped" else 5], markersize=5,
+                      marker, color=color if status == "stopped" else COLORS[5], markersize=5,
                       markerfacecolor="none" if marker != "x" else None, linestyle="none",
                       label=f"run that {STATUS_WORDS[status]}" if status in STATUS_WORDS
                       else "run that stopped early")
@@ -89,6 +89,22 @@ def _lr_ablation(result):
     return figure
 
 
+def _optimizer(result):
+    """Epochs to stop and best validation loss against learning rate, by optimizer."""
+    figure, (stop, loss) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    worst = np.log(result["config"]["LAYER_SIZES"][-1])
+    for (name, entry), color in zip(result["optimizers"].items(), COLORS):
+        _rate_panel(stop, entry["runs"], "epochs", "epochs to stop", np.inf, color, name)
+        _rate_panel(loss, entry["runs"], "val_loss", "best validation loss (nats)", worst, color, name)
+    stop.set_title("How long a run lasts")
+    loss.set_title("What it reaches")
+    _plain_log(stop.yaxis, [5, 10, 20, 50, 100])
+    _plain_log(loss.yaxis, [0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2])
+    shown = dict(zip(*reversed(stop.get_legend_handles_labels())))     # each label once
+    figure.legend(shown.values(), shown.keys(), loc="outside lower left", ncols=6, fontsize=9)
+    return figure
+
+
 def _quant_vs_unquant(result):
     """Validation loss, test accuracy and whole-file bytes, by kind of model."""
     models = result["models"]
@@ -127,7 +143,33 @@ def _quant_vs_unquant(result):
     return figure
 
 
+def _scaling(result):
+    """Seconds per lane-epoch along each axis, with the limit that the GEMM rate sets."""
+    figure, all_axes = plt.subplots(1, 4, figsize=(15, 4), layout="constrained")
+    labels = {"lanes": "lanes (runs side by side)", "batch": "batch (images)",
+              "width": "first hidden width", "devices": "devices (4 lanes on each)"}
+    for axes, (axis, points) in zip(all_axes, result["points"].items()):
+        x = [point[axis] for point in points]
+        axes.fill_between(x, [min(p["seconds"]) for p in points], [max(p["seconds"]) for p in points],
+                          color=COLORS[0], alpha=0.2, linewidth=0, label="range of repeats")
+        axes.plot(x, [np.median(p["seconds"]) for p in points], "o-", color=COLORS[0], markersize=4,
+                  label="QAT W8A8, median")
+        axes.plot(x, [p["gemm_limit"] for p in points], "--", color=COLORS[5],
+                  label=f"its operations at {result['gemm_gflops']:.0f} GFLOP/s")
+        axes.set(xscale="log", yscale="log", xlabel=labels[axis])
+        _plain_log(axes.xaxis, x[::2] if len(x) > 4 else x)
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(0.1 if axis != "width" else None, 2 if axis != "width" else None)
+    all_axes[0].set_ylabel("seconds per lane-epoch")
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3,
+                  fontsize=9)
+    return figure
+
+
 PLOTS = {"lr_ablation": (_lr_ablation, "lr_ablation.png"),
+         "scaling": (_scaling, "scaling.png"),
+         "optimizer": (_optimizer, "optimizer.png"),
          "quant_vs_unquant": (_quant_vs_unquant, "quant_vs_unquant_subplots.png")}
 
 

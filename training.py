@@ -1,6 +1,7 @@
 """Training: a run is a lane, a lane is a learning rate and a seed; early stopping per lane."""
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -195,14 +196,21 @@ def _fit(runs, train, val, recipe, seconds, bar):
                                    np.array([run.seed if run else 0 for run in lanes], np.uint32)),
                                   mesh, by_lane=True)
     state = init((rates, seeds))
-    programs = {}                               # by lane count: the two compiled functions
+
+    def compile_for(state, rates):
+        """train_lanes and predict_lanes for this many lanes, compiled side by side."""
+        _, scales, _ = jax.eval_shape(train_lanes, (state, rates), images, labels)
+        with ThreadPoolExecutor() as pool:
+            jobs = [pool.submit(lambda lowered: lowered.compile(), lowered) for lowered in
+                    (predict_lanes.lower((state.params, scales), val_images),
+                     train_lanes.lower((state, rates), images, labels))]
+            return [job.result() for job in reversed(jobs)]
+
+    programs = {}                               # by lane count
     for epoch in range(1, recipe.max_epochs + 1):
         start = time.perf_counter()
         if len(lanes) not in programs:
-            epoch_program = train_lanes.lower((state, rates), images, labels).compile()
-            _, scales, _ = jax.eval_shape(train_lanes, (state, rates), images, labels)
-            programs[len(lanes)] = (epoch_program, predict_lanes.lower(
-                (state.params, scales), val_images).compile())
+            programs[len(lanes)] = compile_for(state, rates)
             seconds["compile"] += time.perf_counter() - start
             start = time.perf_counter()
         run_epoch, predict = programs[len(lanes)]
