@@ -32,5 +32,5 @@ bench: .venv/installed
 	$(PY) -B -m benchmarks.training $(ARGS)
 
 clean:
-	rm -rf .venv deploy/out .pytest_cache .hypothesis
+	rm -rf .venv .cache deploy/out .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

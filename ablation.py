@@ -214,7 +214,7 @@ def main(argv):
     if not argv or argv[0] not in STUDIES:
         raise InputError(f"name a study first: {', '.join(STUDIES)}")
     check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
-    parallel.start_processes(settings.COORDINATOR, settings.NUM_PROCESSES, settings.PROCESS_ID)
+    parallel.set_up(settings)
     STUDIES[argv[0]](settings)
 
 

@@ -19,6 +19,7 @@ WEIGHT_BITS = 8                 # 1 ({-1, +1}), 2 (ternary) .. 8
 ACTIVATION_BITS = 8             # unsigned codes after ReLU; pixels are always their 8-bit bytes
 PER_CHANNEL = True              # one weight scale per output channel in hidden layers; False: one
 POWER_OF_TWO_SCALES = True      # exact integer arithmetic; False: free scales, for studies only
+COMPUTE_DTYPE = "float32"       # bfloat16 carries the same codes exactly: faster on some devices
 
 # Training
 OPTIMIZER = "sgd"               # sgd or adamw, both from optax
@@ -48,6 +49,7 @@ WEIGHTS_DIR = "weights"         # weights_int8.npz, weights_unquantized_int8.npz
 PLOTS_DIR = "plots"             # PNG figures
 RESULTS_DIR = "results"         # JSON: what the figures and tables are made from
 WEIGHTS = ""                    # file for main_inference.py; empty: what main_train.py saved last
+CACHE_DIR = ".cache"            # compiled programs, for a quicker next start; empty: keep none
 ENGINE = "jax"                  # integer inference by jax (int8 dots) or numpy (needs no JAX)
 
 # Several machines: start the same script once in each process
@@ -59,6 +61,7 @@ DATA_PARALLEL = False           # share each batch over all devices; False: they
 # What each switch may be: inclusive bounds, or a set of words.
 _LEGAL = {
     "LAYER_SIZES": (1, 65_536), "WEIGHT_BITS": (1, 8), "ACTIVATION_BITS": (1, 8),
+    "COMPUTE_DTYPE": ("float32", "bfloat16"),
     "OPTIMIZER": ("sgd", "adamw"), "MOMENTUM": (0, 0.9999), "SCHEDULE": ("constant", "cosine"),
     "WARMUP_EPOCHS": (0, 1e6), "LEARNING_RATE": (1e-12, 1e3), "BATCH_SIZE": (1, 1_000_000),
     "MAX_EPOCHS": (1, 1_000_000), "PATIENCE": (1, 1_000_000), "MIN_DELTA": (0, 1e3),
@@ -154,6 +157,9 @@ def load(argv, about=""):
         if key not in _DEFAULTS:
             raise InputError(f"unknown {origin} {key}; --help lists the switches")
         values[key] = _check(key, value)
+    if values["COMPUTE_DTYPE"] == "bfloat16" and not values["POWER_OF_TWO_SCALES"]:
+        raise InputError("COMPUTE_DTYPE = 'bfloat16' is exact with POWER_OF_TWO_SCALES only; set it "
+                         "to True")
     if values["WARMUP_EPOCHS"] > values["MAX_EPOCHS"]:
         raise InputError(f"WARMUP_EPOCHS = {values['WARMUP_EPOCHS']:g} is not legal; give at most "
                          f"MAX_EPOCHS = {values['MAX_EPOCHS']}")

@@ -92,6 +92,9 @@ def main(argv):
     settings = config.load([a for a in argv if a not in files], __doc__)
     path = settings.WEIGHTS or checkpoint.default_path(settings.WEIGHTS_DIR, settings.QAT_ENABLE,
                                                        settings.WEIGHT_BITS)
+    if settings.ENGINE == "jax":
+        import parallel
+        parallel.set_up(settings)
     if files:
         classify(path, files, settings)
     else:

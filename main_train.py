@@ -19,7 +19,7 @@ from files import InputError, check_writable, peak_memory, run_script, write_res
 def main(argv):
     settings = config.load(argv, __doc__)
     check_writable(settings.WEIGHTS_DIR, settings.RESULTS_DIR, settings.PLOTS_DIR)
-    parallel.start_processes(settings.COORDINATOR, settings.NUM_PROCESSES, settings.PROCESS_ID)
+    parallel.set_up(settings)
     if settings.LR_ABLATION_MODE:
         ablation.learning_rate(settings)
         return

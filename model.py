@@ -4,6 +4,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import quant
 
@@ -29,6 +30,17 @@ def pixels(images):
     return images.astype(jnp.float32) * quant.PIXEL_SCALE
 
 
+@jax.custom_vjp
+def _bfloat16_matmul(x, w):
+    """x @ w for fake-quantized operands, the same bits from bfloat16 ones; float32 gradient."""
+    return lax.dot(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16),
+                   preferred_element_type=jnp.float32)
+
+
+_bfloat16_matmul.defvjp(lambda x, w: (_bfloat16_matmul(x, w), (x, w)),
+                        lambda saved, grad: (grad @ saved[1].T, saved[0].T @ grad))
+
+
 def _layer(x, w, b, scales, spec, first):
     """acc = x @ w + b, float32 [B, O]; all three fake-quantized when scales are given."""
     b = b[None]
@@ -38,6 +50,8 @@ def _layer(x, w, b, scales, spec, first):
             x = quant.fake_quantize(x, x_scale, spec.activation_bits, False)
         w = quant.fake_quantize(w, w_scale, spec.weight_bits)
         b = quant.fake_quantize(b, x_scale * w_scale, quant.BIAS_BITS)
+        if spec.compute_dtype == "bfloat16":
+            return _bfloat16_matmul(x, w) + b
     return x @ w + b
 
 

@@ -1,38 +1,43 @@
 """Lanes over devices, devices over processes; JAX's own multi-process runtime, nothing else."""
 import math
+import re
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from files import InputError
+from files import InputError, environment
 
 HEARTBEAT_SECONDS = 20          # a process silent this long is taken for dead: all others stop
 
 
-def start_processes(coordinator, num_processes, process_id):
-    """Join the other processes of this run, before any JAX computation.
+def set_up(settings):
+    """Keep compiled programs on disk, and join the other processes; before any computation.
 
     Args:
-      coordinator: "" for a single process; "host:port" of process 0; "auto" where JAX finds the
-        others by itself (SLURM, TPU pods, Open MPI).
-      num_processes, process_id: with "host:port", how many there are and which one this is.
+      settings: Config: CACHE_DIR; COORDINATOR ("" for a single process, "host:port" of process 0,
+        or "auto" where JAX finds the others by itself), NUM_PROCESSES, PROCESS_ID.
     Raises:
       InputError: the others can't be reached.
     """
-    if not coordinator:
+    if settings.CACHE_DIR:
+        cpu = re.sub(r"\W+", "_", environment()["cpu"])     # machine code is of one kind of CPU
+        jax.config.update("jax_compilation_cache_dir", str(Path(settings.CACHE_DIR).resolve() / cpu))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if not settings.COORDINATOR:
         return
-    named = {} if coordinator == "auto" else {"coordinator_address": coordinator,
-                                              "num_processes": num_processes,
-                                              "process_id": process_id}
+    named = {} if settings.COORDINATOR == "auto" else {
+        "coordinator_address": settings.COORDINATOR, "num_processes": settings.NUM_PROCESSES,
+        "process_id": settings.PROCESS_ID}
     try:
         jax.distributed.initialize(**named, initialization_timeout=60,
                                    heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except Exception as error:      # JAX raises many kinds here
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"COORDINATOR = {coordinator!r}: can't join the other processes: "
+        raise InputError(f"COORDINATOR = {settings.COORDINATOR!r}: can't join the other processes: "
                          f"{reason}") from None
 
 

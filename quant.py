@@ -31,6 +31,7 @@ class Spec(NamedTuple):
     activation_bits: int = 8
     per_channel: bool = True
     power_of_two: bool = True
+    compute_dtype: str = "float32"      # bfloat16: its 8 significant bits hold every code exactly
 
 
 def code_range(bits, signed=True):

@@ -63,7 +63,7 @@ def recipe_of(config, **changes):
     """The Recipe in a Config; `changes` replace switches first."""
     config = config._replace(**changes)
     spec = quant.Spec(config.WEIGHT_BITS, config.ACTIVATION_BITS, config.PER_CHANNEL,
-                      config.POWER_OF_TWO_SCALES)
+                      config.POWER_OF_TWO_SCALES, config.COMPUTE_DTYPE)
     return Recipe(config.LAYER_SIZES, spec if config.QAT_ENABLE else None, config.OPTIMIZER,
                   config.MOMENTUM, config.SCHEDULE, config.WARMUP_EPOCHS, config.BATCH_SIZE,
                   config.MAX_EPOCHS, config.PATIENCE, config.MIN_DELTA, config.METRIC,

@@ -17,6 +17,7 @@ from jax import lax
 
 import config
 import model
+import parallel
 import training
 from ablation import load_splits
 from files import peak_memory, run_script, write_result
@@ -42,7 +43,8 @@ def gemm_rate(size=2048):
 def our_epoch(recipe, rate, train):
     """One epoch of one lane, exactly as training.fit runs it."""
     state = training.init_lane(jnp.float32(rate), jnp.uint32(0), recipe)
-    epoch = jax.jit(partial(training.train_epoch, recipe=recipe))
+    epoch = jax.jit(partial(training.train_epoch, recipe=recipe,
+                            mesh=parallel.make_mesh(1, data_parallel=False)))
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
     return lambda: jax.block_until_ready(epoch(state, jnp.float32(rate), images, labels))
 
@@ -170,6 +172,8 @@ def main(argv):
     flops = flops_per_epoch(settings.LAYER_SIZES, batch, steps)
     contenders = {
         "QAT epoch": (our_epoch(recipes["qat"], rate, train), 1),
+        "QAT epoch, bfloat16 operands": (our_epoch(recipes["qat"]._replace(
+            spec=recipes["qat"].spec._replace(compute_dtype="bfloat16")), rate, train), 1),
         "float32 epoch": (our_epoch(recipes["float"], rate, train), 1),
         "matrix products and update alone": (floor_epoch(recipes["float"], steps), 1),
         "same operations at the GEMM rate": (gemm, flops / gemm_flops),
