@@ -1,0 +1,274 @@
+"""What theory/README.md quotes and every machine computes alike: its blocks of output.
+
+Times and training curves are not here: theory/study.py measures those.
+"""
+import re
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import data
+import model
+import quant
+from theory import autodiff, graph
+from theory.autodiff import DERIVATIVES, TRANSPOSITIONS, Dual, differentiate, interpret
+
+SPECS = {"float32": None, "W8A8": quant.Spec(8, 8), "W2A4": quant.Spec(2, 4)}
+
+
+class Case(NamedTuple):
+    """A loss(params, images, labels) with arguments to call it on."""
+    loss: Any
+    params: list
+    images: jax.Array           # uint8 [B, I]
+    labels: jax.Array           # uint8 [B]
+
+    def of_params(self):
+        """The loss as a function of the parameters only."""
+        return lambda params: self.loss(params, self.images, self.labels)
+
+
+def load_splits(settings):
+    """(train, val), each a data.Split."""
+    train, _ = data.load(settings.DATASET, settings.DATA_DIR, settings.LAYER_SIZES)
+    return data.split_val(train, settings.VAL_EXAMPLES, settings.BATCH_SIZE)
+
+
+def make_cases(settings, train):
+    """dict of name -> Case: initial parameters, first batch, scales calibrated on 1,024 images."""
+    params = model.init(jax.random.key(settings.SEED), settings.LAYER_SIZES)
+    batch = [jnp.asarray(part[:settings.BATCH_SIZE]) for part in train]
+    cases, calibrate = {}, jax.jit(model.calibrate, static_argnames="spec")
+    for name, spec in SPECS.items():
+        scales = spec and calibrate(params, train.images[:1024], spec=spec)
+        cases[name] = Case(partial(model.loss, scales=scales, spec=spec), params, *batch)
+    return cases
+
+
+@cache
+def jitted(grad, loss):
+    """jit(grad(loss)), compiled once however often it is asked for."""
+    return jax.jit(grad(loss))
+
+
+def parameter_count(case):
+    return sum(leaf.size for leaf in jax.tree.leaves(case.params))
+
+
+def relative_difference(ours, theirs):
+    """The largest, over the leaves, of max |ours - theirs| / max |theirs|."""
+    pairs = zip(*(map(np.asarray, jax.tree.leaves(side)) for side in (ours, theirs)), strict=True)
+    return max(float(np.max(np.abs(a - b)) / np.max(np.abs(b))) for a, b in pairs)
+
+
+def below(difference):
+    """A text that is the same on every machine: the bound, not the rounding error itself."""
+    return "below 1e-6" if difference < 1e-6 else f"{difference:.1e}, NOT BELOW 1e-6"
+
+
+def look_inside(rules):
+    """`rules`, but with fake_quantize differentiated through its own round and clip."""
+    def custom_jvp(eqn, xs, tangents):
+        if eqn.params["call_jaxpr"].jaxpr.debug_info.func_name != "fake_quantize":
+            return rules["custom_jvp_call"](eqn, xs, tangents)
+        duals = [Dual(x, tangents[i]) if i in tangents else x for i, x in enumerate(xs)]
+        return interpret(eqn.params["call_jaxpr"], duals, partial(differentiate, rules))
+    return {**rules, "custom_jvp_call": custom_jvp}
+
+
+TRUE = look_inside(DERIVATIVES)
+EDITED = look_inside({**DERIVATIVES, "round": lambda i, t, *_: t})
+WHOLE_TIES = dict.fromkeys(["max", "min"], lambda i, t, y, xs, _: jnp.where(xs[i] == y, t, 0.0))
+EDITED_TIES = look_inside({**DERIVATIVES, "round": lambda i, t, *_: t, **WHOLE_TIES})
+
+
+def table(head, *rows):
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def fence(*lines):
+    """A Markdown code block."""
+    return "\n".join(["```text", *lines, "```"])
+
+
+def jaxpr_block(cases):
+    case = cases["float32"]
+    text = str(jax.make_jaxpr(case.loss)(*case[1:]))
+    return fence(*(line if len(line) <= 100 else line[:99] + "…" for line in text.splitlines()))
+
+
+FORMULAS = {                    # what the rule tables in autodiff.py compute: dy, then transposed
+    "add": ("da + db", "ct to each"), "sub": ("da - db", ""), "neg": ("-da", "-ct"),
+    "mul": ("da b + a db", "ct times the residual"), "div": ("(da - y db) / b", "ct / b"),
+    "exp": ("y da", ""), "log": ("da / a", ""),
+    "max": ("the winner's; halves at a tie", ""), "min": ("the winner's; halves at a tie", ""),
+    "reduce_max": ("the winner's; shares at a tie", ""),
+    "round": ("0", ""), "stop_gradient": ("0", ""),
+    "dot_general": ("da @ b + a @ db", "ct @ b^T and a^T @ ct"),
+    "reduce_sum": ("sum of da", "ct broadcast"), "broadcast_in_dim": ("da broadcast", "sum of ct"),
+    "gather": ("da at the same places", "ct scattered back"),
+    "select_n": ("", "ct where chosen, else 0"),
+    "custom_jvp_call": ("the function's own rule", ""),
+    "custom_vjp_call": ("the function's own rule", ""),
+}
+
+
+def rule_uses(case, rules=DERIVATIVES):
+    """(derivative, transposition): dicts of primitive name -> equations it serves in one grad."""
+    uses = {}
+
+    def counting(eqn, inputs):
+        if any(isinstance(v, Dual) for v in inputs):
+            uses[eqn.primitive.name] = uses.get(eqn.primitive.name, 0) + 1
+        return differentiate(rules, eqn, inputs)
+
+    def run(params):
+        duals = [Dual(leaf, leaf) for leaf in jax.tree.leaves(params)]
+        return interpret(jax.make_jaxpr(case.of_params())(params), duals, counting)[0].tangent
+    jax.eval_shape(run, case.params)
+    transposed = {}
+    for entry in graph.trace(case.loss, *case[1:]).entries:
+        transposed[entry.name] = transposed.get(entry.name, 0) + 1
+    return uses, transposed
+
+
+def rules_block(cases):
+    counts = [rule_uses(cases[name]) for name in ("float32", "W8A8")]
+    rows = []
+    for name in sorted({**DERIVATIVES, **TRANSPOSITIONS}):
+        used = [f"{uses.get(name, 0)}, {transposed.get(name, 0)}" for uses, transposed in counts]
+        rows.append([f"`{name}`", *FORMULAS[name], *used])
+    return table(["primitive", "derivative: dy of y = f(a, b)", "transposition: from ct of dy",
+                  "float32 uses", "W8A8 uses"], *rows)
+
+
+def reverse_block(cases):
+    lines = []
+    for name, case in cases.items():
+        ours = jitted(autodiff.grad, case.loss)(*case[1:])
+        theirs = jitted(jax.grad, case.loss)(*case[1:])
+        lines.append(f"{name:8s} jit(grad): {below(relative_difference(ours, theirs))}")
+    case = cases["float32"]
+    theirs = jitted(jax.grad, case.loss)(*case[1:])
+    ours = autodiff.grad(case.loss)(*case[1:])
+    lines.append(f"float32  grad, op by op: {below(relative_difference(ours, theirs))}")
+    traced = graph.trace(case.loss, *case[1:])
+    directions = jax.tree.map(lambda leaf: np.zeros((10, *leaf.shape), np.float32), case.params)
+    directions[-1][1][:] = np.eye(10)           # the ten unit vectors of b3
+    along = jax.vmap(lambda t: autodiff.jvp(case.of_params(), case.params, t).tangent)
+    agree = below(relative_difference(jax.jit(along)(directions), theirs[-1][1]))
+    lines += [f"the float32 loss: {len(traced.rows)} equations, {len(traced.entries)} on its tape",
+              f"all {parameter_count(case):,} derivatives: 1 backward pass; "
+              f"the 10 of b3: 10 forward passes, {agree}",
+              "multiply-adds: {:,} in the loss, {:,} in its tape".format(*matmul_sizes(traced))]
+    try:
+        autodiff.grad(lambda x: jnp.sum(jnp.sin(x)))(jnp.ones(3))
+    except NotImplementedError as error:
+        lines.append(f"NotImplementedError: {error}")
+    return fence(*lines)
+
+
+def ste_block(cases):
+    lines = []
+    for name in ("W8A8", "W2A4"):
+        case = cases[name]
+        project = jitted(jax.grad, case.loss)(*case[1:])
+        true, edited, ties = jax.jit(lambda *args: [
+            autodiff.grad(case.loss, rules)(*args) for rules in (TRUE, EDITED, EDITED_TIES)
+        ])(*case[1:])
+        moved = sum(np.count_nonzero(leaf) for leaf in jax.tree.leaves(true))
+        spec, scales = SPECS[name], case.loss.keywords["scales"]
+        codes = [np.asarray(quant.quantize(w, w_scale, spec.weight_bits))
+                 for (w, _), (_, w_scale) in zip(case.params, scales)]
+        last = quant.code_range(spec.weight_bits)[1]
+        ends = sum(np.count_nonzero(np.abs(q) == last) for q in codes) / sum(q.size for q in codes)
+        lines += [f"{name}: {100 * ends:.1f} % of the weight codes stand at an end of their range",
+                  f"{name}: true gradient of rounding: {moved} of {parameter_count(case):,} "
+                  "entries are not zero",
+                  f"{name}: `round` edited: {relative_difference(edited, project):.2f} from the "
+                  "project's gradient",
+                  f"{name}: `round` edited, clip's ties whole: "
+                  f"{below(relative_difference(ties, project))}"]
+    return fence(*lines)
+
+
+def residual_bytes(case, images):
+    """dict of layer -> bytes that the backward pass reads for a batch of this many images."""
+    batch = [jax.ShapeDtypeStruct((images, *part.shape[1:]), part.dtype) for part in case[2:]]
+    totals = {}
+    for layer, value, _ in graph.residuals(graph.trace(case.loss, case.params, *batch)):
+        totals[layer] = totals.get(layer, 0) + value.nbytes
+    return totals
+
+
+def residuals_block(cases):
+    names, rows = ("float32", "W8A8"), []
+    at = {name: [residual_bytes(cases[name], images) for images in (128, 129)] for name in names}
+    layers = sorted(at["float32"][0])
+    for layer in layers:
+        cells = [f"{at[name][0][layer]:,} | {at[name][1][layer] - at[name][0][layer]:,}"
+                 for name in names]
+        rows.append([f"layer {layer}" if layer < layers[-1] else "loss", *cells])
+    totals = [f"{sum(at[n][0].values()):,} | {sum(at[n][1].values()) - sum(at[n][0].values()):,}"
+              for n in names]
+    return table(["residuals, bytes", "float32, B = 128", "per further image", "W8A8, B = 128",
+                  "per further image"], *rows, ["all", *totals])
+
+
+def largest_residuals_block(cases):
+    rows = []
+    for name in ("float32", "W8A8"):
+        case = cases[name]
+        found = sorted(graph.residuals(graph.trace(case.loss, *case[1:])),
+                       key=lambda item: -item[1].nbytes)
+        rows += [f"{name:8s} layer {layer}  {str(value):18s} {value.nbytes:8,} bytes  for "
+                 f"{reader}^T{', a parameter' * bool(value.name)}"
+                 for layer, value, reader in found[:5]]
+    return fence(*rows)
+
+
+def saved_bytes(loss, params, images, labels):
+    """Bytes in the pullback that jax.vjp returns: what JAX itself keeps, op by op."""
+    kept = jax.eval_shape(lambda p, *batch: jax.vjp(lambda p: loss(p, *batch), p)[1],
+                          params, images, labels)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
+
+
+def matmul_sizes(traced):
+    """Multiply-adds of the matrix products in (the loss, its transposed tape)."""
+    sizes = [(entry.row, entry.inputs[0].shape[0] * entry.inputs[0].shape[1] * entry.shape[1])
+             for entry in traced.entries if entry.name == "dot_general"]
+    return sum(dict(sizes).values()), sum(size for _, size in sizes)
+
+
+def jax_bytes_block(cases):
+    lines = []
+    for name in ("float32", "W8A8"):
+        case = cases[name]
+        read = sum(residual_bytes(case, len(case.images)).values())
+        vjp = jax.jit(lambda *args: jax.vjp(partial(case.loss, images=args[1], labels=args[2]),
+                                            args[0])[1])
+        leaves = jax.tree.leaves(vjp(*case[1:]))
+        kept = sum(leaf.nbytes for leaf in leaves)
+        zeros = sum(leaf.nbytes for leaf in leaves if leaf.dtype == np.float32 and not np.any(leaf))
+        lines.append(f"{name:8s} our pullback reads {read:9,} bytes; jax.vjp keeps {kept:9,}, "
+                     f"{zeros:9,} of them zeros")
+    return fence(*lines)
+
+
+BLOCKS = {"jaxpr": jaxpr_block, "rules": rules_block, "reverse": reverse_block, "ste": ste_block,
+          "residuals": residuals_block, "largest": largest_residuals_block,
+          "jax-bytes": jax_bytes_block}
+
+
+def fill(text, blocks):
+    """text with the content between <!-- NAME --> and <!-- end --> replaced by blocks[NAME]."""
+    for name, block in blocks.items():
+        text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
+                      lambda match: match.group(1) + block + match.group(2), text, flags=re.DOTALL)
+    return text
