@@ -93,6 +93,34 @@ def training_speed():
     return "\n".join(lines + ["", f"Medians, taken in turns in one process. {_machine(result)}"])
 
 
+def optimizers():
+    """The optimizer study."""
+    result = read_result("results/optimizer.json")
+    rows = [[name, f"{entry['best_rate']:g}",
+             f"{entry['val_loss']['mean']:.4f} ± {entry['val_loss']['std']:.4f}",
+             f"{entry['epochs']['mean']:.1f}", f"{100 * entry['test_acc']['mean']:.2f}",
+             str(entry["test_acc"]["n"])] for name, entry in result["optimizers"].items()]
+    lines = [_table(["optimizer", "best rate", "val loss there (nats)", "epochs to stop",
+                     "test accuracy (%)", "seeds"], rows), ""]
+    lines += [f"- {name} minus SGD, validation loss: {stats.describe(comparison, 'nats', 1)}."
+              for name, comparison in result["val_loss_against_sgd"].items()]
+    return "\n".join(lines + ["", f"Rates are chosen on validation. {_machine(result)}"])
+
+
+def scaling():
+    """The ends of each axis of the scaling study."""
+    result = read_result("results/scaling.json")
+    rows = []
+    for axis, points in result["points"].items():
+        for point in (points[0], points[-1]):
+            seconds = np.median(point["seconds"])
+            rows.append([f"{axis} = {point[axis]}", f"{seconds:.3f}", f"{point['gemm_limit']:.3f}",
+                         f"{seconds / point['gemm_limit']:.1f}"])
+    return "\n".join([_table(["QAT W8A8, one lane-epoch at", "median (s)",
+                              f"its operations at {result['gemm_gflops']:.0f} GFLOP/s (s)", "ratio"],
+                             rows), "", _machine(result)])
+
+
 def switches():
     """Every switch of config.py."""
     rows = re.findall(r"^  --([A-Z_]+)=(.+)\n +(.+)$", config.usage(""), re.MULTILINE)
@@ -101,6 +129,7 @@ def switches():
 
 
 TABLES = {"models": models, "learning_rates": learning_rates, "training_speed": training_speed,
+          "optimizers": optimizers, "scaling": scaling, "inference_speed": inference_speed,
           "switches": switches}
 
 
