@@ -1,18 +1,18 @@
 # Everything from a fresh machine with Python 3.11+ and make: `make train` is enough.
 PYTHON ?= python3
 PY = .venv/bin/python
+INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: setup train inference ablation test bench clean
-.DELETE_ON_ERROR:
+.PHONY: setup train inference ablation test parity bench readme clean
 
 setup: .venv/installed
 .venv/installed: requirements.txt
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) requirements.txt
 	@touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/installed-%: requirements-%.txt .venv/installed
+	$(INSTALL) $<
 	@touch $@
 
 train: .venv/installed
@@ -28,8 +28,16 @@ ablation: .venv/installed
 test: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider $(ARGS)
 
-bench: .venv/installed
+parity: .venv/installed-export
+	$(PY) -B -m benchmarks.parity $(ARGS)
+
+bench: .venv/installed-bench
+	$(PY) -B -m benchmarks.parity
 	$(PY) -B -m benchmarks.training $(ARGS)
+	$(PY) -B -m benchmarks.inference $(ARGS)
+
+readme: .venv/installed
+	$(PY) -B -m benchmarks.tables
 
 clean:
 	rm -rf .venv .cache deploy/out .pytest_cache .hypothesis

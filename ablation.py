@@ -176,7 +176,8 @@ def quantized_against_unquantized(settings):
                               "reload_change_of_val_loss": entry["val_loss"] - run.val_loss}
                 results[name].append(entry)
                 correct[name].append(right)
-    accuracies = {name: [entry["test_acc"] for entry in entries] for name, entries in results.items()}
+    accuracies = {name: [entry["test_acc"] for entry in entries]
+                  for name, entries in results.items()}
     comparisons = {name: {"test_acc": stats.compare_seeds(accuracies["float32"], accuracies[name]),
                           "mcnemar": [stats.mcnemar(a, b) for a, b in zip(correct["float32"],
                                                                           correct[name])]}

@@ -11,6 +11,7 @@ from files import InputError, write_atomically
 
 FORMAT = 1                      # of the file; a reader refuses other numbers
 MAX_BYTES = 2**30               # of all members unpacked; more is refused before memory is taken
+MAX_EXPONENT = 60               # of a scale, either way: float32 can hold products of two
 ACC_LIMIT = 2**24               # float32 holds every smaller integer: the proof of exactness
 
 
@@ -51,12 +52,16 @@ def accumulator_bound(layer, x_qmax):
 def _check_exact(layers, activation_bits):
     """Raise InputError unless every accumulator stays below 2**24 and every shift is 1 or more."""
     for i, layer in enumerate(layers):
+        for name in ("w_exponent", "x_exponent"):
+            if np.abs(layer[name].astype(int)).max() > MAX_EXPONENT:
+                raise InputError(f"{_key(name, i)} is not in -{MAX_EXPONENT}..{MAX_EXPONENT}")
         bound = accumulator_bound(layer, 255 if i == 0 else 2**activation_bits - 1).max()
         if bound >= ACC_LIMIT:
             raise InputError(f"layer {i} can reach |accumulator| {bound}, not below 2**24; "
                              "lower WEIGHT_BITS, ACTIVATION_BITS or the layer's inputs")
         if i + 1 < len(layers):
-            shift = int(layers[i + 1]["x_exponent"]) - int(layer["x_exponent"]) - layer["w_exponent"]
+            shift = (int(layers[i + 1]["x_exponent"]) - int(layer["x_exponent"])
+                     - layer["w_exponent"].astype(int))
             if shift.min() < 1:
                 raise InputError(f"layer {i} needs a requantizing shift of 1 or more, "
                                  f"has {shift.min()}")
@@ -196,18 +201,16 @@ def load(path):
                 layer["w_q"] = unpack(layer["w_q"], bits, (sizes[i], sizes[i + 1]))
             if np.abs(layer["w_q"].astype(np.int16)).max() > qmax:
                 raise InputError(f"w{i}_q holds a code beyond {qmax}")
-            for name in ("w_exponent", "x_exponent"):
-                if np.abs(layer[name].astype(np.int16)).max() > 60:
-                    raise InputError(f"{_key(name, i)} is not in -60..60")
         if layers[0]["x_exponent"] != -8:
             raise InputError("x0_exponent is not -8, the scale of pixel bytes")
         _check_exact(layers, meta["activation_bits"])
         return layers, meta
     except InputError as error:
-        raise InputError(f"{path} is not a weights file of nanoQAT: {error}; train it again") from None
+        raise InputError(f"{path} is not a weights file: {error}; train it again") from None
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; run main_train.py first or give --WEIGHTS=FILE") from None
+        raise InputError(f"{path} is missing; run main_train.py or give --WEIGHTS=FILE") from None
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from None
     except Exception as error:      # zipfile, zlib, NumPy and JSON raise many kinds on damage
-        raise InputError(f"{path} is not a readable npz: {type(error).__name__}; train it again") from None
+        raise InputError(f"{path} is not a readable npz ({type(error).__name__}); train it "
+                         "again") from None

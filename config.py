@@ -35,7 +35,7 @@ METRIC = "val_loss"             # val_loss or val_acc: what stops a run and pick
 SEED = 0                        # initial weights and batch order
 
 # Ablations
-LR_ABLATION_RATES = (1.0, 0.316, 0.1, 0.0316, 0.01, 0.00316, 0.001, 0.000316, 0.0001)  # half decades
+LR_ABLATION_RATES = (1.0, 0.316, 0.1, 0.0316, 0.01, 0.00316, 1e-3, 3.16e-4, 1e-4)  # half decades
 ABLATION_SEEDS = 3              # runs per point, with seeds SEED, SEED + 1, ...
 LR_ABLATION_MAX_EPOCHS = 20     # keeps it under 10 minutes on 2 cores; slow rates meet this cap
 
@@ -48,7 +48,7 @@ VAL_EXAMPLES = 5_000            # held out of the train split; test is read once
 WEIGHTS_DIR = "weights"         # weights_int8.npz, weights_unquantized_int8.npz
 PLOTS_DIR = "plots"             # PNG figures
 RESULTS_DIR = "results"         # JSON: what the figures and tables are made from
-WEIGHTS = ""                    # file for main_inference.py; empty: what main_train.py saved last
+WEIGHTS = ""                    # file for main_inference.py; empty: the one these switches save
 CACHE_DIR = ".cache"            # compiled programs, for a quicker next start; empty: keep none
 ENGINE = "jax"                  # integer inference by jax (int8 dots) or numpy (needs no JAX)
 
@@ -70,12 +70,13 @@ _LEGAL = {
     "VAL_EXAMPLES": (1, 1_000_000),
     "NUM_PROCESSES": (1, 65_536), "PROCESS_ID": (0, 65_535), "ENGINE": ("jax", "numpy"),
 }
-_DEFAULTS = {key: value for key, value in list(globals().items()) if key.isupper() and key[0] != "_"}
+_DEFAULTS = {key: value for key, value in list(globals().items())
+             if key.isupper() and key[0] != "_"}
 Config = namedtuple("Config", _DEFAULTS)
 
 
 def _parse(key, text):
-    """The text after --KEY= as the switch's type; unparsable text is returned for _check to refuse."""
+    """The text after --KEY= as the switch's type; as it is, for _check to refuse, if it can't."""
     default = _DEFAULTS[key]
     try:
         if isinstance(default, bool):
@@ -91,7 +92,8 @@ def _check(key, value):
     """The value in the switch's type; InputError names the key, the value and the legal set."""
     default, legal = _DEFAULTS[key], _LEGAL.get(key)
     kind = type(default[0]) if isinstance(default, tuple) else type(default)
-    items = list(value) if isinstance(default, tuple) and isinstance(value, (list, tuple)) else [value]
+    listed = isinstance(default, tuple) and isinstance(value, (list, tuple))
+    items = list(value) if listed else [value]
     if kind is float:
         items = [float(item) if type(item) is int else item for item in items]
     typed = all(type(item) is kind for item in items) and len(items) > 0
@@ -158,8 +160,8 @@ def load(argv, about=""):
             raise InputError(f"unknown {origin} {key}; --help lists the switches")
         values[key] = _check(key, value)
     if values["COMPUTE_DTYPE"] == "bfloat16" and not values["POWER_OF_TWO_SCALES"]:
-        raise InputError("COMPUTE_DTYPE = 'bfloat16' is exact with POWER_OF_TWO_SCALES only; set it "
-                         "to True")
+        raise InputError("COMPUTE_DTYPE = 'bfloat16' is exact with POWER_OF_TWO_SCALES = True "
+                         "only; set it")
     if values["WARMUP_EPOCHS"] > values["MAX_EPOCHS"]:
         raise InputError(f"WARMUP_EPOCHS = {values['WARMUP_EPOCHS']:g} is not legal; give at most "
                          f"MAX_EPOCHS = {values['MAX_EPOCHS']}")

@@ -44,20 +44,21 @@ def _parse_idx(path, ranks):
         raise InputError(f"{path} is larger than {MAX_BYTES} bytes; give the original file")
     packed = path.read_bytes()
     sums = path.parent / "SHA256SUMS"
-    known = dict(reversed(line.split()) for line in sums.read_text().splitlines()) if sums.exists() else {}
+    known = sums.read_text().splitlines() if sums.exists() else []
+    known = dict(reversed(line.split()) for line in known)
     if path.name in known and hashlib.sha256(packed).hexdigest() != known[path.name]:
-        raise InputError(f"{path} has the wrong SHA-256 (truncated or changed); copy the original again")
+        raise InputError(f"{path} has the wrong SHA-256: truncated or changed; copy it again")
     head = _inflate(packed, 20, path)
     if head[:3] != b"\0\0\x08" or head[3] not in ranks:
-        raise InputError(f"{path} has the wrong magic 0x{head[:4].hex()}; give an idx file of uint8")
+        raise InputError(f"{path} has the wrong magic 0x{head[:4].hex()}; give an idx file")
     shape = struct.unpack_from(f">{head[3]}I", head, 4)
     start, count = 4 + 4 * len(shape), math.prod(shape)
     if not 0 < count <= MAX_BYTES:
         raise InputError(f"{path} claims {count} bytes; 1 to {MAX_BYTES} are accepted")
     content = _inflate(packed, start + count + 1, path)
     if len(content) != start + count:
-        raise InputError(f"{path} holds {len(content) - start} bytes or more where its header says {count}; "
-                         "copy the original again")
+        raise InputError(f"{path} holds {len(content) - start} bytes or more, its header "
+                         f"says {count}; copy the original again")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -83,11 +84,11 @@ def _read_folder(folder):
     splits = []
     for images, labels, names in zip(arrays[::2], arrays[1::2], FILES):
         if len(images) != len(labels):
-            raise InputError(f"{folder}: {len(images)} images in {names[0]} but {len(labels)} labels "
-                             f"in {names[1]}; take both from one dataset")
+            raise InputError(f"{folder}: {len(images)} images in {names[0]} but {len(labels)} "
+                             f"labels in {names[1]}; take both from one dataset")
         splits.append(Split(images.reshape(len(images), -1), labels))
     if splits[0].images.shape[1] != splits[1].images.shape[1]:
-        raise InputError(f"{folder}: train and test images differ in size; take both from one dataset")
+        raise InputError(f"{folder}: train and test images differ in size; take one dataset")
     return splits
 
 
@@ -114,8 +115,8 @@ def load(dataset, folder, layer_sizes):
     train, test = _read_folder(folder)
     inputs, classes = train.images.shape[1], int(max(train.labels.max(), test.labels.max())) + 1
     if inputs != layer_sizes[0] or classes > layer_sizes[-1]:
-        raise InputError(f"LAYER_SIZES = {layer_sizes} does not fit {folder}: it has {inputs} pixels "
-                         f"and {classes} classes")
+        raise InputError(f"LAYER_SIZES = {layer_sizes} does not fit {folder}: it has {inputs} "
+                         f"pixels and {classes} classes")
     return train, test
 
 
@@ -129,7 +130,8 @@ def split_val(train, val_examples, batch_size):
     """
     left = len(train.labels) - val_examples
     if left < batch_size:
-        raise InputError(f"BATCH_SIZE = {batch_size} with VAL_EXAMPLES = {val_examples} is more than "
-                         f"the {len(train.labels)} train images; make one smaller")
+        raise InputError(f"BATCH_SIZE = {batch_size} with VAL_EXAMPLES = {val_examples} is more "
+                         f"than the {len(train.labels)} train images; make one smaller")
     order = np.random.default_rng(SPLIT_SEED).permutation(len(train.labels))
-    return tuple(Split(train.images[part], train.labels[part]) for part in (order[:left], order[left:]))
+    return tuple(Split(train.images[part], train.labels[part])
+                 for part in (order[:left], order[left:]))

@@ -1,4 +1,5 @@
 """The only door to the disk for output: atomic writes, results as JSON, one-line input errors."""
+import contextlib
 import json
 import os
 import platform
@@ -37,7 +38,7 @@ def write_atomically(path, data):
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
@@ -65,7 +66,10 @@ def environment():
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), cpu)
-    versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy", "optax")}
+    versions = {}
+    for name in ("jax", "jaxlib", "numpy", "optax"):
+        with contextlib.suppress(metadata.PackageNotFoundError):    # inference needs NumPy alone
+            versions[name] = metadata.version(name)
     return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
             else os.cpu_count(), "python": platform.python_version(), **versions}
 
@@ -73,7 +77,8 @@ def environment():
 def peak_memory():
     """The most memory that this process ever had resident, in bytes."""
     import resource
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def write_result(path, config, **content):

@@ -7,7 +7,7 @@ import numpy as np
 from files import InputError
 
 MAX_PIXELS = 50_000_000         # of an image file; more is refused before it is decoded
-SIDE, BOX = 28, 20              # MNIST: the digit fits 20x20, its centre of mass is centred in 28x28
+SIDE, BOX = 28, 20              # MNIST: the digit fits 20x20; its mass is centred in 28x28
 MIN_CONTRAST = 32               # grey levels between ink and paper; less is a blank image
 INK = 0.02                       # of the darkest stroke: what counts as ink when cropping
 
@@ -27,7 +27,7 @@ def _open_gray(path):
     except FileNotFoundError:
         raise InputError(f"{path} is missing; give an image file") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        raise InputError(f"{path} is not a readable image; give a PNG or JPEG of one digit") from None
+        raise InputError(f"{path} is not a readable image; give a PNG or JPEG") from None
 
 
 def centre(ink):
@@ -70,7 +70,8 @@ def read_digit(path, pixels):
       InputError: not an image, too large, blank, or a network of another size.
     """
     if pixels != SIDE * SIDE:
-        raise InputError(f"this network reads {pixels} pixels; image files need one of {SIDE * SIDE}")
+        raise InputError(f"this network reads {pixels} pixels, image files give {SIDE * SIDE}; "
+                         "train with LAYER_SIZES[0] = 784")
     gray = _open_gray(Path(path)).astype(np.float32)
     edge = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     paper = np.median(edge)                     # the border is paper, whatever its brightness

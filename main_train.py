@@ -34,7 +34,8 @@ def main(argv):
     print(f"{settings.DATASET}: {len(train.labels):,} train, {len(val.labels):,} val, "
           f"{len(test.labels):,} test images; {'-'.join(map(str, settings.LAYER_SIZES))}, {kind}")
     marks.append(("data", time.perf_counter()))
-    (run,), fit_seconds = training.fit(train, val, [settings.LEARNING_RATE], [settings.SEED], recipe)
+    (run,), fit_seconds = training.fit(train, val, [settings.LEARNING_RATE], [settings.SEED],
+                                       recipe)
     parallel.end_all_but_first()
     if run.status == "diverged":
         raise InputError(f"training diverged at LEARNING_RATE = {settings.LEARNING_RATE:g}; "

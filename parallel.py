@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from files import InputError, environment
 
-HEARTBEAT_SECONDS = 20          # a process silent this long is taken for dead: all others stop
+HEARTBEAT_SECONDS = 10          # a process silent this long is taken for dead: all others stop
 
 
 def set_up(settings):
@@ -25,7 +25,8 @@ def set_up(settings):
     """
     if settings.CACHE_DIR:
         cpu = re.sub(r"\W+", "_", environment()["cpu"])     # machine code is of one kind of CPU
-        jax.config.update("jax_compilation_cache_dir", str(Path(settings.CACHE_DIR).resolve() / cpu))
+        folder = Path(settings.CACHE_DIR).resolve() / cpu
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if not settings.COORDINATOR:
         return
@@ -76,16 +77,18 @@ def lane_count(active, mesh):
     return devices * 2 ** math.ceil(math.log2(math.ceil(active / devices)))
 
 
-def vmap_lanes(function, lanes):
-    """vmap, but one lane runs bare: a batch of one compiles to other matrix products than a batch
-    of many, and a lane's bits must not depend on its company."""
-    if len(jax.tree.leaves(lanes)[0]) > 1:
-        return jax.vmap(function)(lanes)
-    return jax.tree.map(lambda a: a[None], function(jax.tree.map(lambda a: a[0], lanes)))
+def over_lanes(function, mesh, loop=None):
+    """jit of function(lane, *shared) over a leading lane axis, spread over the mesh's lanes.
 
+    Args:
+      loop: how a device goes through its lanes; None: one after another on a CPU, which costs
+        nothing there and keeps a lane's bits the same in any company; vmapped elsewhere, because
+        one lane can't fill an accelerator.
+    """
+    loop = loop or (jax.lax.map if jax.default_backend() == "cpu"
+                    else lambda function, lanes: jax.vmap(function)(lanes))
+    by_lane = "lane" in mesh.axis_names
 
-def over_lanes(function, mesh, loop=vmap_lanes):
-    """jit of function(lane, *shared) over a leading lane axis, spread over the mesh's lanes."""
     def all_lanes(lanes, *shared):
         return loop(lambda lane: function(lane, *shared), lanes)
 
@@ -93,9 +96,10 @@ def over_lanes(function, mesh, loop=vmap_lanes):
         specs = (PartitionSpec("lane"), *(PartitionSpec() for _ in shared))
         return jax.shard_map(all_lanes, mesh=mesh, in_specs=specs, out_specs=PartitionSpec("lane"),
                              check_vma=False)(lanes, *shared)
-    return jax.jit(on_mesh if "lane" in mesh.axis_names else all_lanes,
-                   **{} if "lane" in mesh.axis_names
-                   else {"out_shardings": NamedSharding(mesh, PartitionSpec())})
+
+    if by_lane:
+        return jax.jit(on_mesh)
+    return jax.jit(all_lanes, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def share_batch(array, mesh):

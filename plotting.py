@@ -63,7 +63,8 @@ def _lr_ablation(result):
     stop.set_title("How long a run lasts")
     ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
     most = max(run["epochs"] for run in runs)
-    _plain_log(stop.yaxis, [t for t in ticks if min(r["epochs"] for r in runs) / 2 <= t <= 2 * most])
+    least = min(run["epochs"] for run in runs)
+    _plain_log(stop.yaxis, [t for t in ticks if least / 2 <= t <= 2 * most])
     worst = np.log(result["config"]["LAYER_SIZES"][-1])     # the loss of a uniform guess
     _rate_panel(loss, runs, "val_loss", "best validation loss (nats)", worst)
     loss.axvline(best, color=COLORS[6], linewidth=1, linestyle=":", label=f"least mean: {best:g}")
@@ -95,7 +96,8 @@ def _optimizer(result):
     worst = np.log(result["config"]["LAYER_SIZES"][-1])
     for (name, entry), color in zip(result["optimizers"].items(), COLORS):
         _rate_panel(stop, entry["runs"], "epochs", "epochs to stop", np.inf, color, name)
-        _rate_panel(loss, entry["runs"], "val_loss", "best validation loss (nats)", worst, color, name)
+        _rate_panel(loss, entry["runs"], "val_loss", "best validation loss (nats)", worst, color,
+                    name)
     stop.set_title("How long a run lasts")
     loss.set_title("What it reaches")
     _plain_log(stop.yaxis, [5, 10, 20, 50, 100])
@@ -132,14 +134,14 @@ def _quant_vs_unquant(result):
         axes.set_ylabel(label)
         axes.grid(axis="x", visible=False)
     all_axes[0].set_title("Loss")
-    verdicts = [f"{name.upper()} - float32: {stats.describe(result['against_float32'][name]['test_acc'])}"
-                for name in ("qat", "ptq")]
+    verdicts = [f"{name.upper()} - float32: {stats.describe(comparison['test_acc'])}"
+                for name, comparison in result["against_float32"].items()]
     all_axes[1].set_title("Accuracy")
     all_axes[2].set_title("Size of the whole file")
     all_axes[2].margins(y=0.1)
     seeds = len(next(iter(models.values()))["runs"])
-    figure.supxlabel("\n".join([f"dots: {seeds} seeds; diamonds: mean ± standard deviation over seeds",
-                                *verdicts]), fontsize=8.5)
+    spread = f"dots: {seeds} seeds; diamonds: mean ± standard deviation over seeds"
+    figure.supxlabel("\n".join([spread, *verdicts]), fontsize=8.5)
     return figure
 
 
@@ -150,8 +152,9 @@ def _scaling(result):
               "width": "first hidden width", "devices": "devices (4 lanes on each)"}
     for axes, (axis, points) in zip(all_axes, result["points"].items()):
         x = [point[axis] for point in points]
-        axes.fill_between(x, [min(p["seconds"]) for p in points], [max(p["seconds"]) for p in points],
-                          color=COLORS[0], alpha=0.2, linewidth=0, label="range of repeats")
+        axes.fill_between(x, [min(p["seconds"]) for p in points],
+                          [max(p["seconds"]) for p in points], color=COLORS[0], alpha=0.2,
+                          linewidth=0, label="range of repeats")
         axes.plot(x, [np.median(p["seconds"]) for p in points], "o-", color=COLORS[0], markersize=4,
                   label="QAT W8A8, median")
         axes.plot(x, [p["gemm_limit"] for p in points], "--", color=COLORS[5],

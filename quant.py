@@ -1,4 +1,4 @@
-"""The quantizer: power-of-two scales, integer codes, fake quantization with a straight-through gradient.
+"""The quantizer: power-of-two scales, integer codes, fake quantization and its gradient.
 
 Why powers of two: float32 holds every integer up to 2**24 exactly and multiplying by a power of
 two is exact, so float32 arithmetic on fake-quantized numbers *is* integer arithmetic, shifted.
@@ -54,7 +54,7 @@ def quantize(x, scale, bits, signed=True):
     """
     codes = x * (1 / scale)                     # exact for a power of two
     if signed and bits == 1:
-        return jnp.where(codes >= 0, 1.0, -1.0)
+        return jnp.where(jnp.isnan(codes), codes, jnp.where(codes >= 0, 1.0, -1.0))
     return jnp.clip(jnp.round(codes), *code_range(bits, signed))
 
 
@@ -108,7 +108,8 @@ def compute_scale(x, floor, bits, signed=True, per_channel=False, power_of_two=T
     """
     axis = 0 if per_channel else (0, 1)
     floor = jnp.max(floor, axis, keepdims=True)
-    widest = jnp.maximum(jnp.max(jnp.abs(x), axis, keepdims=True) / code_range(bits, signed)[1], floor)
+    absmax = jnp.max(jnp.abs(x), axis, keepdims=True)
+    widest = jnp.maximum(absmax / code_range(bits, signed)[1], floor)
     if power_of_two:
         widest, floor = ceil_power_of_two(widest), ceil_power_of_two(floor)
 

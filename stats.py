@@ -86,5 +86,6 @@ def describe(comparison, unit="pp", factor=100):
     if comparison["p"] is None:
         return f"{text}, one seed: no spread known"
     text += (f" (95 % interval {factor * comparison['low']:+.3f} to "
-             f"{factor * comparison['high']:+.3f}, n = {comparison['n']}, p = {comparison['p']:.2g})")
+             f"{factor * comparison['high']:+.3f}, n = {comparison['n']}, "
+             f"p = {comparison['p']:.2g})")
     return text if comparison["measured"] else f"{text}: no difference measured"

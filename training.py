@@ -78,7 +78,8 @@ def make_optimizer(recipe, rate, steps):
         optimizer = optax.adamw(rate)
     if recipe.schedule == "constant":
         return optimizer
-    warmup, total = round(recipe.warmup_epochs * steps), recipe.max_epochs * steps
+    warmup = round(recipe.warmup_epochs * steps)
+    total = max(recipe.max_epochs * steps, warmup + 1)     # optax wants a step after the warm-up
     schedule = optax.warmup_cosine_decay_schedule(0.0 if warmup else 1.0, 1.0, warmup, total)
     return optax.chain(optimizer, optax.scale_by_schedule(schedule))
 
@@ -173,7 +174,7 @@ def fit(train, val, rates, seeds, recipe):
         try:
             _fit(runs, train, val, recipe, seconds, bar)
         except KeyboardInterrupt:
-            if any(run.params is None for run in runs):
+            if all(run.params is None for run in runs):
                 raise                           # before the first epoch there is nothing to keep
             for run in runs:
                 run.status = "interrupted" if run.status == "running" else run.status

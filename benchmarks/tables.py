@@ -60,7 +60,8 @@ def learning_rates():
         runs = [run for run in result["runs"] if run["rate"] == rate]
         losses = [run["val_loss"] for run in runs if run["val_loss"] is not None]
         epochs = [run["epochs"] for run in runs]
-        ends = ", ".join(f"{n} {status}" for status in ("stopped", "capped", "interrupted", "diverged")
+        kinds = ("stopped", "capped", "interrupted", "diverged")
+        ends = ", ".join(f"{n} {status}" for status in kinds
                          if (n := sum(run["status"] == status for run in runs)))
         rows.append([f"{rate:g}", f"{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}",
                      f"{min(epochs)} to {max(epochs)}", ends])
@@ -77,9 +78,9 @@ def training_speed():
              f"{np.median(times) / ours:.2f}"] for name, times in result["epochs"].items()]
     single, sweep = (np.median(result["lane_epochs"][name]) for name in ("single run", "sweep"))
     lines = [_table(["one epoch of", "median (s)", "range (s)", "× our QAT epoch"], rows), "",
-             f"A lane-epoch takes {sweep:.3f} s in a sweep of 27 runs and {single:.3f} s in a single "
-             f"run ({sweep / single:.2f} times). Measured GEMM rate: {result['gemm_gflops']:.0f} "
-             "GFLOP/s.", ""]
+             f"A lane-epoch takes {sweep:.3f} s in a sweep of 27 runs and {single:.3f} s in a "
+             f"single run ({sweep / single:.2f} times). Measured GEMM rate: "
+             f"{result['gemm_gflops']:.0f} GFLOP/s.", ""]
     rows = []
     for name, label in (("default", "`main_train.py`"), ("fast", "`recipes/fast.toml`")):
         runs = result[name]
@@ -117,8 +118,21 @@ def scaling():
             rows.append([f"{axis} = {point[axis]}", f"{seconds:.3f}", f"{point['gemm_limit']:.3f}",
                          f"{seconds / point['gemm_limit']:.1f}"])
     return "\n".join([_table(["QAT W8A8, one lane-epoch at", "median (s)",
-                              f"its operations at {result['gemm_gflops']:.0f} GFLOP/s (s)", "ratio"],
+                              f"its operations at {result['gemm_gflops']:.0f} GFLOP/s (s)",
+                              "ratio"],
                              rows), "", _machine(result)])
+
+
+def inference_speed():
+    """The inference benchmark, as its own module prints it."""
+    from benchmarks import inference
+    result = read_result("results/inference_bench.json")
+    seconds = {name: {int(batch): times for batch, times in by_batch.items()}
+               for name, by_batch in result["seconds"].items()}
+    return "\n".join([inference.table(seconds), "",
+                      f"W{result['bits'][0]}A{result['bits'][1]}; medians and ranges of "
+                      f"{result['repeats']}. C runs on one core, an image at a time; the others use "
+                      f"every core. {_machine(result)}"])
 
 
 def switches():

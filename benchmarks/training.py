@@ -28,7 +28,7 @@ TORCH_STEPS = 60                # PyTorch's epoch is extrapolated from these man
 
 
 def flops_per_epoch(layer_sizes, batch, steps):
-    """Floating-point operations of an epoch's matrix products: forward, dw, and dx but the first."""
+    """Operations of an epoch's matrix products: forward, dw, and dx but the first."""
     products = [i * o for i, o in zip(layer_sizes[:-1], layer_sizes[1:])]
     return 2 * batch * steps * (3 * sum(products) - products[0])
 

@@ -41,8 +41,7 @@ def test_two_processes_give_the_result_of_one(tmp_path, mode):
     switches = (["--LR_ABLATION_MODE=True"] if mode == "lanes"
                 else ["--MAX_EPOCHS=2", "--DATA_PARALLEL=True"])
     one, two = (start(tmp_path / str(n), *switches, processes=n) for n in (1, 2))
-    finish(one)
-    first, second = finish(two)
+    _, first, second = finish(one + two)
     assert re.search(r"^ +2 ", first, re.M) and "wrote" in first
     assert "wrote" not in second and not re.search(r"^ +1 ", second, re.M)   # written once
     file = "lr_ablation.json" if mode == "lanes" else "train.json"

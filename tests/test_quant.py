@@ -1,0 +1,184 @@
+"""quant: values against float64 rounding, gradients against the contract, scales against search."""
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+from hypothesis.extra.numpy import arrays
+
+import oracle
+import quant
+
+GRIDS = [(bits, signed) for bits in range(1, 9) for signed in (True, False)]
+every_grid = pytest.mark.parametrize("bits, signed", GRIDS)
+NUMBERS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
+MATRICES = arrays(np.float32, (4, 3), elements=NUMBERS)
+FLOOR = np.full((1, 1), quant.MIN_SCALE, np.float32)
+ULP = 2.0**-23                  # relative spacing of float32
+
+
+def grid_points(rng, scale, bits, signed):
+    """Every code, every tie, far beyond both ends, and random numbers; float32 [800, 1]."""
+    qmin, qmax = oracle.code_range(bits, signed)
+    exact = np.concatenate([np.arange(2 * qmin - 4, 2 * qmax + 5) / 2, [1e6, -1e6]])
+    spread = rng.normal(0, 2.0**bits, 800 - len(exact))
+    return (np.concatenate([exact, spread]) * scale).astype(np.float32)[:, None]
+
+
+@every_grid
+def test_fake_quantize_equals_float64_rounding(rng, bits, signed):
+    for exponent in (-20, -7, 0, 5):
+        scale = np.full((1, 1), 2.0**exponent, np.float32)
+        x = grid_points(rng, 2.0**exponent, bits, signed)
+        expected = oracle.quantize(x, scale, bits, signed) * scale.astype(np.float64)
+        np.testing.assert_array_equal(quant.fake_quantize(x, scale, bits, signed), expected)
+
+
+@every_grid
+def test_codes_are_integers_inside_the_range(rng, bits, signed):
+    x = np.append(grid_points(rng, 1.0, bits, signed), np.float32([[np.inf], [-np.inf]]), axis=0)
+    codes = np.asarray(quant.quantize(x, np.ones((1, 1), np.float32), bits, signed))
+    qmin, qmax = oracle.code_range(bits, signed)
+    assert quant.code_range(bits, signed) == (qmin, qmax)
+    missing = {0} if signed and bits == 1 else set()
+    assert set(codes.ravel()) == set(range(qmin, qmax + 1)) - missing
+
+
+@given(x=MATRICES, exponent=st.integers(-20, 10), grid=st.sampled_from(GRIDS))
+def test_error_is_at_most_half_a_step_inside_the_range(x, exponent, grid):
+    bits, signed = grid
+    scale = np.full((1, 1), 2.0**exponent, np.float32)
+    error = np.abs(np.asarray(quant.fake_quantize(x, scale, bits, signed), np.float64) - x)
+    qmin, qmax = oracle.code_range(bits, signed)
+    # One bit has no zero, so its error reaches a whole step there.
+    step = scale[0, 0] * (1 if signed and bits == 1 else 0.5)
+    inside = (x >= qmin * scale) & (x <= qmax * scale)
+    assert (error[inside] <= step).all()
+
+
+def input_gradient(x, scale, bits, signed):
+    return jax.grad(lambda x: jnp.sum(quant.fake_quantize(x, scale, bits, signed)))(x)
+
+
+@every_grid
+def test_gradient_is_one_strictly_inside_the_bounds_and_zero_beyond(bits, signed):
+    qmin, qmax = oracle.code_range(bits, signed)
+    up, down = np.float32(np.inf), np.float32(-np.inf)
+    for scale in np.float32([2.0**-9, 1, 8]):
+        low, high = (qmin - np.float32(0.5)) * scale, (qmax + np.float32(0.5)) * scale
+        x = np.array([np.nextafter(low, down), low, np.nextafter(low, up), qmin * scale, 0,
+                      qmax * scale, np.nextafter(high, down), high, np.nextafter(high, up)])
+        gradient = input_gradient(np.float32(x)[:, None], np.full((1, 1), scale), bits, signed)
+        np.testing.assert_array_equal(gradient[:, 0], [0, 0, 1, 1, 1, 1, 1, 0, 0])
+
+
+@every_grid
+def test_gradient_with_respect_to_scale_is_zero(rng, bits, signed):
+    x = grid_points(rng, 0.25, bits, signed)
+    gradient = jax.grad(lambda scale: jnp.sum(quant.fake_quantize(x, scale, bits, signed)))(
+        np.full((1, 1), 0.25, np.float32))
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@every_grid
+def test_nan_goes_through(bits, signed):
+    x = np.array([[np.nan, 0.5]], np.float32)
+    result = quant.fake_quantize(x, np.ones((1, 1), np.float32), bits, signed)
+    np.testing.assert_array_equal(np.isnan(result), [[True, False]])
+    scale = quant.compute_scale(x, FLOOR, bits, signed)     # nor may a scale taken from it hide it
+    assert np.isnan(quant.fake_quantize(x, scale, bits, signed)[0, 0])
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_zero_channel_has_finite_scale_codes_and_gradient(rng, bits):
+    x = rng.normal(0, 0.1, (20, 3)).astype(np.float32)
+    x[:, 1] = 0
+    scale = quant.compute_scale(x, FLOOR, bits, per_channel=True)
+    assert np.isfinite(scale).all() and (np.asarray(scale) > 0).all()
+    assert scale[0, 1] == quant.MIN_SCALE
+    if bits > 1:                # one bit has no zero: such a channel gets +-2**-20
+        np.testing.assert_array_equal(quant.quantize(x, scale, bits)[:, 1], 0)
+    np.testing.assert_array_equal(input_gradient(x, scale, bits, True)[:, 1], 1)
+
+
+def test_ceil_power_of_two_is_exact_at_every_exponent():
+    exponents = np.arange(-126, 128)            # all of float32 but its subnormals
+    powers = np.ldexp(np.float32(1), exponents)
+    np.testing.assert_array_equal(quant.ceil_power_of_two(powers), powers)
+    below = np.nextafter(powers, np.float32(0))[1:]
+    np.testing.assert_array_equal(quant.ceil_power_of_two(below), powers[1:])
+    above = np.nextafter(powers, np.float32(np.inf))[:-1]
+    np.testing.assert_array_equal(quant.ceil_power_of_two(above), powers[1:])
+
+
+@given(x=st.floats(2.0**-120, 2.0**120, width=32))
+def test_ceil_power_of_two_is_the_least_not_below(x):
+    power = float(quant.ceil_power_of_two(jnp.float32(x)))
+    assert np.frexp(power)[0] == 0.5 and power / 2 < x <= power
+
+
+@pytest.mark.parametrize("bits, signed", [(b, s) for b in (6, 7, 8) for s in (True, False)])
+@given(x=MATRICES)
+def test_wide_scale_is_the_least_power_of_two_that_covers_absmax(bits, signed, x):
+    scale = np.asarray(quant.compute_scale(x, FLOOR, bits, signed), np.float64)
+    qmax, absmax = oracle.code_range(bits, signed)[1], np.abs(x).max()
+    assert scale.shape == (1, 1) and np.frexp(scale)[0] == 0.5
+    # absmax / qmax is rounded to float32, so an absmax within 2 ulp of a power may go either way.
+    assert scale * qmax >= absmax * (1 - 2 * ULP)
+    assert scale == quant.MIN_SCALE or scale / 2 * qmax < absmax * (1 + 2 * ULP)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_per_channel_scale_is_per_tensor_scale_of_each_column(rng, bits):
+    x = (rng.normal(0, 1, (50, 6)) * 2.0 ** rng.integers(-6, 3, 6)).astype(np.float32)
+    columns = [quant.compute_scale(x[:, [o]], FLOOR, bits) for o in range(6)]
+    np.testing.assert_array_equal(quant.compute_scale(x, FLOOR, bits, per_channel=True),
+                                  np.concatenate(columns, 1))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", range(1, 6))
+def test_narrow_scale_has_the_least_squared_error_of_its_halvings(rng, bits, signed):
+    for draw in (rng.standard_normal, partial(rng.standard_t, 2), rng.uniform):
+        x = draw(size=(300, 1))
+        x = (x if signed else np.abs(x)).astype(np.float32)
+        chosen = float(quant.compute_scale(x, FLOOR, bits, signed)[0, 0])
+        least = np.abs(x).max() / oracle.code_range(bits, signed)[1]
+        widest = 2.0 ** np.ceil(np.log2(np.float64(least)))
+        candidates = [widest / 2**k for k in range(7 - bits)]
+        errors = {scale: ((x - oracle.quantize(x, scale, bits, signed) * scale) ** 2).sum()
+                  for scale in candidates}
+        assert chosen in errors
+        # float32 sums of 300 terms: candidates closer than 1e-5 may tie.
+        assert errors[chosen] <= min(errors.values()) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("power_of_two", [True, False])
+def test_scale_is_its_floor_where_x_is_smaller(rng, bits, power_of_two):
+    x = rng.uniform(-1e-7, 1e-7, (20, 3)).astype(np.float32)
+    floor = np.array([[2.0**-20, 0.3, 2.0]], np.float32)
+    scale = quant.compute_scale(x, floor, bits, per_channel=True, power_of_two=power_of_two)
+    np.testing.assert_array_equal(scale, [[2.0**-20, 0.5 if power_of_two else floor[0, 1], 2]])
+
+
+def test_free_scale_is_absmax_over_qmax(rng):
+    x = rng.normal(0, 1, (50, 4)).astype(np.float32)
+    scale = quant.compute_scale(x, FLOOR, 8, per_channel=True, power_of_two=False)
+    # One float32 division, which XLA may turn into a multiplication: 2 ulp.
+    np.testing.assert_allclose(scale[0], np.abs(x).max(0) / 127, rtol=2 * ULP)
+
+
+def test_spec_is_hashable_and_immutable():
+    assert {quant.Spec(): 1}[quant.Spec(8, 8, True, True)] == 1
+    with pytest.raises(AttributeError):
+        quant.Spec().weight_bits = 4
+
+
+def test_mixed_types_and_ranks_are_errors():
+    with pytest.raises(jax.dtypes.TypePromotionError):
+        jnp.ones(2, jnp.float32) + jnp.ones(2, jnp.int32)
+    with pytest.raises(ValueError, match="rank"):
+        jnp.ones((2, 2), jnp.float32) + jnp.ones(2, jnp.float32)

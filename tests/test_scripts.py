@@ -1,0 +1,208 @@
+"""main_train.py and main_inference.py as their user runs them."""
+import json
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main_inference
+import main_train
+import stats
+from conftest import ROOT
+
+TINY = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1", "--BATCH_SIZE=32",
+        "--CACHE_DIR="]
+
+
+def places(folder, tmp_path):
+    """Switches that keep a script inside tmp_path, on the small dataset."""
+    return [f"--DATA_DIR={folder}", *(f"--{name}_DIR={tmp_path}" for name in (
+        "WEIGHTS", "RESULTS", "PLOTS"))]
+
+
+def accuracy_in(lines):
+    """The test accuracy printed, in percent, as text."""
+    return re.search(r"test accuracy +([\d.]+) %", "\n".join(lines))[1]
+
+
+@pytest.fixture(scope="module")
+def shell(folder, tmp_path_factory):
+    """Both scripts run once from another folder, in processes of their own."""
+    tmp_path = tmp_path_factory.mktemp("shell")
+    outputs = []
+    for name in ("main_train.py", "main_inference.py"):
+        command = [sys.executable, "-W", "error", ROOT / name, *TINY, *places(folder, tmp_path)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        outputs.append(done.stdout.splitlines())
+    return SimpleNamespace(path=tmp_path, train=outputs[0], inference=outputs[1])
+
+
+def test_inference_gives_the_accuracy_that_training_printed(shell):
+    assert accuracy_in(shell.train) == accuracy_in(shell.inference)
+    assert any("(+0 from training)" in line for line in shell.train)
+
+
+def test_training_writes_its_weights_and_result_and_nothing_else(shell):
+    assert sorted(path.name for path in shell.path.iterdir()) == [
+        "inference.json", "train.json", "weights_int8.npz"]
+    size = (shell.path / "weights_int8.npz").stat().st_size
+    assert any(f"weights_int8.npz ({size:,} bytes)" in line for line in shell.train)
+    train, inference = (json.loads((shell.path / f"{name}.json").read_text())
+                        for name in ("train", "inference"))
+    assert train["config"]["LAYER_SIZES"] == [784, 16, 10]
+    assert {"cpu", "python", "jax", "numpy"} <= set(train["environment"])
+    assert train["run"]["val_loss"] == train["metrics"]["val_loss"]
+    assert train["metrics"]["test_acc"] == inference["test_acc"]
+    assert train["metrics"]["test_loss"] == inference["test_loss"]
+    assert train["file_bytes"] == inference["file_bytes"] == size
+
+
+def test_training_prints_one_line_an_epoch(shell):
+    header, epoch = (line for line in shell.train if re.match(r"epoch|    1 ", line))
+    assert header.split()[:2] == ["epoch", "train"] and len(epoch.split()) == 9
+
+
+@pytest.mark.parametrize("switches, name, kind", [
+    (["--QAT_ENABLE=False"], "weights_unquantized_int8.npz", "float32"),
+    (["--WEIGHT_BITS=2", "--ACTIVATION_BITS=4"], "weights_int2.npz", "W2A4 integer-only")])
+def test_other_kinds_of_weights_come_back_the_same(tmp_path, folder, script, switches, name, kind):
+    arguments = [*TINY, *switches, *places(folder, tmp_path)]
+    code, trained, errors = script(main_train.main, *arguments)
+    assert code == 0, errors
+    assert (tmp_path / name).exists() and any("(+0 from training)" in line for line in trained)
+    for more in ([], [f"--WEIGHTS={tmp_path / name}", "--WEIGHT_BITS=8", "--ENGINE=numpy"]):
+        code, lines, errors = script(main_inference.main, *arguments, *more)
+        assert code == 0, errors
+        assert kind in lines[0] and accuracy_in(lines) == accuracy_in(trained)
+
+
+def test_image_files_are_classified(shell, mnist, tmp_path, script):
+    files = []
+    for i, image in enumerate(mnist[1].images[:3]):
+        files.append(tmp_path / f"digit {i}.png")
+        Image.fromarray(255 - image.reshape(28, 28)).resize((140, 140)).save(files[-1])
+    code, lines, errors = script(main_inference.main, *files, "--CACHE_DIR=",
+                                 f"--WEIGHTS={shell.path / 'weights_int8.npz'}")
+    assert code == 0, errors
+    assert len(lines) == 4
+    for file, line in zip(files, lines[1:]):
+        label, *scores = line.removeprefix(str(file)).split()
+        scores = [float(score.rstrip("%")) for score in scores]
+        assert line.startswith(str(file)) and len(scores) == 10
+        assert scores[int(label)] == max(scores) and sum(scores) == pytest.approx(100, abs=0.6)
+
+
+def test_predictor_of_floats_is_the_float_network(rng):
+    import oracle
+    layers = [{"w": rng.normal(0, 0.1, (i, o)).astype(np.float32), "b": np.ones(o, np.float32)}
+              for i, o in ((784, 16), (16, 10))]
+    images = rng.integers(0, 256, (20, 784), dtype=np.uint8)
+    logits = main_inference.make_predictor(layers, {"quantized": False})(images)
+    expected = oracle.forward([(layer["w"], layer["b"]) for layer in layers], images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)      # float32 sums
+
+
+def test_evaluation_of_two_splits_is_that_of_each(trained, parts):
+    metrics = main_inference.evaluate_model(trained.layers, trained.meta, "jax", a=parts[0],
+                                            b=parts[1])
+    for name, split in zip("ab", parts):
+        expected = stats.evaluate(trained.predict(split.images), split.labels)
+        assert (metrics[f"{name}_loss"], metrics[f"{name}_acc"]) == expected
+
+
+def in_a_file(tmp_path):
+    """A folder that nobody can make, root included: its parent is a regular file."""
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "folder"
+
+
+def write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+BAD_TRAINING = {
+    "unknown switch": lambda path: "--LEARNING_RAT=0.1",
+    "wrong type": lambda path: "--SEED=one",
+    "out of range": lambda path: "--WEIGHT_BITS=9",
+    "no value": lambda path: "--SEED",
+    "unknown argument": lambda path: "train",
+    "missing recipe": lambda path: path / "none.toml",
+    "malformed recipe": lambda path: write(path / "bad.toml", b"SEED = = 1"),
+    "unwritable weights": lambda path: f"--WEIGHTS_DIR={in_a_file(path)}",
+    "unwritable results": lambda path: f"--RESULTS_DIR={in_a_file(path)}",
+    "unwritable plots": lambda path: f"--PLOTS_DIR={in_a_file(path)}",
+    "missing data": lambda path: f"--DATA_DIR={path / 'none'}",
+    "unknown dataset": lambda path: "--DATASET=no/such",
+    "batch larger than data": lambda path: "--BATCH_SIZE=801",
+    "val larger than data": lambda path: "--VAL_EXAMPLES=1000",
+    "network that does not fit": lambda path: "--LAYER_SIZES=783,10",
+    "too few classes": lambda path: "--LAYER_SIZES=784,9",
+    "free scales": lambda path: "--POWER_OF_TWO_SCALES=False",
+}
+
+
+def assert_refused(result):
+    """Exit code 2, nothing but one line on stderr, and that line is ours."""
+    code, _, errors = result
+    assert code == 2 and len(errors) == 1 and errors[0].startswith("error: "), result
+
+
+@pytest.mark.parametrize("argument", BAD_TRAINING.values(), ids=BAD_TRAINING)
+def test_bad_training_input_gives_one_line(tmp_path, folder, script, argument):
+    usual = [*TINY, *places(folder, tmp_path)]
+    assert_refused(script(main_train.main, *usual, argument(tmp_path)))
+    assert not list(tmp_path.glob("weights*.npz"))
+
+
+def test_diverging_training_saves_nothing(tmp_path, folder, script):
+    old = write(tmp_path / "weights_unquantized_int8.npz", b"old")
+    result = script(main_train.main, *TINY, *places(folder, tmp_path), "--QAT_ENABLE=False",
+                    "--LEARNING_RATE=1000")
+    assert_refused(result)
+    assert "LEARNING_RATE = 1000" in result[2][0] and old.read_bytes() == b"old"
+
+
+BAD_INFERENCE = {
+    "missing weights": lambda path: f"--WEIGHTS={path / 'none.npz'}",
+    "damaged weights": lambda path: f"--WEIGHTS={write(path / 'bad.npz', b'PK')}",
+    "weights are a folder": lambda path: f"--WEIGHTS={path}",
+    "unknown switch": lambda path: "--WEIGHT=x",
+    "missing recipe": lambda path: path / "none.toml",
+    "missing image": lambda path: path / "none.png",
+    "text as image": lambda path: write(path / "text.png", b"text"),
+    "missing data": lambda path: f"--DATA_DIR={path / 'none'}",
+    "unwritable results": lambda path: f"--RESULTS_DIR={in_a_file(path)}",
+}
+
+
+@pytest.mark.parametrize("engine", ["jax", "numpy"])
+@pytest.mark.parametrize("argument", BAD_INFERENCE.values(), ids=BAD_INFERENCE)
+def test_bad_inference_input_gives_one_line(shell, tmp_path, folder, script, argument, engine):
+    usual = [f"--WEIGHTS={shell.path / 'weights_int8.npz'}", f"--DATA_DIR={folder}", "--CACHE_DIR=",
+             f"--RESULTS_DIR={tmp_path}", f"--ENGINE={engine}"]
+    assert_refused(script(main_inference.main, *usual, argument(tmp_path)))
+
+
+def test_bad_input_exits_with_2_in_a_shell(tmp_path):
+    done = subprocess.run([sys.executable, ROOT / "main_inference.py", "--WEIGHT_BITS=9"],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert_refused((done.returncode, done.stdout, done.stderr.splitlines()))
+    assert "WEIGHT_BITS = 9" in done.stderr and "1..8" in done.stderr and done.stdout == ""
+
+
+@pytest.mark.parametrize("main", [main_train.main, main_inference.main])
+def test_help_names_the_script_and_every_switch(script, main):
+    code, lines, errors = script(main, "--help")
+    assert (code, errors) == (0, [])
+    assert "python3 main_" in "\n".join(lines) and "  --WEIGHT_BITS=8" in lines
+
+
+def test_weights_file_is_readable_by_others(shell):
+    assert os.stat(shell.path / "weights_int8.npz").st_mode & 0o777 == 0o644
