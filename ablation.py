@@ -160,7 +160,8 @@ def quantized_against_unquantized(settings):
             for name, recipe in recipes.items()}
     parallel.end_all_but_first()
     if any(run.status == "diverged" for group in runs.values() for run in group):
-        raise InputError(f"a run diverged at LEARNING_RATE = {settings.LEARNING_RATE:g}; lower it")
+        raise InputError(f"a run diverged at LEARNING_RATE = {settings.LEARNING_RATE:g}; choose "
+                         "another")
     calibrate = jax.jit(model.calibrate, static_argnames="spec")
     sample = train.images[:training.CALIBRATION_IMAGES]
     results, correct = {"float32": [], "ptq": [], "qat": []}, {"float32": [], "ptq": [], "qat": []}

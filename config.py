@@ -37,7 +37,7 @@ SEED = 0                        # initial weights and batch order
 # Ablations
 LR_ABLATION_RATES = (1.0, 0.316, 0.1, 0.0316, 0.01, 0.00316, 1e-3, 3.16e-4, 1e-4)  # half decades
 ABLATION_SEEDS = 3              # runs per point, with seeds SEED, SEED + 1, ...
-LR_ABLATION_MAX_EPOCHS = 20     # keeps it under 10 minutes on 2 cores; slow rates meet this cap
+LR_ABLATION_MAX_EPOCHS = 40     # keeps it under 10 minutes on 2 cores; slow rates meet this cap
 
 # Data
 DATASET = "mnist"               # mnist: the idx files in DATA_DIR; others: tensorflow-datasets
@@ -102,7 +102,7 @@ def _check(key, value):
     elif kind is str:
         words, inside = " or ".join(legal), typed and items[0] in legal
     else:
-        words = f"{kind.__name__} in {legal[0]:g}..{legal[1]:g}"
+        words = f"{kind.__name__} in {legal[0]}..{legal[1]}"
         inside = typed and all(legal[0] <= item <= legal[1] for item in items)
     if isinstance(default, tuple):
         words, inside = f"a list of {words}", inside and isinstance(value, (list, tuple))
@@ -162,6 +162,12 @@ def load(argv, about=""):
     if values["COMPUTE_DTYPE"] == "bfloat16" and not values["POWER_OF_TWO_SCALES"]:
         raise InputError("COMPUTE_DTYPE = 'bfloat16' is exact with POWER_OF_TWO_SCALES = True "
                          "only; set it")
+    if values["PROCESS_ID"] >= values["NUM_PROCESSES"]:
+        raise InputError(f"PROCESS_ID = {values['PROCESS_ID']} is not legal; give less than "
+                         f"NUM_PROCESSES = {values['NUM_PROCESSES']}")
+    if not re.fullmatch(r"(auto|[^:\s]+:\d+)?", values["COORDINATOR"]):
+        raise InputError(f"COORDINATOR = {values['COORDINATOR']!r} is not legal; give HOST:PORT, "
+                         "auto or nothing")
     if values["WARMUP_EPOCHS"] > values["MAX_EPOCHS"]:
         raise InputError(f"WARMUP_EPOCHS = {values['WARMUP_EPOCHS']:g} is not legal; give at most "
                          f"MAX_EPOCHS = {values['MAX_EPOCHS']}")

@@ -75,10 +75,10 @@ def environment():
 
 
 def peak_memory():
-    """The most memory that this process ever had resident, in bytes."""
-    import resource
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """The most memory that this process had resident, in bytes; None where Linux does not say."""
+    status = Path("/proc/self/status")          # not getrusage: that inherits its parent's peak
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
 
 
 def write_result(path, config, **content):

@@ -38,8 +38,8 @@ def main(argv):
                                        recipe)
     parallel.end_all_but_first()
     if run.status == "diverged":
-        raise InputError(f"training diverged at LEARNING_RATE = {settings.LEARNING_RATE:g}; "
-                         "nothing was saved, choose a lower rate")
+        raise InputError(f"training diverged, or got no better than guessing, at LEARNING_RATE = "
+                         f"{settings.LEARNING_RATE:g}; nothing was saved, choose another rate")
     print(f"{run.status} after {len(run.history)} epochs; best epoch {run.best_epoch}: "
           f"val loss {run.val_loss:.6f} nats, val accuracy {100 * run.val_acc:.2f} %")
     marks.append(("fit", time.perf_counter()))

@@ -144,7 +144,7 @@ def _record(run, epoch, entry, params, scales, recipe):
         run.status = "stopped"
     if run.status == "running" and epoch == recipe.max_epochs:
         run.status = "capped"
-    if run.status != "running" and run.val_loss >= math.log(recipe.layer_sizes[-1]):
+    if run.status == "stopped" and run.val_loss >= math.log(recipe.layer_sizes[-1]):
         run.status = "diverged"                 # never better than a uniform guess
 
 
@@ -200,12 +200,10 @@ def _fit(runs, train, val, recipe, seconds, bar):
 
     def compile_for(state, rates):
         """train_lanes and predict_lanes for this many lanes, compiled side by side."""
-        _, scales, _ = jax.eval_shape(train_lanes, (state, rates), images, labels)
+        epoch = train_lanes.lower((state, rates), images, labels)
+        predict = predict_lanes.lower((state.params, epoch.out_info[1]), val_images)
         with ThreadPoolExecutor() as pool:
-            jobs = [pool.submit(lambda lowered: lowered.compile(), lowered) for lowered in
-                    (predict_lanes.lower((state.params, scales), val_images),
-                     train_lanes.lower((state, rates), images, labels))]
-            return [job.result() for job in reversed(jobs)]
+            return list(pool.map(lambda lowered: lowered.compile(), (epoch, predict)))
 
     programs = {}                               # by lane count
     for epoch in range(1, recipe.max_epochs + 1):

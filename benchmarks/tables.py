@@ -82,14 +82,16 @@ def training_speed():
              f"single run ({sweep / single:.2f} times). Measured GEMM rate: "
              f"{result['gemm_gflops']:.0f} GFLOP/s.", ""]
     rows = []
-    for name, label in (("default", "`main_train.py`"), ("fast", "`recipes/fast.toml`")):
+    for name, label in (("default", "`main_train.py`"), ("fast", "`recipes/fast.toml`"),
+                        ("fast_again", "the same, compiled before")):
         runs = result[name]
         parts = {part: np.median([run["parts"][part] for run in runs]) for part in runs[0]["parts"]}
         rows.append([label, f"{np.median([run['start_to_saved_seconds'] for run in runs]):.1f}",
+                     str(round(np.median([run["epoch_count"] for run in runs]))),
                      *(f"{seconds:.2f}" for seconds in parts.values()),
                      f"{np.mean([100 * run['test_acc'] for run in runs]):.2f}", str(len(runs)),
                      f"{max(run['peak_memory_bytes'] for run in runs) / 1e6:.0f}"])
-    lines.append(_table(["whole run", "total (s)", *(f"{part} (s)" for part in parts),
+    lines.append(_table(["whole run", "total (s)", "epochs", *(f"{part} (s)" for part in parts),
                          "mean test accuracy (%)", "seeds", "memory (MB)"], rows))
     return "\n".join(lines + ["", f"Medians, taken in turns in one process. {_machine(result)}"])
 
