@@ -1,7 +1,9 @@
 """Lanes over devices, devices over processes; JAX's own multi-process runtime, nothing else."""
 import math
 import re
+import socket
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -11,7 +13,26 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from files import InputError, environment
 
+JOIN_SECONDS = 60               # to wait for the other processes at the start
 HEARTBEAT_SECONDS = 10          # a process silent this long is taken for dead: all others stop
+
+
+def _wait_for(address):
+    """Raise InputError unless something listens at "host:port" within JOIN_SECONDS.
+
+    JAX would end the whole process with a stack trace.
+    """
+    host, port = address.rsplit(":", 1)
+    deadline = time.monotonic() + JOIN_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise InputError(f"COORDINATOR = {address!r} can't be reached: {error.strerror}; "
+                                 "start the process with PROCESS_ID = 0 there") from None
+            time.sleep(0.5)
 
 
 def set_up(settings):
@@ -33,8 +54,10 @@ def set_up(settings):
     named = {} if settings.COORDINATOR == "auto" else {
         "coordinator_address": settings.COORDINATOR, "num_processes": settings.NUM_PROCESSES,
         "process_id": settings.PROCESS_ID}
+    if named and settings.PROCESS_ID > 0:
+        _wait_for(settings.COORDINATOR)
     try:
-        jax.distributed.initialize(**named, initialization_timeout=60,
+        jax.distributed.initialize(**named, initialization_timeout=JOIN_SECONDS,
                                    heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except Exception as error:      # JAX raises many kinds here
         reason = str(error).strip().splitlines()[0]

@@ -12,7 +12,7 @@ import config
 import stats
 from files import read_result, run_script, write_atomically
 
-README = Path("README.md")
+README = Path(__file__).parent.parent / "README.md"
 
 
 def _machine(result):
@@ -27,6 +27,23 @@ def _table(header, rows):
     line = "|---|" + "---:|" * (len(header) - 1)
     return "\n".join("| " + " | ".join(row) + " |" if row is not None else line
                      for row in (header, None, *rows))
+
+
+def expected_output():
+    """What the committed reference run of main_train.py printed last."""
+    result = read_result("results/train.json")
+    run, metrics = result["run"], result["metrics"]
+    return "\n".join([
+        "```",
+        f"{run['status']} after {run['epochs']} epochs; best epoch {run['best_epoch']}: "
+        f"val loss {run['val_loss']:.6f} nats, val accuracy {100 * run['val_acc']:.2f} %",
+        f"saved model: val loss {metrics['val_loss']:.6f} nats "
+        f"({metrics['val_loss'] - run['val_loss']:+g} from training), "
+        f"test accuracy {100 * metrics['test_acc']:.2f} %",
+        f"wrote weights/weights_int8.npz ({result['file_bytes']:,} bytes), "
+        f"{result['wall_seconds']:.1f} s from start, {result['seconds']['epochs']:.1f} s of it "
+        "epochs",
+        "```"])
 
 
 def models():
@@ -133,8 +150,8 @@ def inference_speed():
                for name, by_batch in result["seconds"].items()}
     return "\n".join([inference.table(seconds), "",
                       f"W{result['bits'][0]}A{result['bits'][1]}; medians and ranges of "
-                      f"{result['repeats']}. C runs on one core, an image at a time; the others use "
-                      f"every core. {_machine(result)}"])
+                      f"{result['repeats']}. C runs on one core, an image at a time; the others "
+                      f"use every core. {_machine(result)}"])
 
 
 def switches():
@@ -144,9 +161,9 @@ def switches():
                   [[f"`{key}`", f"`{value}`", reason] for key, value, reason in rows])
 
 
-TABLES = {"models": models, "learning_rates": learning_rates, "training_speed": training_speed,
-          "optimizers": optimizers, "scaling": scaling, "inference_speed": inference_speed,
-          "switches": switches}
+TABLES = {table.__name__: table for table in (
+    expected_output, models, learning_rates, optimizers, inference_speed, training_speed, scaling,
+    switches)}
 
 
 def render(text):

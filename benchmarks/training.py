@@ -148,7 +148,8 @@ def whole_run(*arguments, runs, cache=""):
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             subprocess.run([sys.executable, "-B", "main_train.py", *arguments, f"--SEED={seed}",
-                            f"--CACHE_DIR={cache}", *(f"--{key}_DIR={folder}" for key in ("WEIGHTS", "RESULTS", "PLOTS"))],
+                            f"--CACHE_DIR={cache}",
+                            *(f"--{key}_DIR={folder}" for key in ("WEIGHTS", "RESULTS", "PLOTS"))],
                            check=True, capture_output=True)
             wall = time.perf_counter() - start
             result = json.loads((Path(folder) / "train.json").read_text())

@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import config
+import parallel
+from files import InputError
+
 ROOT = Path(__file__).parent.parent
 # Quick, and few steps: summation order makes data-parallel floats drift apart over many.
 SWITCHES = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=57000", "--ABLATION_SEEDS=2",
@@ -66,3 +70,17 @@ def test_a_dead_process_stops_the_others_within_a_minute(tmp_path):
     assert first.returncode != 0 and time.monotonic() - killed < 60
     assert re.search("another task died|Connection closed by peer|heartbeat", output)
     second.communicate()
+
+
+def test_a_missing_coordinator_is_one_line(monkeypatch):
+    monkeypatch.setattr(parallel, "JOIN_SECONDS", 0.1)
+    settings = config.load(["--COORDINATOR=127.0.0.1:1", "--NUM_PROCESSES=2", "--PROCESS_ID=1",
+                            "--CACHE_DIR="])
+    with pytest.raises(InputError, match="127.0.0.1:1.* can't be reached"):
+        parallel.set_up(settings)
+
+
+@pytest.mark.parametrize("switch", ["--COORDINATOR=nowhere", "--PROCESS_ID=1"])
+def test_switches_that_cannot_work_together_are_refused(switch):
+    with pytest.raises(InputError, match=switch[2:].split("=")[0]):
+        config.load([switch])
