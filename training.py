@@ -144,7 +144,7 @@ def _record(run, epoch, entry, params, scales, recipe):
         run.status = "stopped"
     if run.status == "running" and epoch == recipe.max_epochs:
         run.status = "capped"
-    if run.status == "stopped" and run.val_loss >= math.log(recipe.layer_sizes[-1]):
+    if run.status != "running" and run.val_loss >= math.log(recipe.layer_sizes[-1]):
         run.status = "diverged"                 # never better than a uniform guess
 
 
