@@ -27,10 +27,14 @@ def _power_ticks(axis):
     axis.set_minor_formatter(NullFormatter())
 
 
-def _plain_log(axis, ticks):
-    """A log axis with the given plain-number ticks."""
-    axis.set_ticks(ticks)
-    axis.set_major_formatter(ScalarFormatter())
+def _plain_log(axis):
+    """A log axis that ends where its data does, with ticks that read as plain numbers."""
+    low, high = axis.get_view_interval()
+    steps = ((1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 6, 8) if high > 3 * low
+             else range(1, 10))
+    ticks = [step * 10.0**power for power in range(-4, 6) for step in steps]
+    axis.set_ticks([tick for tick in ticks if low <= tick <= high])
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -61,16 +65,12 @@ def _lr_ablation(result):
     figure, (stop, loss, curves) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
     _rate_panel(stop, runs, "epochs", "epochs to stop", np.inf)
     stop.set_title("How long a run lasts")
-    ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
-    most = max(run["epochs"] for run in runs)
-    least = min(run["epochs"] for run in runs)
-    _plain_log(stop.yaxis, [t for t in ticks if least / 2 <= t <= 2 * most])
+    _plain_log(stop.yaxis)
     worst = np.log(result["config"]["LAYER_SIZES"][-1])     # the loss of a uniform guess
     _rate_panel(loss, runs, "val_loss", "best validation loss (nats)", worst)
     loss.axvline(best, color=COLORS[6], linewidth=1, linestyle=":", label=f"least mean: {best:g}")
     loss.set_title("What it reaches")
-    _plain_log(loss.yaxis, [t for t in (0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2)
-                            if t >= 0.9 * min(r["val_loss"] or worst for r in runs)])
+    _plain_log(loss.yaxis)
     rates = sorted({run["rate"] for run in runs}, reverse=True)
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(rates)))
     for rate, color in zip(rates, colors):
@@ -82,9 +82,9 @@ def _lr_ablation(result):
             curves.plot(len(values), values[-1], marker, color=color, markersize=5)
     curves.set(xscale="log", yscale="log", xlabel="epoch", ylabel="validation loss (nats)",
                title="The way there, one line per run")
-    _plain_log(curves.xaxis, [t for t in ticks if t <= most])
-    _plain_log(curves.yaxis, [0.05, 0.1, 0.2, 0.5, 1, 2])
     curves.set_ylim(None, 1.3 * worst)          # a diverging run leaves through the top
+    _plain_log(curves.xaxis)
+    _plain_log(curves.yaxis)
     figure.legend(*loss.get_legend_handles_labels(), loc="outside lower left", ncols=6, fontsize=9)
     curves.legend(title="learning rate", fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
@@ -100,8 +100,8 @@ def _optimizer(result):
                     name)
     stop.set_title("How long a run lasts")
     loss.set_title("What it reaches")
-    _plain_log(stop.yaxis, [5, 10, 20, 50, 100])
-    _plain_log(loss.yaxis, [0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2])
+    _plain_log(stop.yaxis)
+    _plain_log(loss.yaxis)
     shown = dict(zip(*reversed(stop.get_legend_handles_labels())))     # each label once
     figure.legend(shown.values(), shown.keys(), loc="outside lower left", ncols=6, fontsize=9)
     return figure
@@ -160,10 +160,12 @@ def _scaling(result):
         axes.plot(x, [p["gemm_limit"] for p in points], "--", color=COLORS[5],
                   label=f"its operations at {result['gemm_gflops']:.0f} GFLOP/s")
         axes.set(xscale="log", yscale="log", xlabel=labels[axis])
-        _plain_log(axes.xaxis, x[::2] if len(x) > 4 else x)
-        axes.yaxis.set_major_formatter(ScalarFormatter())
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylim(0.1 if axis != "width" else None, 2 if axis != "width" else None)
+        axes.set_xticks(x[::2] if len(x) > 4 else x)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        if axis != "width":
+            axes.set_ylim(0.1, 2)
+        _plain_log(axes.yaxis)
     all_axes[0].set_ylabel("seconds per lane-epoch")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3,
                   fontsize=9)
