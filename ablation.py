@@ -40,6 +40,15 @@ def summary(run):
                         for key in ("train_loss", "val_loss", "val_acc")}}
 
 
+def deploy(params, scales, spec):
+    """The layers and meta of a model as its file holds them; spec None: float32, as trained."""
+    if spec is None:
+        return [{"w": w, "b": b} for w, b in params], {"quantized": False}
+    return model.quantize(params, scales, spec), {
+        "quantized": True, "weight_bits": spec.weight_bits,
+        "activation_bits": spec.activation_bits, "per_channel": spec.per_channel}
+
+
 def save_run(path, params, scales, spec, settings, **splits):
     """Save a model, judged on the arrays of the file as its user will run them.
 
@@ -49,11 +58,7 @@ def save_run(path, params, scales, spec, settings, **splits):
     Returns:
       (file size in bytes, dict of {name}_loss in nats and {name}_acc as a fraction).
     """
-    layers, meta = [{"w": w, "b": b} for w, b in params], {"quantized": spec is not None}
-    if spec is not None:
-        layers = model.quantize(params, scales, spec)
-        meta |= {"weight_bits": spec.weight_bits, "activation_bits": spec.activation_bits,
-                 "per_channel": spec.per_channel}
+    layers, meta = deploy(params, scales, spec)
     metrics = evaluate_model(layers, meta, settings.ENGINE, **splits) if splits else {}
     meta |= {"dataset": settings.DATASET, "metrics": metrics, "config": settings._asdict(),
              "environment": environment()}
@@ -118,13 +123,12 @@ def optimizer(settings):
                          "seconds": seconds}
     parallel.end_all_but_first()
     spec = training.recipe_of(settings).spec
-    with tempfile.TemporaryDirectory() as folder:
-        for name, runs in finalists.items():
-            entries = [save_run(Path(folder) / "model.npz", run.params, run.scales, spec, settings,
-                                test=test)[1]["test_acc"] for run in runs]
-            results[name] |= {"test_acc": stats.summarize(entries), "test_accs": entries,
-                              "val_loss": stats.summarize([run.val_loss for run in runs]),
-                              "epochs": stats.summarize([len(run.history) for run in runs])}
+    for name, runs in finalists.items():
+        entries = [evaluate_model(*deploy(run.params, run.scales, spec), settings.ENGINE,
+                                  test=test)["test_acc"] for run in runs]
+        results[name] |= {"test_acc": stats.summarize(entries), "test_accs": entries,
+                          "val_loss": stats.summarize([run.val_loss for run in runs]),
+                          "epochs": stats.summarize([len(run.history) for run in runs])}
     losses = {name: [run.val_loss for run in runs] for name, runs in finalists.items()}
     comparisons = {name: stats.compare_seeds(losses["SGD"], losses[name])
                    for name in list(OPTIMIZERS)[1:]}

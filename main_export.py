@@ -9,6 +9,7 @@ from pathlib import Path
 import checkpoint
 import config
 from files import InputError, run_script, write_atomically
+from main_inference import default_weights
 
 OUT = Path("deploy/out")
 
@@ -20,12 +21,6 @@ def load_quantized(path):
         raise InputError(f"{path} holds float32 weights, which have no integers to export; "
                          "train with QAT_ENABLE = True")
     return layers, meta
-
-
-def default_weights(settings):
-    """The file to export: WEIGHTS, or where main_train.py saves quantized weights."""
-    return settings.WEIGHTS or checkpoint.default_path(settings.WEIGHTS_DIR, settings.QAT_ENABLE,
-                                                       settings.WEIGHT_BITS)
 
 
 def to_onnx(layers, meta):

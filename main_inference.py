@@ -2,7 +2,6 @@
 
 python3 main_inference.py [photo.png ...] [recipes/NAME.toml] [--KEY=value ...]
 """
-import sys
 import time
 from pathlib import Path
 
@@ -87,11 +86,16 @@ def classify(path, files, settings):
         print(f"{file:{width}}  {row.argmax():2d}", "".join(f"{100 * p:6.1f}%" for p in row))
 
 
+def default_weights(settings):
+    """The file that WEIGHTS names; empty, the one that main_train.py saves with these switches."""
+    return settings.WEIGHTS or checkpoint.default_path(settings.WEIGHTS_DIR, settings.QAT_ENABLE,
+                                                       settings.WEIGHT_BITS)
+
+
 def main(argv):
     files = [a for a in argv if not a.startswith("-") and not a.endswith(".toml")]
     settings = config.load([a for a in argv if a not in files], __doc__)
-    path = settings.WEIGHTS or checkpoint.default_path(settings.WEIGHTS_DIR, settings.QAT_ENABLE,
-                                                       settings.WEIGHT_BITS)
+    path = default_weights(settings)
     if settings.ENGINE == "jax":
         import parallel
         parallel.set_up(settings)

@@ -18,7 +18,8 @@ import integer
 import model
 from deploy import engines, to_c
 from files import environment, run_script, write_result
-from main_export import default_weights, load_quantized
+from main_export import load_quantized
+from main_inference import default_weights
 
 REPEATS = 9
 CALLS = {1: 500, 128: 50, 10_000: 1}    # per repeat, by batch: long enough for the clock

@@ -19,7 +19,8 @@ import model
 import quant
 from deploy import engines
 from files import run_script
-from main_export import default_weights, load_quantized
+from main_export import load_quantized
+from main_inference import default_weights
 
 RANDOM_IMAGES = 100_000         # of uniform bytes: codes and accumulators that no digit reaches
 SLOW_RANDOM_IMAGES = 10_000     # for JavaScript
