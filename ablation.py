@@ -1,68 +1,20 @@
-"""The studies: each trains a sweep, writes results/NAME.json, then its plot.
+"""The studies: each is a list of points; its rows go to results/NAME.json, then into its plot.
 
 python3 ablation.py lr           learning rate against epochs and validation loss
 python3 ablation.py quant        quantized against unquantized: loss, accuracy, file size
 python3 ablation.py optimizer    SGD, SGD with momentum and AdamW, each over its own rates
 python3 ablation.py plots        draw every plot again from results/
 """
-import tempfile
+import signal
+
+if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import time
 from pathlib import Path
 
-import jax
-import numpy as np
-
-import checkpoint
 import config
-import data
-import model
-import parallel
-import stats
-import training
-from files import InputError, check_writable, environment, run_script, write_result
-from main_inference import evaluate_model, make_predictor
-
-
-def load_splits(settings):
-    """(train, val, test) of a Config."""
-    train, test = data.load(settings.DATASET, settings.DATA_DIR, settings.LAYER_SIZES)
-    return *data.split_val(train, settings.VAL_EXAMPLES, settings.BATCH_SIZE), test
-
-
-def summary(run):
-    """A run as JSON: everything but its weights; a loss that is not finite becomes None."""
-    def rounded(value, digits):
-        return float(f"{value:.{digits}g}") if np.isfinite(value) else None
-    return {"rate": run.rate, "seed": run.seed, "status": run.status, "epochs": len(run.history),
-            "best_epoch": run.best_epoch, "val_loss": rounded(run.val_loss, 17),
-            "val_acc": run.val_acc,
-            "history": {key: [rounded(entry[key], 6) for entry in run.history]
-                        for key in ("train_loss", "val_loss", "val_acc")}}
-
-
-def deploy(params, scales, spec):
-    """The layers and meta of a model as its file holds them; spec None: float32, as trained."""
-    if spec is None:
-        return [{"w": w, "b": b} for w, b in params], {"quantized": False}
-    return model.quantize(params, scales, spec), {
-        "quantized": True, "weight_bits": spec.weight_bits,
-        "activation_bits": spec.activation_bits, "per_channel": spec.per_channel}
-
-
-def save_run(path, params, scales, spec, settings, **splits):
-    """Save a model, judged on the arrays of the file as its user will run them.
-
-    Args:
-      params, scales: of the model's best epoch; spec: quant.Spec, or None for float32.
-      splits: data.Split by name.
-    Returns:
-      (file size in bytes, dict of {name}_loss in nats and {name}_acc as a fraction).
-    """
-    layers, meta = deploy(params, scales, spec)
-    metrics = evaluate_model(layers, meta, settings.ENGINE, **splits) if splits else {}
-    meta |= {"dataset": settings.DATASET, "metrics": metrics, "config": settings._asdict(),
-             "environment": environment()}
-    return checkpoint.save(path, layers, meta), metrics
+from files import InputError, check_writable
 
 
 def seeds_of(settings):
@@ -70,38 +22,36 @@ def seeds_of(settings):
     return [settings.SEED + i for i in range(settings.ABLATION_SEEDS)]
 
 
-def draw(name, settings):
-    """Draw results/NAME.json, if it has a plot."""
-    import plotting             # here: training needs no matplotlib, which is slow to import
-    if name in plotting.PLOTS:
-        plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)
+def best_rate(rows):
+    """The rate of least mean validation loss, chosen among rates whose runs were all usable.
 
-
-def sweep(settings, rates, train, val, **changes):
-    """One run per rate and seed, all in one program; the best rate is chosen on validation.
-
-    Returns:
-      (list of training.Run, seconds as from training.fit, the rate of least mean validation loss).
+    Raises:
+      InputError: there is none.
     """
-    grid = [(rate, seed) for rate in rates for seed in seeds_of(settings)]
-    recipe = training.recipe_of(settings, MAX_EPOCHS=settings.LR_ABLATION_MAX_EPOCHS, **changes)
-    runs, seconds = training.fit(train, val, *zip(*grid), recipe)
-    losses = {rate: np.mean([run.val_loss for run in runs if run.rate == rate]) for rate in rates}
-    return runs, seconds, min(losses, key=losses.get)
+    import numpy as np
+
+    import experiment
+    losses = {}
+    for row in rows:
+        losses.setdefault(row["rate"], []).append(
+            row["val_loss"] if row["status"] in experiment.USABLE else np.inf)
+    best = min(losses, key=lambda rate: np.mean(losses[rate]))
+    if not np.isfinite(np.mean(losses[best])):
+        raise InputError(f"no learning rate of {', '.join(f'{rate:g}' for rate in losses)} gave a "
+                         "usable model with every seed; choose others")
+    return best
 
 
-def learning_rate(settings):
+def learning_rate(settings, data):
     """Epochs to stop and best validation loss against the learning rate."""
-    train, val, _ = load_splits(settings)
-    start = time.perf_counter()
-    runs, seconds, best = sweep(settings, settings.LR_ABLATION_RATES, train, val)
-    parallel.end_all_but_first()
-    write_result(Path(settings.RESULTS_DIR) / "lr_ablation.json", settings, best_rate=best,
-                 runs=[summary(run) for run in runs], seconds=seconds,
-                 wall_seconds=time.perf_counter() - start,
-                 lane_epochs=sum(len(run.history) for run in runs))
-    draw("lr_ablation", settings)
+    import experiment
+    points = [{"LEARNING_RATE": rate, "SEED": seed, "MAX_EPOCHS": settings.ABLATION_MAX_EPOCHS}
+              for rate in settings.LR_ABLATION_RATES for seed in seeds_of(settings)]
+    outcomes, folder, seconds = experiment.run(settings, "lr_ablation", points, data)
+    rows = [outcome.row for outcome in outcomes]
+    best = best_rate(rows)
     print(f"best learning rate on validation: {best:g} (mean of {settings.ABLATION_SEEDS} seeds)")
+    return "lr_ablation", folder, {"rows": rows, "best_rate": best, "seconds": seconds}
 
 
 # Each optimizer's switches and learning rates, in half decades around its usual best.
@@ -112,117 +62,122 @@ OPTIMIZERS = {
 }
 
 
-def optimizer(settings):
+def optimizer(settings, data):
     """SGD, SGD with momentum and AdamW, each at its own best rate, chosen on validation."""
-    train, val, test = load_splits(settings)
-    start, results, finalists = time.perf_counter(), {}, {}
-    for name, (changes, rates) in OPTIMIZERS.items():
-        runs, seconds, best = sweep(settings, rates, train, val, **changes)
-        finalists[name] = [run for run in runs if run.rate == best]
-        results[name] = {"runs": [summary(run) for run in runs], "best_rate": best,
-                         "seconds": seconds}
-    parallel.end_all_but_first()
-    spec = training.recipe_of(settings).spec
-    for name, runs in finalists.items():
-        entries = [evaluate_model(*deploy(run.params, run.scales, spec), settings.ENGINE,
-                                  test=test)["test_acc"] for run in runs]
-        results[name] |= {"test_acc": stats.summarize(entries), "test_accs": entries,
-                          "val_loss": stats.summarize([run.val_loss for run in runs]),
-                          "epochs": stats.summarize([len(run.history) for run in runs])}
-    losses = {name: [run.val_loss for run in runs] for name, runs in finalists.items()}
-    comparisons = {name: stats.compare_seeds(losses["SGD"], losses[name])
-                   for name in list(OPTIMIZERS)[1:]}
-    write_result(Path(settings.RESULTS_DIR) / "optimizer.json", settings, optimizers=results,
-                 val_loss_against_sgd=comparisons, wall_seconds=time.perf_counter() - start)
-    draw("optimizer", settings)
-    for name, comparison in comparisons.items():
-        print(f"{name} - SGD, best validation loss: {stats.describe(comparison, 'nats', 1)}")
+    import experiment
+    import stats
+    points = [{**switches, "LEARNING_RATE": rate, "SEED": seed,
+               "MAX_EPOCHS": settings.ABLATION_MAX_EPOCHS}
+              for switches, rates in OPTIMIZERS.values() for rate in rates
+              for seed in seeds_of(settings)]
+    outcomes, folder, seconds = experiment.run(settings, "optimizer", points, data)
+    results, at = {}, 0
+    for name, (_, rates) in OPTIMIZERS.items():
+        rows = [outcome.row for outcome in outcomes[at:at + len(rates) * settings.ABLATION_SEEDS]]
+        at += len(rows)
+        best = best_rate(rows)
+        chosen = [row for row in rows if row["rate"] == best]
+        results[name] = {"rows": rows, "best_rate": best,
+                         **{key: stats.summarize([row[key] for row in chosen])
+                            for key in ("val_loss", "test_acc", "epochs")},
+                         "chosen": [row["val_loss"] for row in chosen]}
+    first, *others = results
+    comparisons = {name: stats.compare_seeds(results[first]["chosen"], results[name]["chosen"])
+                   for name in others}
+    for name, entry in results.items():
+        del entry["chosen"]
+        print(f"{name}: best rate {entry['best_rate']:g}, val loss "
+              f"{stats.spread(entry['val_loss'], 4)} nats, test accuracy "
+              f"{stats.spread(entry['test_acc'], 2, 100)} %")
+    return "optimizer", folder, {"optimizers": results, "val_loss_against_sgd": comparisons,
+                                 "seconds": seconds}
 
 
-def _judge_file(folder, params, scales, spec, settings, val, test):
-    """Save a model into folder, load it back, and measure the file: dict, and correct bool [N]."""
-    path = Path(folder) / "model.npz"
-    file_bytes, _ = save_run(path, params, scales, spec, settings)
-    predict = make_predictor(*checkpoint.load(path), settings.ENGINE)
-    val_loss, val_acc = stats.evaluate(predict(val.images), val.labels)
-    logits = predict(test.images)
-    test_loss, test_acc = stats.evaluate(logits, test.labels)
-    return {"val_loss": val_loss, "val_acc": val_acc, "test_loss": test_loss,
-            "test_acc": test_acc, "file_bytes": file_bytes}, logits.argmax(1) == test.labels
-
-
-def quantized_against_unquantized(settings):
+def quantized_against_unquantized(settings, data):
     """QAT, post-training quantization and float32 on the same seeds, each judged from its file."""
-    train, val, test = load_splits(settings)
+    import experiment
+    import stats
     seeds = seeds_of(settings)
-    recipes = {"float32": training.recipe_of(settings, QAT_ENABLE=False),
-               "qat": training.recipe_of(settings, QAT_ENABLE=True)}
-    spec = recipes["qat"].spec
-    width = f"W{spec.weight_bits}A{spec.activation_bits}"
-    start = time.perf_counter()
-    runs = {name: training.fit(train, val, [settings.LEARNING_RATE] * len(seeds), seeds, recipe)[0]
-            for name, recipe in recipes.items()}
-    parallel.end_all_but_first()
-    if any(run.status == "diverged" for group in runs.values() for run in group):
-        raise InputError(f"a run diverged at LEARNING_RATE = {settings.LEARNING_RATE:g}; choose "
-                         "another")
-    calibrate = jax.jit(model.calibrate, static_argnames="spec")
-    sample = train.images[:training.CALIBRATION_IMAGES]
-    results, correct = {"float32": [], "ptq": [], "qat": []}, {"float32": [], "ptq": [], "qat": []}
-    with tempfile.TemporaryDirectory() as folder:
-        for float_run, qat_run in zip(runs["float32"], runs["qat"]):
-            scales = calibrate(float_run.params, sample, spec)
-            for name, run, parts in (("float32", float_run, (float_run.params, None, None)),
-                                     ("ptq", None, (float_run.params, scales, spec)),
-                                     ("qat", qat_run, (qat_run.params, qat_run.scales, spec))):
-                entry, right = _judge_file(folder, *parts, settings, val, test)
-                if run is not None:
-                    entry |= {"epochs": len(run.history), "status": run.status,
-                              "reload_change_of_val_loss": entry["val_loss"] - run.val_loss}
-                results[name].append(entry)
-                correct[name].append(right)
-    accuracies = {name: [entry["test_acc"] for entry in entries]
-                  for name, entries in results.items()}
-    comparisons = {name: {"test_acc": stats.compare_seeds(accuracies["float32"], accuracies[name]),
-                          "mcnemar": [stats.mcnemar(a, b) for a, b in zip(correct["float32"],
-                                                                          correct[name])]}
-                   for name in ("ptq", "qat")}
+    points = [{"QAT_ENABLE": quantized, "SEED": seed} for quantized in (False, True)
+              for seed in seeds]
+    outcomes, folder, seconds = experiment.run(settings, "quant_vs_unquant", points, data)
+    for outcome in outcomes:
+        experiment.check_usable(outcome.row)
+    models = {"float32": outcomes[:len(seeds)], "qat": outcomes[len(seeds):]}
+    models["ptq"] = [experiment.quantize_after(outcome, qat.settings, data)
+                     for outcome, qat in zip(models["float32"], models["qat"])]
+    width = experiment.describe(models["qat"][0].settings)
     labels = {"float32": "float32", "ptq": f"{width}\nafter training", "qat": f"{width}\nQAT"}
-    write_result(Path(settings.RESULTS_DIR) / "quant_vs_unquant.json", settings, seeds=seeds,
-                 models={name: {"label": labels[name], "runs": entries,
-                                "test_acc": stats.summarize(accuracies[name]),
-                                "val_loss": stats.summarize([e["val_loss"] for e in entries])}
-                         for name, entries in results.items()},
-                 against_float32=comparisons, wall_seconds=time.perf_counter() - start)
-    draw("quant_vs_unquant", settings)
-    for name, entries in results.items():
-        changes = [abs(e["reload_change_of_val_loss"]) for e in entries if name != "ptq"]
-        print(f"{name:8s} test accuracy {100 * np.mean(accuracies[name]):.3f} %, "
-              f"val loss {np.mean([e['val_loss'] for e in entries]):.6f} nats, "
-              f"{np.mean([e['file_bytes'] for e in entries]):,.0f} bytes"
+    entries = {name: {"label": labels[name], "rows": [outcome.row for outcome in models[name]]}
+               for name in labels}
+    for entry in entries.values():
+        for key in ("test_acc", "val_loss"):
+            entry[key] = stats.summarize([row[key] for row in entry["rows"]])
+    comparisons = {}
+    for name, base in (("ptq", "float32"), ("qat", "float32"), ("qat", "ptq")):
+        a, b = ([row["test_acc"] for row in entries[key]["rows"]] for key in (base, name))
+        comparisons[f"{name} - {base}"] = {
+            "test_acc": stats.compare_seeds(a, b),
+            "mcnemar": [stats.mcnemar(x.correct, y.correct)
+                        for x, y in zip(models[base], models[name])]}
+    for name, entry in entries.items():
+        changes = [abs(row["reload_change"]) for row in entry["rows"] if "reload_change" in row]
+        sizes = stats.summarize([row.get("file_bytes") for row in entry["rows"]])
+        print(f"{name:8s} test accuracy {stats.spread(entry['test_acc'], 3, 100)} %, val loss "
+              f"{stats.spread(entry['val_loss'], 6)} nats, {stats.spread(sizes, 0)} bytes"
               + (f", reloading changes val loss by {max(changes):g}" if changes else ""))
     for name, comparison in comparisons.items():
-        print(f"{name} - float32: {stats.describe(comparison['test_acc'])}")
+        print(f"{name}: {stats.describe(comparison['test_acc'])}")
+    return "quant_vs_unquant", folder, {"seeds": seeds, "models": entries,
+                                        "comparisons": comparisons, "seconds": seconds}
+
+
+def run(study, settings):
+    """Run one study: its result and plot go to its folder in RUNS_DIR and, unless a better result
+    is there, to RESULTS_DIR and PLOTS_DIR."""
+    import experiment
+    import plotting
+    import results
+    import runs
+    check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.PLOTS_DIR)
+    start = time.perf_counter()
+    experiment.set_up(settings)
+    data = experiment.load_data(settings)
+    name, folder, content = study(settings, data)
+    results.write_result(folder / f"{name}.json", settings._asdict(),
+                         rank=experiment.completed(content), **content,
+                         dataset={"name": data.name, "sha256": data.sha256},
+                         wall_seconds=time.perf_counter() - start)
+    plotting.draw(name, folder, folder)
+    if results.publish(folder / f"{name}.json", settings.RESULTS_DIR):
+        plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)
+    runs.finish(folder)
 
 
 def draw_all(settings):
     """Draw every plot whose result is there."""
-    for result in sorted(Path(settings.RESULTS_DIR).glob("*.json")):
-        draw(result.stem, settings)
+    import plotting
+    found = [name for name in plotting.PLOTS
+             if (Path(settings.RESULTS_DIR) / f"{name}.json").exists()]
+    if not found:
+        raise InputError(f"{settings.RESULTS_DIR} holds no result to draw; run a study first")
+    for name in found:
+        plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)
 
 
-STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "optimizer": optimizer,
-           "plots": draw_all}
+STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "optimizer": optimizer}
 
 
 def main(argv):
-    settings = config.load(argv[1:] if argv and argv[0] in STUDIES else argv, __doc__)
-    if not argv or argv[0] not in STUDIES:
-        raise InputError(f"name a study first: {', '.join(STUDIES)}")
-    check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
-    parallel.set_up(settings)
-    STUDIES[argv[0]](settings)
+    name, switches = (argv[0], argv[1:]) if argv and argv[0] in [*STUDIES, "plots"] else ("", argv)
+    settings = config.load(switches, __doc__)
+    if not name:
+        raise InputError(f"name a study first: {', '.join([*STUDIES, 'plots'])}")
+    if name == "plots":
+        draw_all(settings)
+    else:
+        run(STUDIES[name], settings)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    config.run_script(main)

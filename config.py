@@ -1,13 +1,18 @@
 """Every switch of nanoQAT. Edit a value here, or pass `recipes/NAME.toml` and `--KEY=value`.
 
-One switch a line: NAME = value  # its reason. `--help` prints exactly these lines.
+One switch a line: NAME = value  # its reason. `--help` prints these values and reasons.
 """
+import ast
+import os
 import re
+import sys
+import tokenize
 import tomllib
 from collections import namedtuple
-from pathlib import Path
 
-from files import InputError
+import integer
+import interrupt
+from files import InputError, read_bytes
 
 # Mode
 QAT_ENABLE = True               # fake-quantize in training and save integers; False: float32
@@ -37,14 +42,17 @@ SEED = 0                        # initial weights and batch order
 # Ablations
 LR_ABLATION_RATES = (1.0, 0.316, 0.1, 0.0316, 0.01, 0.00316, 1e-3, 3.16e-4, 1e-4)  # half decades
 ABLATION_SEEDS = 3              # runs per point, with seeds SEED, SEED + 1, ...
-LR_ABLATION_MAX_EPOCHS = 30     # keeps it under 10 minutes on 2 cores; slow rates meet this cap
+ABLATION_MAX_EPOCHS = 30        # epoch cap of the lr and optimizer studies; slow rates meet it
 
 # Data
-DATASET = "mnist"               # mnist: the idx files in DATA_DIR; others: tensorflow-datasets
-DATA_DIR = "datasets/mnist"     # any folder with four idx files, .gz or not
+DATA_DIR = "datasets/mnist"     # four idx files, .gz or not; empty datasets/kmnist: fetched once
 VAL_EXAMPLES = 5_000            # held out of the train split; test is read once, at the end
 
 # Files
+RUNS_DIR = "runs"               # what each run makes as it runs: state, history, weights, results
+RESUME = True                   # go on with an unfinished run of the same switches; False: anew
+CHECKPOINT_EVERY = 1            # epochs between two saves of the state
+LOG = "csv"                     # csv: history*.csv in the run's folder; tensorboard: events as well
 WEIGHTS_DIR = "weights"         # weights_int8.npz, weights_unquantized_int8.npz
 PLOTS_DIR = "plots"             # PNG figures
 RESULTS_DIR = "results"         # JSON: what the figures and tables are made from
@@ -58,119 +66,243 @@ NUM_PROCESSES = 1               # how many processes there are
 PROCESS_ID = 0                  # which one this is, 0 .. NUM_PROCESSES - 1
 DATA_PARALLEL = False           # share each batch over all devices; False: they share the lanes
 
-# What each switch may be: inclusive bounds, or a set of words.
-_LEGAL = {
-    "LAYER_SIZES": (1, 65_536), "WEIGHT_BITS": (1, 8), "ACTIVATION_BITS": (1, 8),
-    "COMPUTE_DTYPE": ("float32", "bfloat16"),
-    "OPTIMIZER": ("sgd", "adamw"), "MOMENTUM": (0, 0.9999), "SCHEDULE": ("constant", "cosine"),
-    "WARMUP_EPOCHS": (0, 1e6), "LEARNING_RATE": (1e-12, 1e3), "BATCH_SIZE": (1, 1_000_000),
-    "MAX_EPOCHS": (1, 1_000_000), "PATIENCE": (1, 1_000_000), "MIN_DELTA": (0, 1e3),
-    "METRIC": ("val_loss", "val_acc"), "SEED": (0, 2**31 - 1), "LR_ABLATION_RATES": (1e-12, 1e3),
-    "ABLATION_SEEDS": (1, 1_000), "LR_ABLATION_MAX_EPOCHS": (1, 1_000_000),
-    "VAL_EXAMPLES": (1, 1_000_000),
-    "NUM_PROCESSES": (1, 65_536), "PROCESS_ID": (0, 65_535), "ENGINE": ("jax", "numpy"),
+# What a switch is, whatever the lines above say. kind: its type, or its items' if the default is a
+# tuple; legal: inclusive bounds, or words; hyper: a run depends on it, besides its rate and seed.
+_Switch = namedtuple("_Switch", "kind default legal hyper", defaults=(None, False))
+_TABLE = {
+    "QAT_ENABLE": _Switch(bool, True, hyper=True),
+    "LR_ABLATION_MODE": _Switch(bool, False),
+    "LAYER_SIZES": _Switch(int, (784, 256, 128, 10), (1, integer.MAX_WIDTH), hyper=True),
+    "WEIGHT_BITS": _Switch(int, 8, (1, 8), hyper=True),
+    "ACTIVATION_BITS": _Switch(int, 8, (1, 8), hyper=True),
+    "PER_CHANNEL": _Switch(bool, True, hyper=True),
+    "POWER_OF_TWO_SCALES": _Switch(bool, True, hyper=True),
+    "COMPUTE_DTYPE": _Switch(str, "float32", ("float32", "bfloat16"), hyper=True),
+    "OPTIMIZER": _Switch(str, "sgd", ("sgd", "adamw"), hyper=True),
+    "MOMENTUM": _Switch(float, 0.0, (0, 0.9999), hyper=True),
+    "SCHEDULE": _Switch(str, "constant", ("constant", "cosine"), hyper=True),
+    "WARMUP_EPOCHS": _Switch(float, 0.0, (0, 1e6), hyper=True),
+    "LEARNING_RATE": _Switch(float, 0.1, (1e-12, 1e3)),
+    "BATCH_SIZE": _Switch(int, 128, (1, 1_000_000), hyper=True),
+    "MAX_EPOCHS": _Switch(int, 100, (1, 1_000_000), hyper=True),
+    "PATIENCE": _Switch(int, 5, (1, 1_000_000), hyper=True),
+    "MIN_DELTA": _Switch(float, 5e-4, (0, 1e3), hyper=True),
+    "METRIC": _Switch(str, "val_loss", ("val_loss", "val_acc"), hyper=True),
+    "SEED": _Switch(int, 0, (0, 2**31 - 1)),
+    "LR_ABLATION_RATES": _Switch(
+        float, (1.0, 0.316, 0.1, 0.0316, 0.01, 0.00316, 1e-3, 3.16e-4, 1e-4), (1e-12, 1e3)),
+    "ABLATION_SEEDS": _Switch(int, 3, (1, 1_000)),
+    "ABLATION_MAX_EPOCHS": _Switch(int, 30, (1, 1_000_000)),
+    "DATA_DIR": _Switch(str, "datasets/mnist"),
+    "VAL_EXAMPLES": _Switch(int, 5_000, (1, 1_000_000)),
+    "RUNS_DIR": _Switch(str, "runs"),
+    "RESUME": _Switch(bool, True),
+    "CHECKPOINT_EVERY": _Switch(int, 1, (1, 1_000_000)),
+    "LOG": _Switch(str, "csv", ("csv", "tensorboard")),
+    "WEIGHTS_DIR": _Switch(str, "weights"),
+    "PLOTS_DIR": _Switch(str, "plots"),
+    "RESULTS_DIR": _Switch(str, "results"),
+    "WEIGHTS": _Switch(str, ""),
+    "CACHE_DIR": _Switch(str, ".cache"),
+    "ENGINE": _Switch(str, "jax", ("jax", "numpy")),
+    "COORDINATOR": _Switch(str, ""),
+    "NUM_PROCESSES": _Switch(int, 1, (1, 65_536)),
+    "PROCESS_ID": _Switch(int, 0, (0, 65_535)),
+    "DATA_PARALLEL": _Switch(bool, False, hyper=True),
 }
-_DEFAULTS = {key: value for key, value in list(globals().items())
-             if key.isupper() and key[0] != "_"}
-Config = namedtuple("Config", _DEFAULTS)
+Config = namedtuple("Config", _TABLE)
+Hyper = namedtuple("Hyper", [name for name in _TABLE if _TABLE[name].hyper])
 
 
-def _parse(key, text):
-    """The text after --KEY= as the switch's type; as it is, for _check to refuse, if it can't."""
-    default = _DEFAULTS[key]
+def _parse(switch, text):
+    """The text after --NAME= in the switch's type; as it is, for _check to refuse, if it can't."""
     try:
-        if isinstance(default, bool):
+        if switch.kind is bool:
             return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if isinstance(default, tuple):
-            return tuple(type(default[0])(part) for part in text.strip("()").split(",") if part)
-        return type(default)(text)
+        if isinstance(switch.default, tuple):
+            parts = text.strip("()[] ").rstrip(", ").split(",")
+            return tuple(switch.kind(part) for part in parts)
+        return switch.kind(text)
     except (ValueError, KeyError):
         return text
 
 
-def _check(key, value):
-    """The value in the switch's type; InputError names the key, the value and the legal set."""
-    default, legal = _DEFAULTS[key], _LEGAL.get(key)
-    kind = type(default[0]) if isinstance(default, tuple) else type(default)
-    listed = isinstance(default, tuple) and isinstance(value, (list, tuple))
-    items = list(value) if listed else [value]
-    if kind is float:
-        items = [float(item) if type(item) is int else item for item in items]
-    typed = all(type(item) is kind for item in items) and len(items) > 0
-    if legal is None:
-        words, inside = {bool: "true or false", str: "text"}.get(kind), typed
-    elif kind is str:
-        words, inside = " or ".join(legal), typed and items[0] in legal
+def _is_legal(item, kind, legal):
+    """Whether one value has its type, or is an int for a float, and is within `legal`."""
+    if type(item) is not kind and not (kind is float and type(item) is int):
+        return False
+    if kind is str:
+        return item in legal if legal else "\0" not in item
+    return legal is None or legal[0] <= item <= legal[1]
+
+
+def _advice(switch):
+    """What to give a switch."""
+    if switch.kind is bool:
+        words = "true or false"
+    elif switch.kind is str:
+        words = " or ".join(switch.legal) if switch.legal else "text without NUL"
     else:
-        words = f"{kind.__name__} in {legal[0]}..{legal[1]}"
-        inside = typed and all(legal[0] <= item <= legal[1] for item in items)
-    if isinstance(default, tuple):
-        words, inside = f"a list of {words}", inside and isinstance(value, (list, tuple))
-    if not inside:
-        raise InputError(f"{key} = {value!r} is not legal; give {words}")
-    return tuple(items) if isinstance(default, tuple) else items[0]
+        words = f"{switch.kind.__name__} in {switch.legal[0]}..{switch.legal[1]}"
+    return f"a list of {words}" if isinstance(switch.default, tuple) else words
+
+
+def _refuse(origin, name, value, advice):
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):        # an int of over 4,300 digits; deep nesting
+        shown = "this value"
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    raise InputError(f"{origin}{name} = {shown} is not legal; give {advice}")
+
+
+def _check(name, value, origin):
+    """The value in the switch's type; InputError names the origin, the value and what to give."""
+    if name not in _TABLE:
+        raise InputError(f"{origin}unknown switch {name[:80]}; --help lists the switches")
+    switch = _TABLE[name]
+    is_list = isinstance(switch.default, tuple)
+    items = value if is_list else [value]
+    if (not isinstance(items, (list, tuple)) or not items
+            or not all(_is_legal(item, switch.kind, switch.legal) for item in items)):
+        _refuse(origin, name, value, _advice(switch))
+    return tuple(map(switch.kind, items)) if is_list else switch.kind(value)
+
+
+def _faults(config):
+    """(name, what to give) of each switch whose value doesn't work, mostly beside another one."""
+    try:
+        integer.check_sizes(config.LAYER_SIZES)
+    except ValueError as error:
+        yield "LAYER_SIZES", f"inputs, hidden widths and classes that fit: these are {error}"
+    if config.COMPUTE_DTYPE == "bfloat16" and not config.POWER_OF_TWO_SCALES:
+        yield "COMPUTE_DTYPE", "float32, or POWER_OF_TWO_SCALES = True: then bfloat16 is exact"
+    if config.WARMUP_EPOCHS > config.MAX_EPOCHS:
+        yield "WARMUP_EPOCHS", f"at most MAX_EPOCHS = {config.MAX_EPOCHS}"
+    address = re.fullmatch(r"[^:\s]+:([0-9]{1,5})", config.COORDINATOR)
+    if config.COORDINATOR not in ("", "auto") and not (address and 1 <= int(address[1]) <= 65_535):
+        yield "COORDINATOR", "HOST:PORT with a port in 1..65535, auto or nothing"
+    if config.NUM_PROCESSES > 1 and not config.COORDINATOR:
+        yield "NUM_PROCESSES", "1, or COORDINATOR = HOST:PORT of process 0 too"
+    if config.PROCESS_ID >= config.NUM_PROCESSES:
+        yield "PROCESS_ID", f"less than NUM_PROCESSES = {config.NUM_PROCESSES}"
+
+
+def _make(given):
+    """Config of [(origin, name, value)], all of them checked; the last one of a name wins."""
+    values, origins = {}, {}
+    for origin, name, value in given:
+        values[name], origins[name] = _check(name, value, origin), origin
+    config = Config(**values)
+    for name, advice in _faults(config):
+        _refuse(origins[name], name, values[name], advice)
+    return config
+
+
+def _read_constants():
+    """{name: (line number, reason)} of the lines NAME = value in this file, as it is edited."""
+    with tokenize.open(__file__) as file:
+        statements = ast.parse(file.read()).body
+        file.seek(0)
+        comments = {token.start[0]: token.string.lstrip("# ")
+                    for token in tokenize.generate_tokens(file.readline)
+                    if token.type == tokenize.COMMENT}
+    constants = {}
+    for statement in statements:
+        match statement:
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                if name[0] != "_" and name not in ("Config", "Hyper"):
+                    constants[name] = statement.lineno, comments.get(statement.end_lineno, "")
+    return constants
+
+
+def _given_here():
+    """[(origin, name, value)] of this file's constants; a removed one has the table's default."""
+    constants = _read_constants()
+    values = {name: switch.default for name, switch in _TABLE.items()}
+    values |= {name: value for name, value in globals().items()
+               if name in _TABLE or name in constants}
+    return [(f"config.py line {constants[name][0]}: " if name in constants else "config.py: ",
+             name, value) for name, value in values.items()]
 
 
 def _read_recipe(path):
     """The switches of a TOML recipe, as a dict."""
+    data = read_bytes(path, 1_000_000)
     try:
-        return tomllib.loads(Path(path).read_text())
-    except OSError as error:
-        raise InputError(f"can't read recipe {path}: {error.strerror}") from None
+        return tomllib.loads(data.decode("utf-8"))
     except ValueError as error:
         raise InputError(f"recipe {path} is not TOML: {str(error).splitlines()[0]}") from None
+    except RecursionError:
+        raise InputError(f"recipe {path} is nested too deeply; give NAME = value lines") from None
 
 
-def usage(about):
-    """The help text: `about`, then each switch with its value and reason."""
-    source = Path(__file__).read_text().split("# What each switch may be")[0]
-    rows = re.findall(r"^([A-Z_]+) = (.+?) +# (.+)$", source, re.MULTILINE)
-    switches = "\n".join(f"  --{key}={value}\n        {reason}" for key, value, reason in rows)
-    return (f"{about.strip()}\n\nArguments: any number of recipes/NAME.toml and --KEY=value; the "
-            f"last one wins.\nSwitches of config.py, with their values and reasons:\n\n{switches}")
+def rows():
+    """[(name, value as --NAME=value takes it, reason)] of every switch, as config.py sets it."""
+    constants = _read_constants()
+    values = [(name, value if isinstance(value, tuple) else [value])
+              for name, value in _make(_given_here())._asdict().items()]
+    return [(name, ",".join(map(str, items)), constants.get(name, (0, "the default"))[1])
+            for name, items in values]
 
 
-def load(argv, about=""):
+def load(argv, about="", also=()):
     """The configuration: config.py, then recipes and --KEY=value in the order given.
 
     Args:
       argv: list of str, the command line without the script; `--help` prints `about` and exits.
+      also: arguments in it that the script reads itself.
     Returns:
-      Config, immutable.
+      Config.
     Raises:
-      InputError: unknown key, wrong type, value out of range, bad recipe.
+      InputError: a bad edit of config.py, unknown switch, wrong type, value out of range, bad
+        recipe, or switches that don't go together.
     """
     if "--help" in argv or "-h" in argv:
-        print(usage(about))
+        print(f"{about.strip()}\n\nArguments: any number of recipes/NAME.toml and --KEY=value; the "
+              "last one wins.\nSwitches of config.py, with their values and reasons:\n")
+        print("\n".join(f"  --{name}={text}\n        {reason}" for name, text, reason in rows()),
+              flush=True)                       # a closed pipe shows here, not at the exit
         raise SystemExit(0)
-    given = [("config.py", key, value) for key, value in _DEFAULTS.items()]
-    for argument in argv:
+    given = _given_here()
+    for argument in [argument for argument in argv if argument not in also]:
         if argument.startswith("--"):
-            key, equals, text = argument[2:].partition("=")
+            name, equals, text = argument[2:].partition("=")
             if not equals:
                 raise InputError(f"{argument}: write --KEY=value; --help lists the switches")
-            given.append(("switch", key, _parse(key, text) if key in _DEFAULTS else text))
-        elif argument.endswith(".toml"):
-            given += [(argument, key, value) for key, value in _read_recipe(argument).items()]
+            given.append(("", name, _parse(_TABLE[name], text) if name in _TABLE else text))
+        elif argument.endswith(".toml") and not argument.startswith("-"):
+            given += [(f"{argument}: ", *item) for item in _read_recipe(argument).items()]
         else:
             raise InputError(f"unknown argument {argument}; give recipes/NAME.toml or --KEY=value")
-    values = {}
-    for origin, key, value in given:
-        if key not in _DEFAULTS:
-            raise InputError(f"unknown {origin} {key}; --help lists the switches")
-        values[key] = _check(key, value)
-    if values["COMPUTE_DTYPE"] == "bfloat16" and not values["POWER_OF_TWO_SCALES"]:
-        raise InputError("COMPUTE_DTYPE = 'bfloat16' is exact with POWER_OF_TWO_SCALES = True "
-                         "only; set it")
-    if values["PROCESS_ID"] >= values["NUM_PROCESSES"]:
-        raise InputError(f"PROCESS_ID = {values['PROCESS_ID']} is not legal; give less than "
-                         f"NUM_PROCESSES = {values['NUM_PROCESSES']}")
-    if not re.fullmatch(r"(auto|[^:\s]+:\d+)?", values["COORDINATOR"]):
-        raise InputError(f"COORDINATOR = {values['COORDINATOR']!r} is not legal; give HOST:PORT, "
-                         "auto or nothing")
-    if values["WARMUP_EPOCHS"] > values["MAX_EPOCHS"]:
-        raise InputError(f"WARMUP_EPOCHS = {values['WARMUP_EPOCHS']:g} is not legal; give at most "
-                         f"MAX_EPOCHS = {values['MAX_EPOCHS']}")
-    if len(values["LAYER_SIZES"]) < 2:
-        raise InputError(f"LAYER_SIZES = {values['LAYER_SIZES']} needs inputs and classes at least")
-    return Config(**values)
+    return _make(given)
+
+
+def change(settings, **changes):
+    """Config: `settings` with some switches changed, checked as load does (InputError)."""
+    return _make([("", *item) for item in (settings._asdict() | changes).items()])
+
+
+def hyper(settings, **changes):
+    """Hyper of `settings` with some switches changed, checked as load does (InputError)."""
+    config = change(settings, **changes)
+    return Hyper(*(getattr(config, name) for name in Hyper._fields))
+
+
+def run_script(main):
+    """Call main(argv) as a script: an InputError becomes one line on stderr and exit code 2."""
+    try:
+        with interrupt.watched():
+            try:
+                main(sys.argv[1:])
+            finally:
+                sys.stdout.flush()              # a closed pipe shows here, not at the exit
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except interrupt.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:                     # as of `| head`; the exit would flush again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

@@ -1,6 +1,13 @@
-"""Datasets as uint8 arrays, from four idx files in a folder, checked before they are trusted."""
+"""Datasets as uint8 arrays, from four idx files in a folder, checked before they are trusted.
+
+A folder without them is filled once through tensorflow-datasets, if that knows its name.
+"""
+import gzip
 import hashlib
+import io
 import math
+import os
+import re
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from files import InputError
+from files import InputError, read_bytes, write_atomically
 
 # The file names LeCun gave them, as (images, labels) of the train and the test split.
 FILES = (("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
          ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"))
 MAX_BYTES = 2**31               # of one file, packed or unpacked; more is refused
 SPLIT_SEED = 0                  # the val split is the same in every run, whatever SEED is
+# Datasets known by their content, wherever they lie; others are named after their folder.
+KNOWN = {"e9914cff2ade526da2ab1ac60c072f9173cc53e35b9411692de8207cb1b9009d": "MNIST",
+         "4d8e31d2057f6f938ff47097ba334038e7aafbaf24b67665d2dd1ecda01730a3": "Fashion-MNIST"}
 
 
 class Split(NamedTuple):
@@ -24,100 +34,201 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
-def _inflate(packed, limit, path):
-    """At most `limit` unpacked bytes of a .gz file; of another file, the bytes themselves."""
-    if path.suffix != ".gz":
-        return packed[:limit]
-    stream = zlib.decompressobj(wbits=31)       # 31: gzip header and checksum
-    content = stream.decompress(packed, limit)
-    if len(content) < limit and not stream.eof:
-        raise zlib.error
-    return content
+class Dataset(NamedTuple):
+    """A name to print, the SHA-256 of what the four files hold unpacked, and the two Splits."""
+    name: str
+    sha256: str
+    train: Split
+    test: Split
 
 
-def _parse_idx(path, ranks):
-    """One idx file of uint8 as an array; its rank must be one of `ranks`.
+def write_idx(path, array):
+    """Write a uint8 array as an idx file, packed when path ends in .gz."""
+    content = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+    packed = Path(path).suffix == ".gz"
+    write_atomically(path, gzip.compress(content, 6, mtime=0) if packed else content)
+
+
+def _read_sums(folder):
+    """dict of file name -> SHA-256 from SHA256SUMS, as `sha256sum` and `sha256sum -b` write it."""
+    path = folder / "SHA256SUMS"
+    if not os.path.lexists(path):
+        return {}
+    sums = {}
+    for line in read_bytes(path, 1_000_000).decode("utf-8", "replace").splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        match = re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(?:\./)?(\S.*)", line)
+        if match is None:
+            raise InputError(f"{path} has the line {line[:80]!r}; write `sha256sum FILE` lines")
+        sums[match[2]] = match[1].lower()
+    return sums
+
+
+def _read_up_to(stream, limit):
+    """At most limit bytes of a stream, taking memory only as they come."""
+    pieces = []
+    while limit > 0 and (piece := stream.read(min(limit, 2**20))):
+        pieces.append(piece)
+        limit -= len(piece)
+    return b"".join(pieces)
+
+
+def _parse_idx(path, ranks, stream):
+    """(array of uint8, SHA-256 digest of the unpacked file) of one open idx file.
 
     The header's claim is checked before memory is taken for it.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise InputError(f"{path} is larger than {MAX_BYTES} bytes; give the original file")
-    packed = path.read_bytes()
-    sums = path.parent / "SHA256SUMS"
-    known = sums.read_text().splitlines() if sums.exists() else []
-    known = dict(reversed(line.split()) for line in known)
-    if path.name in known and hashlib.sha256(packed).hexdigest() != known[path.name]:
-        raise InputError(f"{path} has the wrong SHA-256: truncated or changed; copy it again")
-    head = _inflate(packed, 20, path)
-    if head[:3] != b"\0\0\x08" or head[3] not in ranks:
-        raise InputError(f"{path} has the wrong magic 0x{head[:4].hex()}; give an idx file")
-    shape = struct.unpack_from(f">{head[3]}I", head, 4)
-    start, count = 4 + 4 * len(shape), math.prod(shape)
+    magic = stream.read(4)
+    if magic[:3] != b"\0\0\x08" or magic[3] not in ranks:
+        raise InputError(f"{path} has the wrong magic 0x{magic.hex()}; give an idx file")
+    sizes = stream.read(4 * magic[3])
+    shape = struct.unpack(f">{magic[3]}I", sizes)
+    count = math.prod(shape)
     if not 0 < count <= MAX_BYTES:
         raise InputError(f"{path} claims {count} bytes; 1 to {MAX_BYTES} are accepted")
-    content = _inflate(packed, start + count + 1, path)
-    if len(content) != start + count:
-        raise InputError(f"{path} holds {len(content) - start} bytes or more, its header "
+    content = _read_up_to(stream, count + 1)
+    if len(content) != count:
+        raise InputError(f"{path} holds {len(content)} bytes or more, its header "
                          f"says {count}; copy the original again")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    digest = hashlib.sha256(magic + sizes)
+    digest.update(content)
+    return np.frombuffer(content, np.uint8).reshape(shape), digest.digest()
 
 
-def _read_idx(folder, name, ranks):
-    """The array in folder/name or folder/name.gz; every damage becomes an InputError."""
-    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.exists()), None)
-    if path is None:
-        raise InputError(f"{folder / name}[.gz] is missing; DATA_DIR needs the four idx files")
+def _read_idx(path, ranks, sums):
+    """_parse_idx of a file, packed or not; every damage becomes an InputError."""
+    packed = read_bytes(path, MAX_BYTES)
+    expected = sums.get(path.name)
+    if expected and hashlib.sha256(packed).hexdigest() != expected:
+        raise InputError(f"{path} has the wrong SHA-256: truncated or changed; copy it again")
+    stream = io.BytesIO(packed)
+    if path.suffix == ".gz":
+        stream = gzip.GzipFile(fileobj=stream)
     try:
-        return _parse_idx(path, ranks)
-    except (zlib.error, struct.error, IndexError):
+        return _parse_idx(path, ranks, stream)
+    except (EOFError, OSError, zlib.error, struct.error, IndexError):
         raise InputError(f"{path} is truncated or damaged; copy the original again") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"can't read {path}: {error}") from None
 
 
-def _read_folder(folder):
-    """The train and test Split of a folder of four idx files; the four are read in parallel."""
-    with ThreadPoolExecutor() as pool:
-        arrays = list(pool.map(lambda job: _read_idx(folder, *job),
-                               [(name, ranks) for images, labels in FILES
-                                for name, ranks in ((images, (3, 4)), (labels, (1,)))]))
-    splits = []
-    for images, labels, names in zip(arrays[::2], arrays[1::2], FILES):
-        if len(images) != len(labels):
-            raise InputError(f"{folder}: {len(images)} images in {names[0]} but {len(labels)} "
-                             f"labels in {names[1]}; take both from one dataset")
-        splits.append(Split(images.reshape(len(images), -1), labels))
-    if splits[0].images.shape[1] != splits[1].images.shape[1]:
-        raise InputError(f"{folder}: train and test images differ in size; take one dataset")
-    return splits
+def _find(folder):
+    """The paths of the four idx files in the order of FILES, packed or not; None for missing."""
+    choices = [(folder / name, folder / f"{name}.gz") for pair in FILES for name in pair]
+    return [next((path for path in both if os.path.lexists(path)), None) for both in choices]
 
 
-def load(dataset, folder, layer_sizes):
-    """The train and test split of a dataset, as stored.
+def _find_or_fetch(folder):
+    """The paths of the four idx files of a folder, which is filled first when it has none."""
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise InputError(f"{folder} is not a folder; DATA_DIR needs the four idx files")
+    paths, name = _find(folder), _name_of(folder)
+    # Files beside a missing one are the user's: they are not replaced.
+    fetchable = not any(paths) and re.fullmatch(r"[A-Za-z0-9_]{1,100}", name)
+    if fetchable and fetch(name, folder):
+        paths = _find(folder)
+    if None in paths:
+        missing = [name for pair in FILES for name in pair][paths.index(None)]
+        raise InputError(f"{folder / missing}[.gz] is missing; DATA_DIR needs the four idx files. "
+                         "pip install -r requirements-tfds.txt lets tensorflow-datasets build "
+                         "the data set that an empty folder is named after")
+    return paths
+
+
+def _name_of(folder):
+    """The last part of a folder's path, also of one like "."."""
+    return os.path.basename(os.path.abspath(folder))
+
+
+def _make_split(folder, names, images, labels):
+    """A Split of two arrays that must agree in their number."""
+    if len(images) != len(labels):
+        raise InputError(f"{folder}: {len(images)} images in {names[0]} but {len(labels)} "
+                         f"labels in {names[1]}; take both from one dataset")
+    return Split(images.reshape(len(images), -1), labels)
+
+
+def load(folder):
+    """The dataset of a folder of four idx files, packed (.gz) or not.
 
     Args:
-      dataset: "mnist" reads the four idx files of `folder`; another name is fetched once through
-        tensorflow-datasets into a folder of that name beside it.
-      layer_sizes: the network, whose inputs and classes must fit the images and labels.
+      folder: where they are. One without any of them, named as tensorflow-datasets names a set,
+        is filled once by it.
     Returns:
-      (train Split, test Split).
+      Dataset. Its sha256 is of the unpacked content: packed or plain, the same data agree.
     Raises:
-      InputError: files missing, damaged, of the wrong hash, or not fitting the network.
+      InputError: files missing, damaged, or of another hash than SHA256SUMS says.
     """
     folder = Path(folder)
-    if dataset != "mnist":
-        if not dataset.replace("_", "").isalnum():
-            raise InputError(f"DATASET = {dataset!r} is not a tensorflow-datasets name")
-        folder = folder.parent / dataset
-        if not all((folder / f"{name}.gz").exists() for pair in FILES for name in pair):
-            import fetch
-            fetch.fetch(dataset, folder)
-    train, test = _read_folder(folder)
-    inputs, classes = train.images.shape[1], int(max(train.labels.max(), test.labels.max())) + 1
+    paths = _find_or_fetch(folder)
+    sums = _read_sums(folder)
+    with ThreadPoolExecutor() as pool:
+        jobs = [pool.submit(_read_idx, path, ranks, sums)
+                for path, ranks in zip(paths, ((3, 4), (1,), (3, 4), (1,)))]
+        arrays, digests = zip(*(job.result() for job in jobs))
+    train, test = (_make_split(folder, pair, *arrays[i:i + 2]) for pair, i in zip(FILES, (0, 2)))
+    if train.images.shape[1] != test.images.shape[1]:
+        raise InputError(f"{folder}: train and test images differ in size; take one dataset")
+    sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
+    return Dataset(KNOWN.get(sha256, _name_of(folder)), sha256, train, test)
+
+
+def fetch(name, folder, builder=None):
+    """Load a dataset through tensorflow-datasets and keep it in `folder` as four idx files.
+
+    Args:
+      name: a tensorflow-datasets image classification set with train and test splits.
+      folder: Path to write to; later runs read it without TensorFlow.
+      builder: a tfds builder to use instead of tfds.builder(name), already prepared.
+    Returns:
+      False when TensorFlow or tensorflow-datasets is not installed, else True.
+    Raises:
+      InputError: the name is unknown, or its images are not uint8.
+    """
+    try:
+        import tensorflow  # noqa: F401  (tensorflow-datasets needs it to build and to read)
+        import tensorflow_datasets as tfds
+    except ImportError:
+        return False
+    try:
+        if builder is None:
+            builder = tfds.builder(name)
+            builder.download_and_prepare()
+        splits = [tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, as_supervised=True))
+                  for split in ("train", "test")]
+        arrays = [_as_uint8(name, *split) for split in splits]
+    except InputError:
+        raise
+    except Exception as error:      # tfds raises its own kinds for unknown names, no network, ...
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{folder} has no idx files, and tensorflow-datasets can't build "
+                         f"{name!r}: {reason}") from None
+    for pair, split in zip(FILES, arrays):
+        for file, array in zip(pair, split):
+            write_idx(folder / f"{file}.gz", array)
+    return True
+
+
+def _as_uint8(name, images, labels):
+    """Images [N, H, W] or [N, H, W, C] and labels [N] of tensorflow-datasets, as idx holds them."""
+    if images.dtype != np.uint8 or images.ndim != 4 or labels.min() < 0 or labels.max() > 255:
+        raise InputError(f"the dataset {name!r} is not uint8 images in at most 256 classes")
+    if images.shape[-1] == 1:
+        images = images[..., 0]
+    return images, labels.astype(np.uint8)
+
+
+def check_fits(dataset, layer_sizes):
+    """Raise InputError unless a network of these widths reads and classifies the dataset.
+
+    Args:
+      dataset: Dataset.
+      layer_sizes: inputs, hidden widths, classes; it may have more classes than the labels.
+    """
+    inputs = dataset.train.images.shape[1]
+    classes = int(max(dataset.train.labels.max(), dataset.test.labels.max())) + 1
     if inputs != layer_sizes[0] or classes > layer_sizes[-1]:
-        raise InputError(f"LAYER_SIZES = {layer_sizes} does not fit {folder}: it has {inputs} "
-                         f"pixels and {classes} classes")
-    return train, test
+        raise InputError(f"LAYER_SIZES = {tuple(layer_sizes)} does not fit {dataset.name}: it has "
+                         f"{inputs} pixels and {classes} classes")
 
 
 def split_val(train, val_examples, batch_size):

@@ -1,35 +1,83 @@
-"""The only door to the disk for output: atomic writes, results as JSON, one-line input errors."""
+"""The only door to the disk: atomic writes, bounded reads, one-line input errors."""
 import contextlib
-import json
 import os
 import platform
-import sys
+import re
+import stat
 import tempfile
-from importlib import metadata
+import time
+import zlib
 from pathlib import Path
+
+STALE_SECONDS = 86_400          # a temporary file of this age is left over, whoever wrote it
+
+# A process id says who is alive on its own host only, and folders may be shared: name both.
+_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+_TEMPORARY = re.compile(r"\..*\.(\d+)-([0-9a-f]{8})\.\w+\.tmp", re.DOTALL)
 
 
 class InputError(Exception):
     """Something the user gave is wrong; the message is one line that says what to do."""
 
+    def __str__(self):
+        # Paths come from the user: a newline or NUL in one is shown escaped.
+        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode()
+                       for c in super().__str__())
 
-def run_script(main):
-    """Call main(argv) as a script: an InputError becomes one line on stderr and exit code 2."""
+
+def _reason(error):
+    """An OSError or ValueError of a file operation in a few words, without its path."""
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _is_alive(pid):
+    """Whether a process of this host runs; True where that can't be asked without harm."""
+    if os.name != "posix":
+        return True
     try:
-        main(sys.argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was saved", file=sys.stderr)
-        sys.exit(130)
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:                     # another user's
+        pass
+    return True
+
+
+def _is_stale(entry):
+    """Whether a folder entry is a temporary file of ours that nobody will finish."""
+    match = _TEMPORARY.fullmatch(entry.name)
+    if match is None:
+        return False
+    if match[2] == _HOST and not _is_alive(int(match[1])):
+        return True
+    return time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS
+
+
+def _delete_stale(folder):
+    """Remove what killed writers left in folder; another process may be doing the same."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError, ValueError):
+                if _is_stale(entry):
+                    os.unlink(entry.path)
+
+
+def _sync_folder(folder):
+    """Make a rename in folder outlast a power cut, where the platform can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_atomically(path, data):
     """Write bytes to path so that a reader, or a crash, sees the old file or the new one, whole.
 
     Args:
-      path: file to replace; its folder is made when missing.
+      path: file to replace; its folder is made when missing, and temporary files that killed
+        processes left there are deleted.
       data: bytes.
     Raises:
       InputError: the folder or file can't be written; the old file is untouched.
@@ -38,61 +86,60 @@ def write_atomically(path, data):
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.", path.parent)
+        _delete_stale(path.parent)
+        handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.{os.getpid()}-{_HOST}.",
+                                             path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)              # mkstemp makes 0600
         os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"can't write {path}: {error.strerror}; choose another folder") from None
+        _sync_folder(path.parent)
+    except (OSError, ValueError) as error:      # ValueError: a NUL byte in the path
+        raise InputError(f"can't write {path}: {_reason(error)}; choose another folder") from None
     finally:
-        if temporary and os.path.exists(temporary):
+        if temporary and os.path.lexists(temporary):
             os.unlink(temporary)
 
 
 def check_writable(*folders):
     """Raise InputError now, not after an hour of training, when a folder can't be written."""
     for folder in folders:
-        probe = Path(folder) / ".write_test"
-        write_atomically(probe, b"")
-        probe.unlink()
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()      # of its own name, deleted when closed
+        except (OSError, ValueError) as error:
+            raise InputError(f"can't write in {folder}: {_reason(error)}; "
+                             "choose another folder") from None
 
 
-def environment():
-    """What a result depends on besides the code: dict of str, for results/*.json."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), cpu)
-    versions = {}
-    for name in ("jax", "jaxlib", "numpy", "optax"):
-        with contextlib.suppress(metadata.PackageNotFoundError):    # inference needs NumPy alone
-            versions[name] = metadata.version(name)
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(), "python": platform.python_version(), **versions}
+def read_bytes(path, limit):
+    """The content of a regular file.
 
-
-def peak_memory():
-    """The most memory that this process had resident, in bytes; None where Linux does not say."""
-    status = Path("/proc/self/status")          # not getrusage: that inherits its parent's peak
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
-
-
-def write_result(path, config, **content):
-    """Write a study as JSON: content plus the configuration and the environment it came from."""
-    result = {**content, "config": config._asdict(), "environment": environment()}
-    write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
-    print(f"wrote {path}")
-
-
-def read_result(path):
-    """Read a results/*.json file; InputError when it is missing or not JSON."""
+    Args:
+      path: the file; a device or FIFO is refused before a byte of it is read.
+      limit: the most bytes to accept, and to take memory for.
+    Returns:
+      bytes.
+    Raises:
+      InputError: missing, unreadable, not a regular file, too large, or changing meanwhile.
+    """
     try:
-        return json.loads(Path(path).read_text())
-    except OSError as error:
-        raise InputError(f"can't read {path}: {error.strerror}; run its study first") from None
-    except ValueError:
-        raise InputError(f"{path} is not JSON; run its study again") from None
+        # O_NONBLOCK: opening a FIFO would wait for its writer.
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        with contextlib.ExitStack() as stack:
+            handle = os.open(path, flags)
+            stack.callback(os.close, handle)
+            info = os.fstat(handle)
+            if not stat.S_ISREG(info.st_mode):
+                raise InputError(f"{path} is not a regular file")
+            if info.st_size > limit:
+                raise InputError(f"{path} is larger than {limit:,} bytes")
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                data = file.read(info.st_size + 1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't read {path}: {_reason(error)}") from None
+    if len(data) != info.st_size:
+        raise InputError(f"{path} changed while it was read")
+    return data

@@ -1,67 +1,163 @@
-"""Integer-only inference from integer codes: no float between the pixel bytes and the class.
+"""A deployed network: its integers, the proof that they are exact, and two engines that run them.
 
-NumPy needs nothing else; the JAX engine runs real int8 dots. Both give the same integers.
+No float stands between the pixel bytes and the class. NumPy is enough; the JAX engine runs real
+int8 dots. Both give the same integers.
 """
+import functools
+from typing import NamedTuple
+
 import numpy as np
 
+MAX_LAYERS = 64                 # what a network here may be: config, files and proof use these
+MAX_WIDTH = 65_536
+MAX_WEIGHTS = 2**24
+ACC_LIMIT = 2**24               # float32 holds every smaller integer: the proof of exactness
+MAX_SHIFT = 30                  # |acc| < 2**24, so from 26 on every shift gives 0
+MAX_LOGIT_EXPONENT = 100        # either way: float32 then holds every logit
+PIXEL_BITS = 8                  # a pixel's code is its byte
 
-def prepare(layers):
-    """The arrays that inference reads, from the layers of a weights file.
+
+class Layer(NamedTuple):
+    """acc = x_q @ w_q + b_q; then requantize(acc, shift), but in the last layer."""
+    w_q: np.ndarray             # int8 [I, O]
+    b_q: np.ndarray             # int32 [O], on the accumulator's grid
+    shift: np.ndarray | None    # int8 [O], 1..MAX_SHIFT; None in the last layer
+
+
+class Network(NamedTuple):
+    """What is deployed. Made by make_network, which proves it exact."""
+    layers: tuple               # of Layer
+    weight_bits: int
+    activation_bits: int        # of the codes between layers
+    logit_exponent: int         # logits = accumulators of the last layer * 2**logit_exponent
+
+
+def code_range(bits, signed=True):
+    """(qmin, qmax): symmetric narrow range for signed codes, 0..2**bits-1 for unsigned ones."""
+    if not signed:
+        return 0, 2**bits - 1
+    qmax = max(1, 2 ** (bits - 1) - 1)          # 1 bit: the codes are -1 and +1
+    return -qmax, qmax
+
+
+def input_qmax(count, activation_bits):
+    """The largest input code of each of `count` layers: bytes first, activations then."""
+    return [code_range(bits, signed=False)[1]
+            for bits in [PIXEL_BITS] + [activation_bits] * (count - 1)]
+
+
+def sizes(network):
+    """(inputs, hidden widths, classes) of a Network, or of a list of float (w, b)."""
+    layers = network.layers if isinstance(network, Network) else network
+    return (layers[0][0].shape[0], *(layer[0].shape[1] for layer in layers))
+
+
+def check_sizes(widths):
+    """Raise ValueError unless a network of these (inputs, ..., classes) may be run here."""
+    if not 2 <= len(widths) <= MAX_LAYERS + 1:
+        raise ValueError(f"{len(widths) - 1} layers, not 1..{MAX_LAYERS}")
+    if not all(1 <= width <= MAX_WIDTH for width in widths):
+        raise ValueError(f"layer sizes {tuple(widths)} are not all in 1..{MAX_WIDTH}")
+    weights = sum(i * o for i, o in zip(widths, widths[1:]))
+    if weights > MAX_WEIGHTS:
+        raise ValueError(f"{weights:,} weights, more than {MAX_WEIGHTS:,}")
+
+
+def accumulator_bound(layer, x_qmax):
+    """The largest |accumulator| that any input can cause, per channel: int64 [O]."""
+    total = np.abs(layer.w_q).sum(0, dtype=np.int64)    # |codes| <= 127: int8 holds them
+    return x_qmax * total + np.abs(layer.b_q.astype(np.int64))
+
+
+def make_network(layers, weight_bits, activation_bits, logit_exponent):
+    """Prove that float32 and integer arithmetic agree on these layers, and put them together.
 
     Args:
-      layers: list of dicts as from model.quantize or checkpoint.load.
+      layers: Layers of NumPy arrays; shifts may be longer than MAX_SHIFT, and are cut to it.
+      weight_bits, activation_bits: 1..8; logit_exponent: int.
     Returns:
-      list of (w_q int8 [I, O], b_q int32 [1, O], shift int32 [1, O] or [1, 1]); the last layer's
-      shift is None.
+      Network.
+    Raises:
+      ValueError: shapes that don't chain, codes out of range, a shift below 1, or an accumulator
+        that could reach 2**24; one line.
     """
-    prepared = []
-    for layer, following in zip(layers, [*layers[1:], None]):
-        shift = None
-        if following is not None:
-            shift = (following["x_exponent"].astype(np.int32) - layer["x_exponent"]
-                     - layer["w_exponent"])[None]
-            # |acc| < 2**24, so from 26 on every shift gives 0: int32 needs no longer ones.
-            shift = np.minimum(shift, 30)
-        prepared.append((layer["w_q"], layer["b_q"][None], shift))
-    return prepared
+    check_sizes(sizes(layers))
+    if not (1 <= weight_bits <= 8 and 1 <= activation_bits <= 8):
+        raise ValueError(f"W{weight_bits}A{activation_bits} is not in 1..8 bits")
+    if abs(logit_exponent) > MAX_LOGIT_EXPONENT:
+        raise ValueError(f"logit exponent {logit_exponent} is not in "
+                         f"-{MAX_LOGIT_EXPONENT}..{MAX_LOGIT_EXPONENT}")
+    qmin, qmax = code_range(weight_bits)
+    checked = []
+    for i, (layer, x_qmax) in enumerate(zip(layers, input_qmax(len(layers), activation_bits))):
+        last = i + 1 == len(layers)
+        if not last and layer.w_q.shape[1] != layers[i + 1].w_q.shape[0]:
+            raise ValueError(f"layer {i} has {layer.w_q.shape[1]} outputs, layer {i + 1} "
+                             f"{layers[i + 1].w_q.shape[0]} inputs")
+        if layer.w_q.min() < qmin or layer.w_q.max() > qmax or (weight_bits == 1
+                                                               and not layer.w_q.all()):
+            raise ValueError(f"layer {i} holds a code that {weight_bits} bits do not have")
+        bound = accumulator_bound(layer, x_qmax).max()
+        if bound >= ACC_LIMIT:
+            raise ValueError(f"layer {i} can reach |accumulator| {bound}, not below 2**24; "
+                             "lower WEIGHT_BITS, ACTIVATION_BITS or the layer's inputs")
+        if (layer.shift is None) != last:
+            raise ValueError(f"layer {i} {'needs no' if last else 'lacks its'} requantizing shift")
+        if not last:
+            if layer.shift.min() < 1:
+                raise ValueError(f"layer {i} needs a requantizing shift of 1 or more, has "
+                                 f"{layer.shift.min()}")
+            layer = layer._replace(shift=np.minimum(layer.shift, MAX_SHIFT).astype(np.int8))
+        checked.append(layer)
+    return Network(tuple(checked), weight_bits, activation_bits, logit_exponent)
 
 
 def requantize(acc, shift, bits):
     """clip(round_half_even(acc * 2**-shift), 0, 2**bits - 1) in integers; NumPy or JAX arrays.
 
     Args:
-      acc: int32 or int64 [B, O], |acc| < 2**24; shift: int32 [1, O] or [1, 1], 1..30.
+      acc: int32 or int64 [B, O], |acc| < 2**24; shift: int32 [1, O], 1..30.
     Returns:
       [B, O] of acc's dtype.
     """
     codes = (acc + (1 << (shift - 1)) - 1 + ((acc >> shift) & 1)) >> shift
-    return codes.clip(0, 2**bits - 1)
+    return codes.clip(*code_range(bits, signed=False))
 
 
-def run(prepared, x_q, bits, int_matmul):
+def _run(layers, activation_bits, x_q, int_matmul):
     """Accumulators of the last layer: int32 [B, classes], by the given int_matmul(x_q, w_q)."""
-    for w_q, b_q, shift in prepared[:-1]:
-        x_q = requantize(int_matmul(x_q, w_q) + b_q, shift, bits).astype(np.uint8)
-    w_q, b_q, _ = prepared[-1]
-    return int_matmul(x_q, w_q) + b_q
+    for layer in layers:
+        acc = int_matmul(x_q, layer.w_q) + layer.b_q[None]
+        if layer.shift is not None:
+            shift = layer.shift[None].astype(np.int32)
+            x_q = requantize(acc, shift, activation_bits).astype(np.uint8)
+    return acc
 
 
-def numpy_int_matmul(x_q, w_q):
+def _numpy_int_matmul(x_q, w_q):
     """uint8 [B, I] @ int8 [I, O] -> int32 [B, O]; exact, |acc| < 2**24."""
     return x_q.astype(np.int32) @ w_q.astype(np.int32)
 
 
-def make_engine(layers, bits, engine="jax"):
+def make_engine(network, engine="jax"):
     """A function from uint8 images [B, I] to int32 accumulators [B, classes], as NumPy.
 
     Args:
-      layers: list of dicts as from checkpoint.load; bits: of the activations;
-      engine: "jax" (jitted int8 dots) or "numpy".
+      network: Network; engine: "jax" (jitted int8 dots) or "numpy".
     """
-    prepared = prepare(layers)
     if engine == "numpy":
-        return lambda images: run(prepared, images, bits, numpy_int_matmul)
+        return lambda images: _run(network.layers, network.activation_bits, images,
+                                   _numpy_int_matmul)
 
+    import jax
+    jitted, on_device = _jax_run(), jax.device_put(network.layers)
+    bits = network.activation_bits
+    return lambda images: np.asarray(jitted(on_device, images, activation_bits=bits))
+
+
+@functools.cache                # one function, so that networks of one shape compile once
+def _jax_run():
+    """_run by real int8 dots, jitted."""
     import jax
     from jax import lax
 
@@ -71,12 +167,22 @@ def make_engine(layers, bits, engine="jax"):
         acc = lax.dot(shifted, w_q, preferred_element_type=np.int32)
         return acc + 128 * w_q.astype(np.int32).sum(0, keepdims=True)
 
-    jitted = jax.jit(lambda prepared, images: run(prepared, images, bits, int_matmul))
-    on_device = jax.device_put(prepared)
-    return lambda images: np.asarray(jitted(on_device, images))
+    def run(layers, images, activation_bits):
+        return _run(layers, activation_bits, images, int_matmul)
+
+    return jax.jit(run, static_argnames="activation_bits")
 
 
-def logit_scale(layers):
-    """Units of logits per step of the last accumulator: a power of two, float32."""
-    exponent = int(layers[-1]["x_exponent"]) + int(layers[-1]["w_exponent"][0])
-    return np.ldexp(np.float32(1), exponent)
+def logits(network, acc):
+    """float32 [B, classes] from the last accumulators; exact: times a power of two."""
+    return acc.astype(np.float32) * np.ldexp(np.float32(1), network.logit_exponent)
+
+
+def kind(weight_bits=None, activation_bits=None):
+    """W8A8, or float32: what a table calls a model of these widths."""
+    return f"W{weight_bits}A{activation_bits}" if weight_bits else "float32"
+
+
+def name(network):
+    """kind of a Network, or of a list of float (w, b)."""
+    return kind(*network[1:3]) if isinstance(network, Network) else kind()

@@ -2,82 +2,67 @@
 
 python3 main_inference.py [photo.png ...] [recipes/NAME.toml] [--KEY=value ...]
 """
+import signal
+
+if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import time
 from pathlib import Path
 
-import numpy as np
-
-import checkpoint
-import config
-import data
-import images
-import integer
-import stats
-from files import run_script, write_result
+import config                   # NumPy and JAX are imported below, once the switches are legal
 
 
-def make_predictor(layers, meta, engine="jax"):
-    """A function from uint8 images [N, I] to float32 logits [N, classes].
+def evaluate_file(path, network, facts, settings):
+    """Print and write what the model does on the test split."""
+    import numpy as np
 
-    Args:
-      layers, meta: as from checkpoint.load; quantized ones run integer-only up to the last
-        accumulator, float32 ones through model.predict.
-      engine: "jax" or "numpy", for quantized layers.
-    """
-    if meta["quantized"]:
-        run = integer.make_engine(layers, meta["activation_bits"], engine)
-        scale = integer.logit_scale(layers)
-        return lambda images: run(images).astype(np.float32) * scale    # exact: a power of two
-    import jax
-
-    import model
-    params = jax.device_put([(layer["w"], layer["b"]) for layer in layers])
-    return lambda images: np.asarray(model.predict(params, images))
-
-
-def evaluate_model(layers, meta, engine, **splits):
-    """Loss and accuracy by split: {name}_loss in nats, {name}_acc as a fraction."""
-    images = np.concatenate([split.images for split in splits.values()])    # one shape to compile
-    logits = make_predictor(layers, meta, engine)(images)
-    metrics, end = {}, 0
-    for name, (_, labels) in splits.items():
-        start, end = end, end + len(labels)
-        metrics[f"{name}_loss"], metrics[f"{name}_acc"] = stats.evaluate(logits[start:end], labels)
-    return metrics
-
-
-def evaluate_file(path, settings):
-    """Print and write what the file at `path` does on the test split."""
-    layers, meta = checkpoint.load(path)
-    _, test = data.load(settings.DATASET, settings.DATA_DIR, tuple(meta["layer_sizes"]))
-    predict = make_predictor(layers, meta, settings.ENGINE)
+    import data
+    import integer
+    import predict
+    import stats
+    from results import write_result
+    dataset = data.load(settings.DATA_DIR)
+    data.check_fits(dataset, integer.sizes(network))
+    predictor = predict.make_predictor(network, settings.ENGINE)
     start = time.perf_counter()
-    logits = predict(test.images)
+    logits = predictor(dataset.test.images)
     first = time.perf_counter() - start         # compiles, for JAX
     repeats = []
     for _ in range(5 if settings.ENGINE == "jax" else 1):
         start = time.perf_counter()
-        predict(test.images)
+        predictor(dataset.test.images)
         repeats.append(time.perf_counter() - start)
-    loss, accuracy = stats.evaluate(logits, test.labels)
+    loss, accuracy = stats.evaluate(logits, dataset.test.labels)
+    quantized = isinstance(network, integer.Network)
+    kind = f"{integer.name(network)}{' integer-only' if quantized else ''}"
     size = Path(path).stat().st_size
-    kind = (f"W{meta['weight_bits']}A{meta['activation_bits']} integer-only" if meta["quantized"]
-            else "float32")
-    speed = len(test.labels) / np.median(repeats)
-    print(f"{path}: {kind}, engine {settings.ENGINE if meta['quantized'] else 'jax'}\n"
+    speed = len(logits) / np.median(repeats)
+    print(f"{path}: {kind}, engine {settings.ENGINE if quantized else 'jax'}\n"
+          f"data           {dataset.name}, {len(logits):,} test images\n"
           f"test accuracy  {100 * accuracy:.2f} %\ntest loss      {loss:.6f} nats\n"
           f"speed          {speed:,.0f} images/s ({first:.2f} s for the first call)\n"
           f"file           {size:,} bytes")
-    write_result(Path(settings.RESULTS_DIR) / "inference.json", settings, file=str(path), kind=kind,
-                 test_acc=accuracy, test_loss=loss, images=len(test.labels), file_bytes=size,
+    trained_on = facts.get("dataset", {})
+    if trained_on.get("sha256") != dataset.sha256:
+        print(f"note: this model was trained on {trained_on.get('name', 'other data')}, "
+              f"not on {dataset.name}")
+    write_result(Path(settings.RUNS_DIR) / "inference.json", facts.get("switches", {}),
+                 file=str(path), kind=kind, trained_on=trained_on,
+                 dataset={"name": dataset.name, "sha256": dataset.sha256}, engine=settings.ENGINE,
+                 test_acc=accuracy, test_loss=loss, images=len(logits), file_bytes=size,
                  first_call_seconds=first, seconds=repeats)
 
 
-def classify(path, files, settings):
+def classify(network, files, settings):
     """Print the class and the ten scores of image files."""
-    layers, meta = checkpoint.load(path)
-    inputs = np.stack([images.read_digit(file, meta["layer_sizes"][0]) for file in files])
-    logits = make_predictor(layers, meta, settings.ENGINE)(inputs).astype(np.float64)
+    import numpy as np
+
+    import integer
+    import photo
+    import predict
+    inputs = np.stack([photo.read_digit(file, integer.sizes(network)[0]) for file in files])
+    logits = predict.make_predictor(network, settings.ENGINE)(inputs).astype(np.float64)
     scores = np.exp(logits - logits.max(1, keepdims=True))
     scores /= scores.sum(1, keepdims=True)
     width = max(len(file) for file in files)
@@ -86,24 +71,22 @@ def classify(path, files, settings):
         print(f"{file:{width}}  {row.argmax():2d}", "".join(f"{100 * p:6.1f}%" for p in row))
 
 
-def default_weights(settings):
-    """The file that WEIGHTS names; empty, the one that main_train.py saves with these switches."""
-    return settings.WEIGHTS or checkpoint.default_path(settings.WEIGHTS_DIR, settings.QAT_ENABLE,
-                                                       settings.WEIGHT_BITS)
-
-
 def main(argv):
-    files = [a for a in argv if not a.startswith("-") and not a.endswith(".toml")]
-    settings = config.load([a for a in argv if a not in files], __doc__)
-    path = default_weights(settings)
+    files = [word for word in argv if not word.startswith("-") and not word.endswith(".toml")]
+    settings = config.load([word for word in argv if word not in files], __doc__)
+    import checkpoint
+    path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
+                                              settings.WEIGHTS_DIR),
+                           settings.QAT_ENABLE, settings.WEIGHT_BITS)
+    network, facts = checkpoint.load(path)
     if settings.ENGINE == "jax":
-        import parallel
-        parallel.set_up(settings)
+        import runtime
+        runtime.set_up(settings.CACHE_DIR)
     if files:
-        classify(path, files, settings)
+        classify(network, files, settings)
     else:
-        evaluate_file(path, settings)
+        evaluate_file(path, network, facts, settings)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    config.run_script(main)

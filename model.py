@@ -1,28 +1,49 @@
-"""The multilayer perceptron: init, forward, loss, calibration, and its integer codes."""
+"""The multilayer perceptron: init, forward, loss, calibration, and the integers to deploy."""
+from collections import namedtuple
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
+import integer
 import quant
 
 
-def init(key, layer_sizes):
-    """He-normal weights, zero biases.
+class Layer(NamedTuple):
+    """One layer in training; the scales are None in a float32 network."""
+    w: jax.Array                # float32 [I, O]
+    b: jax.Array                # float32 [O]
+    x_scale: jax.Array | None = None    # float32 [1, 1]: units of the input per integer step
+    w_scale: jax.Array | None = None    # float32 [1, O], or [1, 1] for one scale in all channels
+
+
+def init(key, hyper):
+    """He-normal weights, zero biases, and scales of 1 for calibrate to replace.
 
     Args:
-      key: a jax.random key; layer_sizes: ints (inputs, hidden widths, classes).
+      key: a jax.random key; hyper: LAYER_SIZES (inputs, hidden widths, classes), QAT_ENABLE,
+      PER_CHANNEL.
     Returns:
-      list of (w float32 [I, O], b float32 [O]).
+      list of Layer.
     Source: He et al. 2015 (arXiv:1502.01852).
     """
-    shapes = list(zip(layer_sizes[:-1], layer_sizes[1:]))
+    shapes = list(zip(hyper.LAYER_SIZES, hyper.LAYER_SIZES[1:]))
     ends = np.cumsum([i * o for i, o in shapes])
     normal = jax.random.normal(key, (int(ends[-1]),))       # all at once: a third of the compiling
-    return [(part.reshape(shape) * (2 / shape[0]) ** 0.5, jnp.zeros(shape[1]))
-            for part, shape in zip(jnp.split(normal, ends[:-1]), shapes)]
+    layers = [Layer(part.reshape(shape) * (2 / shape[0]) ** 0.5, jnp.zeros(shape[1]))
+              for part, shape in zip(jnp.split(normal, ends[:-1]), shapes)]
+    if not hyper.QAT_ENABLE:
+        return layers
+    return [layer._replace(x_scale=jnp.ones((1, 1)), w_scale=jnp.ones((1, channels)))
+            for layer, channels in zip(layers, _scales_per_layer(layers, hyper))]
+
+
+def _scales_per_layer(layers, hyper):
+    """How many weight scales each layer has: the last has one, so that argmax reads integers."""
+    hidden = [layer.w.shape[1] if hyper.PER_CHANNEL else 1 for layer in layers[:-1]]
+    return [*hidden, 1]
 
 
 def pixels(images):
@@ -30,101 +51,135 @@ def pixels(images):
     return images.astype(jnp.float32) * quant.PIXEL_SCALE
 
 
-@jax.custom_vjp
-def _bfloat16_matmul(x, w):
-    """x @ w for fake-quantized operands, the same bits from bfloat16 ones; float32 gradient."""
-    return lax.dot(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16),
-                   preferred_element_type=jnp.float32)
+def affine(x, layer, hyper):
+    """acc = x @ w + b, float32 [B, O]; w and b fake-quantized where the layer has scales."""
+    b = layer.b[None]
+    if layer.w_scale is not None:
+        b = quant.fake_quantize(b, layer.x_scale * layer.w_scale, quant.BIAS_BITS)
+    return quant.dot(x, layer.w, layer.w_scale, hyper) + b
 
 
-_bfloat16_matmul.defvjp(lambda x, w: (_bfloat16_matmul(x, w), (x, w)),
-                        lambda saved, grad: (grad @ saved[1].T, saved[0].T @ grad))
+def activate(acc, scale, hyper):
+    """ReLU, fake-quantized to unsigned codes of `scale` unless that is None."""
+    x = jax.nn.relu(acc)
+    return x if scale is None else quant.fake_quantize(x, scale, hyper.ACTIVATION_BITS, False)
 
 
-def _layer(x, w, b, scales, spec, first):
-    """acc = x @ w + b, float32 [B, O]; all three fake-quantized when scales are given."""
-    b = b[None]
-    if scales is not None:
-        x_scale, w_scale = scales
-        if not first:                           # pixels are codes already
-            x = quant.fake_quantize(x, x_scale, spec.activation_bits, False)
-        w = quant.fake_quantize(w, w_scale, spec.weight_bits)
-        b = quant.fake_quantize(b, x_scale * w_scale, quant.BIAS_BITS)
-        if spec.compute_dtype == "bfloat16":
-            return _bfloat16_matmul(x, w) + b
-    return x @ w + b
-
-
-def forward(params, images, scales=None, spec=None):
+def forward(layers, images, hyper=None):
     """Logits of a batch.
 
     Args:
-      params: list of (w, b) as from init.
-      images: uint8 [B, I].
-      scales: as from calibrate: fake-quantized forward, whose logits are the integer-only
-        engine's bit for bit; None: float32 forward.
+      layers: list of Layer; with scales the forward is fake-quantized, and its logits are the
+        integer-only engines' bit for bit; without, it is float32 and needs no hyper.
+      images: uint8 [B, I]; hyper: WEIGHT_BITS, ACTIVATION_BITS, COMPUTE_DTYPE.
     Returns:
       float32 [B, classes].
     """
     x = pixels(images)
-    for i, (w, b) in enumerate(params):
-        x = x if i == 0 else jax.nn.relu(x)
-        x = _layer(x, w, b, None if scales is None else scales[i], spec, first=i == 0)
-    return x
+    for layer, following in zip(layers, layers[1:]):
+        x = activate(affine(x, layer, hyper), following.x_scale, hyper)
+    return affine(x, layers[-1], hyper)
 
 
-predict = jax.jit(forward, static_argnames="spec")
+predict = jax.jit(forward, static_argnames="hyper")
 
 
-def loss(params, images, labels, scales=None, spec=None):
+def loss(layers, images, labels, hyper=None):
     """Mean cross-entropy of one batch in nats; images uint8 [B, I], labels uint8 [B]."""
-    log_probabilities = jax.nn.log_softmax(forward(params, images, scales, spec))
+    log_probabilities = jax.nn.log_softmax(forward(layers, images, hyper))
     picked = jnp.take_along_axis(log_probabilities, labels[:, None].astype(jnp.int32), axis=1)
     return -jnp.mean(picked)
 
 
-def calibrate(params, images, spec):
+@partial(jax.jit, static_argnames="hyper")
+def calibrate(layers, images, hyper):
     """Static-range scales, layer by layer, each seeing the quantized output of those before it.
 
     Args:
-      params: list of (w, b); images: uint8 [N, I], from the train split; spec: quant.Spec.
+      layers: list of Layer, with scales or without; images: uint8 [N, I], from the train split;
+      hyper: WEIGHT_BITS, ACTIVATION_BITS, PER_CHANNEL, POWER_OF_TWO_SCALES, COMPUTE_DTYPE.
     Returns:
-      list of (x_scale float32 [1, 1], w_scale float32 [1, O] or [1, 1]), one per layer.
+      list of Layer with new scales.
     """
-    x, x_scale, scales = pixels(images), jnp.full((1, 1), quant.PIXEL_SCALE), []
-    for i, (w, b) in enumerate(params):
-        first, last = i == 0, i == len(params) - 1
-        x_qmax = quant.code_range(8 if first else spec.activation_bits, signed=False)[1]
-        w_scale = quant.weight_scale(w, b, x_scale, x_qmax, spec, spec.per_channel and not last)
-        scales.append((x_scale, w_scale))
-        if not last:
-            x = jax.nn.relu(_layer(x, w, b, scales[-1], spec, first))
-            x_scale = quant.activation_scale(x, x_scale * w_scale, spec)
-    return scales
+    x, x_scale, calibrated = pixels(images), jnp.full((1, 1), quant.PIXEL_SCALE), []
+    x_qmaxes = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
+    for layer, x_qmax, channels in zip(layers, x_qmaxes, _scales_per_layer(layers, hyper)):
+        w_scale = quant.weight_scale(layer.w, layer.b, x_scale, x_qmax, channels > 1, hyper)
+        layer = layer._replace(x_scale=x_scale, w_scale=w_scale)
+        calibrated.append(layer)
+        if len(calibrated) < len(layers):
+            acc = affine(x, layer, hyper)
+            x_scale = quant.activation_scale(jax.nn.relu(acc), x_scale * w_scale, hyper)
+            x = activate(acc, x_scale, hyper)
+    return calibrated
+
+
+@partial(jax.jit, static_argnames="hyper")      # one program: op by op, compiling takes 3 s
+def _codes(layers, hyper):
+    """The weight and bias codes of each layer, float32 that holds integers."""
+    return [(quant.quantize(layer.w, layer.w_scale, hyper.WEIGHT_BITS),
+             quant.quantize(layer.b[None], layer.x_scale * layer.w_scale, quant.BIAS_BITS)[0])
+            for layer in layers]
+
+
+def is_exact(layers, hyper):
+    """Whether to_network would accept these layers; bool [], for the epochs of a run.
+
+    A scale is set for the weights at an epoch's start; the epoch may let them outgrow it.
+    """
+    x_qmaxes = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
+    bounds = [x_qmax * jnp.sum(jnp.abs(w_q), 0) + jnp.abs(b_q)
+              for (w_q, b_q), x_qmax in zip(_codes(layers, hyper), x_qmaxes)]
+    acc_scales = [layer.x_scale * layer.w_scale for layer in layers]
+    shifts = [following.x_scale / acc for following, acc in zip(layers[1:], acc_scales)]
+    limit = 2.0**integer.MAX_LOGIT_EXPONENT
+    return (jnp.all(jnp.stack([jnp.max(bound) < integer.ACC_LIMIT for bound in bounds]))
+            & jnp.all(jnp.stack([jnp.min(shift) >= 2 for shift in shifts] or [jnp.bool_(True)]))
+            & jnp.all((acc_scales[-1] <= limit) & (acc_scales[-1] >= 1 / limit)))
 
 
 def _exponent(scale):
-    """log2 of powers of two, int8, exact: frexp gives a mantissa of 0.5."""
-    return (np.frexp(np.asarray(scale))[1] - 1).astype(np.int8)
+    """log2 of powers of two, int, exact: frexp gives them a mantissa of 0.5."""
+    mantissa, exponent = np.frexp(np.asarray(scale))
+    if (mantissa != 0.5).any():
+        raise ValueError("free scales have no integers; set POWER_OF_TWO_SCALES = True")
+    return exponent.astype(np.int64) - 1
 
 
-@partial(jax.jit, static_argnames="spec")       # one program: op by op, compiling takes 3 s
-def _codes(params, scales, spec):
-    """The weight and bias codes of each layer, float32 that holds integers."""
-    return [(quant.quantize(w, w_scale, spec.weight_bits),
-             quant.quantize(b[None], x_scale * w_scale, quant.BIAS_BITS)[0])
-            for (w, b), (x_scale, w_scale) in zip(params, scales)]
-
-
-def quantize(params, scales, spec):
+def to_network(layers, hyper):
     """The integers to deploy.
 
     Args:
-      params, scales: as from init and calibrate; spec: quant.Spec, powers of two.
+      layers: list of Layer, with scales; hyper: WEIGHT_BITS, ACTIVATION_BITS.
     Returns:
-      list of dicts of NumPy arrays, one per layer, named as in the weights file: w_q int8 [I, O],
-      w_exponent int8 [O] or [1], x_exponent int8 [], b_q int32 [O].
+      integer.Network of NumPy arrays.
+    Raises:
+      ValueError: free scales, or integers that float32 could round.
     """
-    return [{"w_q": np.asarray(w_q).astype(np.int8), "w_exponent": _exponent(w_scale)[0],
-             "x_exponent": _exponent(x_scale)[0, 0], "b_q": np.asarray(b_q).astype(np.int32)}
-            for (w_q, b_q), (x_scale, w_scale) in zip(_codes(params, scales, spec), scales)]
+    exponents = [_exponent(layer.x_scale * layer.w_scale)[0] for layer in layers]
+    codes = [(np.asarray(w_q).astype(np.int8), np.asarray(b_q).astype(np.int32))
+             for w_q, b_q in _codes(layers, hyper)]
+    shifts = [np.broadcast_to(_exponent(following.x_scale)[0] - exponent, b_q.shape)
+              for following, exponent, (_, b_q) in zip(layers[1:], exponents, codes)]
+    return integer.make_network([integer.Layer(*pair, shift)
+                                 for pair, shift in zip(codes, [*shifts, None])],
+                                hyper.WEIGHT_BITS, hyper.ACTIVATION_BITS, int(exponents[-1][0]))
+
+
+def from_network(network):
+    """Layers whose fake-quantized forward computes the integers of a Network.
+
+    Returns:
+      (list of Layer of NumPy arrays, the hyper that forward needs). The float weights of training
+      are gone; code * scale rounds to the same code. The scales between layers are of our choice,
+      because only their ratio, the shift, is in the integers.
+    """
+    x_scale, layers = np.full((1, 1), quant.PIXEL_SCALE, np.float32), []
+    for layer in network.layers:
+        exponent = (np.array([network.logit_exponent + integer.PIXEL_BITS])
+                    if layer.shift is None else -layer.shift.astype(np.int32))
+        w_scale = np.ldexp(np.float32(1), exponent)[None]
+        layers.append(Layer(layer.w_q * w_scale, layer.b_q * (x_scale * w_scale)[0], x_scale,
+                            w_scale))
+    hyper = namedtuple("Hyper", "WEIGHT_BITS ACTIVATION_BITS COMPUTE_DTYPE")
+    return layers, hyper(network.weight_bits, network.activation_bits, "float32")

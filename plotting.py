@@ -4,21 +4,28 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")           # no screen needed
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure        # not pyplot: no screen is needed, nothing global
 from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
 
 import stats
-from files import read_result, write_atomically
+from files import write_atomically
+from results import read_result
 
 # Okabe and Ito: distinct for the colour-blind, and in grey.
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]
 STYLE = {"figure.dpi": 130, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
          "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False}
-MARKERS = {"stopped": "o", "capped": "^", "interrupted": "^", "diverged": "x"}
-STATUS_WORDS = {"capped": "met the epoch cap", "interrupted": "was interrupted",
-                "diverged": "diverged"}
+MARKERS = {"stopped": "o", "capped": "^", "diverged": "x", "guessing": "x", "inexact": "x"}
+STATUS_WORDS = {"stopped": "stopped early", "capped": "met the epoch cap", "diverged": "diverged",
+                "guessing": "got no better than guessing", "inexact": "left the exact integers"}
+
+
+def save(figure, path):
+    """Write a figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    write_atomically(path, buffer.getvalue())
+    print(f"wrote {path}")
 
 
 def _power_ticks(axis):
@@ -38,65 +45,122 @@ def _plain_log(axis):
     axis.set_minor_formatter(NullFormatter())
 
 
-def _rate_panel(axes, runs, key, label, worst, color=COLORS[0], name="mean"):
+def _values(rows, key, worst):
+    """One value per row, cut at `worst`, which stands in for what a failed run lacks."""
+    return [worst if row[key] is None else min(row[key], worst) for row in rows]
+
+
+def _rate_panel(axes, rows, key, label, worst, color=COLORS[0], name="mean"):
     """One value per run against learning rate: points, and a band from least to most over seeds."""
-    rates = sorted({run["rate"] for run in runs})
-    by_rate = [[worst if run[key] is None else min(run[key], worst) for run in runs
-                if run["rate"] == rate] for rate in rates]
+    rates = sorted({row["rate"] for row in rows})
+    by_rate = [_values([row for row in rows if row["rate"] == rate], key, worst) for rate in rates]
     axes.fill_between(rates, [min(v) for v in by_rate], [max(v) for v in by_rate],
                       color=color, alpha=0.2, linewidth=0, label="range over seeds")
     axes.plot(rates, [np.mean(v) for v in by_rate], color=color, label=name)
     for status, marker in MARKERS.items():
-        chosen = [run for run in runs if run["status"] == status]
+        chosen = [row for row in rows if row["status"] == status]
         if chosen:
-            axes.plot([run["rate"] for run in chosen],
-                      [worst if run[key] is None else min(run[key], worst) for run in chosen],
-                      marker, color=color if status == "stopped" else COLORS[5], markersize=5,
+            axes.plot([row["rate"] for row in chosen], _values(chosen, key, worst), marker,
+                      color=color if status == "stopped" else COLORS[5], markersize=5,
                       markerfacecolor="none" if marker != "x" else None, linestyle="none",
-                      label=f"run that {STATUS_WORDS[status]}" if status in STATUS_WORDS
-                      else "run that stopped early")
+                      label=f"run that {STATUS_WORDS[status]}")
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel=label)
     _power_ticks(axes.xaxis)
 
 
+def _by_rate(rows):
+    """dict of rate -> its rows, largest rate first."""
+    groups = {}
+    for row in sorted(rows, key=lambda row: -row["rate"]):
+        groups.setdefault(row["rate"], []).append(row)
+    return groups
+
+
+def _best_so_far(row, epochs):
+    """The least validation loss of a run's first epochs; NaN when all of them diverged."""
+    values = [value for value in row["history"]["val_loss"][:epochs] if value is not None]
+    return min(values, default=np.nan)
+
+
+def _same_epochs_panel(axes, groups, worst):
+    """What each rate has reached after the same number of epochs; a run that ended keeps its best.
+    """
+    longest = max(row["epochs"] for group in groups.values() for row in group)
+    counts = [count for count in (3, 10, 30, 100, 300, 1000) if count < longest] + [longest]
+    colors = matplotlib.colormaps["viridis"](np.linspace(0.9, 0, len(counts)))
+    for count, color in zip(counts, colors):
+        means = [np.mean([min(_best_so_far(row, count), worst) for row in group])
+                 for group in groups.values()]
+        axes.plot(list(groups), means, "o-", markersize=3, color=color, label=f"{count:,}")
+    axes.set(xscale="log", yscale="log", xlabel="learning rate",
+             ylabel="best validation loss so far (nats)", title="After the same number of epochs")
+    _power_ticks(axes.xaxis)
+    _plain_log(axes.yaxis)
+    axes.legend(title="epochs", fontsize=8, title_fontsize=8, loc="upper right")
+
+
+def _curves_panel(axes, groups, worst):
+    """Validation loss by epoch, a line per run, each rate labelled where its first run ends."""
+    colors = matplotlib.colormaps["turbo"](np.linspace(0.05, 0.95, len(groups)))
+    ends = []
+    for (rate, group), color in zip(groups.items(), colors):
+        for row in group:
+            values = [np.nan if v is None else v for v in row["history"]["val_loss"]]
+            epochs = range(1, len(values) + 1)
+            axes.plot(epochs, values, color=color, linewidth=1)
+            if row["best_epoch"]:
+                best = row["best_epoch"]
+                axes.plot(best, values[best - 1], MARKERS[row["status"]], color=color, markersize=4)
+            if not values[-1] <= 1.3 * worst:
+                axes.annotate("leaves", (len(values), 1.25 * worst), color=color, fontsize=8)
+        ends.append((np.nanmin([min(values[-1], worst)]), len(values), f"{rate:g}", color))
+    lowest = 0.0                                # labels in the order of the curves' ends, apart
+    for loss, epochs, text, color in sorted(ends, key=lambda end: end[0]):
+        lowest = max(loss, lowest * 1.13)
+        axes.annotate(text, (epochs, loss), (epochs * 1.12, lowest), color=color, fontsize=9,
+                      va="center", annotation_clip=False)
+    axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel="validation loss (nats)",
+             title="The way there: one line per run, labelled with its rate; dots: best epochs")
+    axes.set_xlim(1, 1.6 * max(end[1] for end in ends))
+    axes.set_ylim(None, 1.3 * worst)            # a diverging run leaves through the top
+    _plain_log(axes.xaxis)
+    _plain_log(axes.yaxis)
+
+
 def _lr_ablation(result):
-    """Epochs to stop, best validation loss, and the curves, of the learning-rate sweep."""
-    runs, best = result["runs"], result["best_rate"]
-    figure, (stop, loss, curves) = plt.subplots(1, 3, figsize=(15, 4.6), layout="constrained")
-    _rate_panel(stop, runs, "epochs", "epochs to stop", np.inf)
+    """Epochs to stop, best validation loss, progress, and the curves, by learning rate."""
+    rows, best, config = result["rows"], result["best_rate"], result["config"]
+    groups, worst = _by_rate(rows), np.log(config["LAYER_SIZES"][-1])   # a uniform guess's loss
+    figure = Figure(figsize=(8.3, 10.5), layout="constrained")
+    grid = figure.add_gridspec(3, 2, height_ratios=(1, 1, 1.5))
+    stop, loss = (figure.add_subplot(grid[0, column]) for column in (0, 1))
+    _rate_panel(stop, rows, "epochs", "epochs to stop", np.inf)
     stop.set_title("How long a run lasts")
     _plain_log(stop.yaxis)
-    worst = np.log(result["config"]["LAYER_SIZES"][-1])     # the loss of a uniform guess
-    _rate_panel(loss, runs, "val_loss", "best validation loss (nats)", worst)
+    _rate_panel(loss, rows, "val_loss", "best validation loss (nats)", worst)
     loss.axvline(best, color=COLORS[6], linewidth=1, linestyle=":", label=f"least mean: {best:g}")
-    loss.set_title("What it reaches")
+    loss.set_title("What it has reached then")
     _plain_log(loss.yaxis)
-    rates = sorted({run["rate"] for run in runs}, reverse=True)
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(rates)))
-    for rate, color in zip(rates, colors):
-        for seed, run in enumerate(run for run in runs if run["rate"] == rate):
-            values = [np.nan if v is None else v for v in run["history"]["val_loss"]]
-            curves.plot(range(1, len(values) + 1), values, color=color, linewidth=1.1, alpha=0.85,
-                        label=f"{rate:g}" if seed == 0 else None)
-            marker = MARKERS[run["status"]]
-            curves.plot(len(values), values[-1], marker, color=color, markersize=5)
-    curves.set(xscale="log", yscale="log", xlabel="epoch", ylabel="validation loss (nats)",
-               title="The way there, one line per run")
-    curves.set_ylim(None, 1.3 * worst)          # a diverging run leaves through the top
-    _plain_log(curves.xaxis)
-    _plain_log(curves.yaxis)
-    figure.legend(*loss.get_legend_handles_labels(), loc="outside lower left", ncols=6, fontsize=9)
-    curves.legend(title="learning rate", fontsize=8.5, loc="center left", bbox_to_anchor=(1, 0.5))
+    _same_epochs_panel(figure.add_subplot(grid[1, 0]), groups, worst)
+    words = figure.add_subplot(grid[1, 1])
+    words.axis("off")
+    words.legend(*loss.get_legend_handles_labels(), loc="upper left", fontsize=9)
+    words.text(0.02, 0.02, f"The rule: a run stops when {config['PATIENCE']} epochs bring less\n"
+               f"than {config['MIN_DELTA']:g} nats. So a slow rate stops where its\n"
+               "progress per epoch becomes small, not where\nit has converged.",
+               fontsize=9, va="bottom", transform=words.transAxes)
+    _curves_panel(figure.add_subplot(grid[2, :]), groups, worst)
     return figure
 
 
 def _optimizer(result):
     """Epochs to stop and best validation loss against learning rate, by optimizer."""
-    figure, (stop, loss) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    stop, loss = figure.subplots(1, 2)
     worst = np.log(result["config"]["LAYER_SIZES"][-1])
     for (name, entry), color in zip(result["optimizers"].items(), COLORS):
-        _rate_panel(stop, entry["runs"], "epochs", "epochs to stop", np.inf, color, name)
-        _rate_panel(loss, entry["runs"], "val_loss", "best validation loss (nats)", worst, color,
+        _rate_panel(stop, entry["rows"], "epochs", "epochs to stop", np.inf, color, name)
+        _rate_panel(loss, entry["rows"], "val_loss", "best validation loss (nats)", worst, color,
                     name)
     stop.set_title("How long a run lasts")
     loss.set_title("What it reaches")
@@ -113,15 +177,18 @@ def _quant_vs_unquant(result):
     names = list(models)
     panels = (("val_loss", "validation loss (nats)", 1), ("test_acc", "test accuracy (%)", 100),
               ("file_bytes", "weights file (kB)", 1e-3))
-    figure, all_axes = plt.subplots(1, 3, figsize=(12, 4.4), layout="constrained")
+    figure = Figure(figsize=(12, 4.4), layout="constrained")
+    all_axes = figure.subplots(1, 3)
     for axes, (key, label, unit) in zip(all_axes, panels):
-        values = [np.array([run[key] for run in models[name]["runs"]]) * unit for name in names]
+        values = [np.array([row.get(key, np.nan) for row in models[name]["rows"]]) * unit
+                  for name in names]      # a model with free scales has no file
         for x, (v, color) in enumerate(zip(values, COLORS)):
-            spread = np.linspace(-0.12, 0.12, len(v)) if len(v) > 1 else [0]
+            spread = np.linspace(-0.12, 0.12, len(v)) if len(v) > 1 else np.zeros(1)
             if key == "file_bytes":
                 axes.bar(x, v.mean(), 0.6, color=color)
-                axes.annotate(f"{v.mean():,.1f} kB", (x, v.mean()), (0, 4), ha="center",
-                              textcoords="offset points")
+                if np.isfinite(v).all():
+                    axes.annotate(f"{v.mean():,.1f} kB", (x, v.mean()), (0, 4), ha="center",
+                                  textcoords="offset points")
                 continue
             axes.plot(x + spread, v, "o", color=color, alpha=0.55, markersize=5)
             axes.errorbar(x + 0.24, v.mean(), v.std(ddof=1) if len(v) > 1 else 0, fmt="D",
@@ -134,20 +201,22 @@ def _quant_vs_unquant(result):
         axes.set_ylabel(label)
         axes.grid(axis="x", visible=False)
     all_axes[0].set_title("Loss")
-    verdicts = [f"{name.upper()} - float32: {stats.describe(comparison['test_acc'])}"
-                for name, comparison in result["against_float32"].items()]
+    verdicts = [f"{name.replace('ptq', 'PTQ').replace('qat', 'QAT')}: "
+                f"{stats.describe(comparison['test_acc'])}"
+                for name, comparison in result["comparisons"].items()]
     all_axes[1].set_title("Accuracy")
     all_axes[2].set_title("Size of the whole file")
     all_axes[2].margins(y=0.1)
-    seeds = len(next(iter(models.values()))["runs"])
-    spread = f"dots: {seeds} seeds; diamonds: mean ± standard deviation over seeds"
-    figure.supxlabel("\n".join([spread, *verdicts]), fontsize=8.5)
+    note = (f"{result['dataset']['name']}; dots: {len(result['seeds'])} seeds; "
+            "diamonds: mean ± standard deviation over seeds")
+    figure.supxlabel("\n".join([note, *verdicts]), fontsize=8.5)
     return figure
 
 
 def _scaling(result):
     """Seconds per lane-epoch along each axis, with the limit that the GEMM rate sets."""
-    figure, all_axes = plt.subplots(1, 4, figsize=(15, 4), layout="constrained")
+    figure = Figure(figsize=(15, 4), layout="constrained")
+    all_axes = figure.subplots(1, 4)
     labels = {"lanes": "lanes (runs side by side)", "batch": "batch (images)",
               "width": "first hidden width", "devices": "devices (4 lanes on each)"}
     for axes, (axis, points) in zip(all_axes, result["points"].items()):
@@ -182,11 +251,5 @@ def draw(name, results_dir, plots_dir):
     """Draw results_dir/NAME.json into its PNG in plots_dir."""
     function, file = PLOTS[name]
     result = read_result(Path(results_dir) / f"{name}.json")
-    with plt.rc_context(STYLE):
-        figure = function(result)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        plt.close(figure)
-    path = Path(plots_dir) / file
-    write_atomically(path, buffer.getvalue())
-    print(f"wrote {path}")
+    with matplotlib.rc_context(STYLE):
+        save(function(result), Path(plots_dir) / file)

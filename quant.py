@@ -3,43 +3,18 @@
 Why powers of two: float32 holds every integer up to 2**24 exactly and multiplying by a power of
 two is exact, so float32 arithmetic on fake-quantized numbers *is* integer arithmetic, shifted.
 """
-import os
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Set here because every JAX script imports this first. A wrong mix of types or ranks is an error,
-# not a silent broadcast; one host device per core lets a sweep's lanes run side by side.
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
-if "JAX_NUM_CPU_DEVICES" not in os.environ:
-    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0))
-                      if hasattr(os, "sched_getaffinity") else os.cpu_count())
+from integer import PIXEL_BITS, code_range
 
-PIXEL_SCALE = 2.0**-8       # a pixel's code is its byte
+PIXEL_SCALE = 2.0**-PIXEL_BITS
 MIN_SCALE = 2.0**-20        # of an all-zero channel, so that no scale is zero
 BIAS_BITS = 24              # bias codes stay where float32 is exact
 ACC_TARGET = 2.0**23        # calibration's bound on |accumulator|; a factor 2 is left for drift
-
-
-class Spec(NamedTuple):
-    """What to quantize to; hashable, so it is static under jit."""
-    weight_bits: int = 8
-    activation_bits: int = 8
-    per_channel: bool = True
-    power_of_two: bool = True
-    compute_dtype: str = "float32"      # bfloat16: its 8 significant bits hold every code exactly
-
-
-def code_range(bits, signed=True):
-    """(qmin, qmax): symmetric narrow range for signed codes, 0..2**bits-1 for unsigned ones."""
-    if not signed:
-        return 0, 2**bits - 1
-    qmax = max(1, 2 ** (bits - 1) - 1)          # 1 bit: the codes are -1 and +1
-    return -qmax, qmax
 
 
 def quantize(x, scale, bits, signed=True):
@@ -94,19 +69,48 @@ def ceil_power_of_two(x):
     return lax.bitcast_convert_type((bits + 0x007FFFFF) >> 23 << 23, jnp.float32)
 
 
-def compute_scale(x, floor, bits, signed=True, per_channel=False, power_of_two=True):
+@jax.custom_vjp
+def _bfloat16_matmul(x, w):
+    """x @ w for fake-quantized operands, the same bits from bfloat16 ones; float32 gradient."""
+    return lax.dot(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16),
+                   preferred_element_type=jnp.float32)
+
+
+_bfloat16_matmul.defvjp(lambda x, w: (_bfloat16_matmul(x, w), (x, w)),
+                        lambda saved, grad: (grad @ saved[1].T, saved[0].T @ grad))
+
+
+def dot(x, w, w_scale, hyper):
+    """The only matrix product of training: x @ fake_quantize(w).
+
+    Args:
+      x: float32 [B, I], fake-quantized; w: float32 [I, O]; w_scale: float32 [1, O] or [1, 1], or
+      None: a plain float32 product; hyper: WEIGHT_BITS and COMPUTE_DTYPE, which changes no bit of
+      the result: bfloat16's 8 significant bits hold every code.
+    Returns:
+      float32 [B, O].
+    """
+    if w_scale is None:
+        return x @ w
+    w = fake_quantize(w, w_scale, hyper.WEIGHT_BITS)
+    return _bfloat16_matmul(x, w) if hyper.COMPUTE_DTYPE == "bfloat16" else x @ w
+
+
+def compute_scale(x, bits=8, signed=True, per_channel=False, power_of_two=True, floor=MIN_SCALE):
     """The scale that covers x, or for narrow grids the one with the least squared error.
 
     Args:
       x: float32 [I, O].
-      floor: float32 [1, O] or [1, 1], the least scale allowed.
       bits, signed: the grid. From 6 bits on the scale covers absmax; below, where covering the
         tail wastes the few codes, up to 5 halvings of that scale compete by squared error.
       per_channel: one scale per column, else one for all.
+      power_of_two: exact integer arithmetic; False: absmax / qmax as it is.
+      floor: float, or float32 [1, O] or [1, 1], the least scale allowed.
     Returns:
       float32 [1, O] or [1, 1].
     """
     axis = 0 if per_channel else (0, 1)
+    floor = jnp.asarray(floor, jnp.float32).reshape(1, -1)
     floor = jnp.max(floor, axis, keepdims=True)
     absmax = jnp.max(jnp.abs(x), axis, keepdims=True)
     widest = jnp.maximum(absmax / code_range(bits, signed)[1], floor)
@@ -123,28 +127,29 @@ def compute_scale(x, floor, bits, signed=True, per_channel=False, power_of_two=T
     return best
 
 
-def weight_scale(w, b, x_scale, x_qmax, spec, per_channel):
+def weight_scale(w, b, x_scale, x_qmax, per_channel, hyper):
     """The scale of a layer's weights, coarse enough that its accumulator stays exact in float32.
 
     Args:
       w: float32 [I, O]; b: float32 [O]; x_scale: float32 [1, 1], of the layer's input;
-      x_qmax: largest input code; spec: Spec; per_channel: False in the last layer, so that the
-      largest accumulator is the largest logit.
+      x_qmax: largest input code; per_channel: False in the last layer, so that the largest
+      accumulator is the largest logit; hyper: WEIGHT_BITS, POWER_OF_TWO_SCALES.
     Returns:
       float32 [1, O] or [1, 1]: x_qmax * sum|w_q| + |b_q| is about 2**23 at most.
     """
     worst = x_qmax * jnp.sum(jnp.abs(w), 0, keepdims=True) + jnp.abs(b)[None] * (1 / x_scale)
     floor = jnp.maximum(worst / ACC_TARGET, MIN_SCALE)
-    return compute_scale(w, floor, spec.weight_bits, True, per_channel, spec.power_of_two)
+    return compute_scale(w, hyper.WEIGHT_BITS, True, per_channel, hyper.POWER_OF_TWO_SCALES, floor)
 
 
-def activation_scale(x, acc_scale, spec):
+def activation_scale(x, acc_scale, hyper):
     """The scale of a hidden layer's output, per tensor, at least twice the accumulator's.
 
     Args:
-      x: float32 [B, O], after ReLU; acc_scale: float32 [1, O] or [1, 1].
+      x: float32 [B, O], after ReLU; acc_scale: float32 [1, O] or [1, 1];
+      hyper: ACTIVATION_BITS, POWER_OF_TWO_SCALES.
     Returns:
       float32 [1, 1]. The factor keeps every requantizing shift at 1 or more.
     """
-    floor = 2 * jnp.max(acc_scale, keepdims=True)
-    return compute_scale(x, floor, spec.activation_bits, False, False, spec.power_of_two)
+    floor = jnp.maximum(2 * jnp.max(acc_scale, keepdims=True), MIN_SCALE)
+    return compute_scale(x, hyper.ACTIVATION_BITS, False, False, hyper.POWER_OF_TWO_SCALES, floor)

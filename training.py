@@ -1,8 +1,6 @@
-"""Training: a run is a lane, a lane is a learning rate and a seed; early stopping per lane."""
-import math
+"""Training: a run is a lane, many lanes are a Sweep; one jitted epoch for all that go on."""
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -10,232 +8,221 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from tqdm import tqdm
 
 import model
-import parallel
-import quant
+import runtime
 import stats
 
 CALIBRATION_IMAGES = 1_024      # of the train split; they set the static activation scales
-
-
-class Recipe(NamedTuple):
-    """What a run depends on besides its rate and seed; hashable, so it is static under jit."""
-    layer_sizes: tuple
-    spec: quant.Spec | None     # None trains float32
-    optimizer: str
-    momentum: float
-    schedule: str
-    warmup_epochs: float
-    batch_size: int
-    max_epochs: int
-    patience: int
-    min_delta: float
-    metric: str
-    data_parallel: bool         # share each batch out over all devices, instead of the lanes
+STATUS = ("running", "stopped", "capped", "diverged", "guessing", "inexact")
+RUNNING, STOPPED, CAPPED, DIVERGED, GUESSING, INEXACT = range(len(STATUS))
+METRICS = ("train_loss", "val_loss", "val_acc")     # mean nats, mean nats, fraction
 
 
 class State(NamedTuple):
-    """What one lane carries from epoch to epoch."""
-    params: list
+    """What one lane carries from epoch to epoch; in a Sweep every leaf has a leading axis K."""
+    layers: list                # of model.Layer
     opt_state: tuple
     key: jax.Array
 
 
-@dataclass
-class Run:
-    """One lane's outcome; params and scales are NumPy copies of the best epoch's."""
-    rate: float
-    seed: int
-    status: str = "running"     # then stopped, capped, diverged or interrupted
-    best_epoch: int = 0
-    progress: tuple = (math.inf, 0)     # score and epoch of the last improvement by min_delta
-    val_loss: float = math.inf
-    val_acc: float = 0.0
-    params: list | None = None
-    scales: list | None = None
-    history: list = field(default_factory=list)     # dicts: train_loss, val_loss, val_acc, seconds
+class Sweep(NamedTuple):
+    """K runs that share their hyperparameters but not rate and seed: NumPy arrays and nothing else,
+    so its leaves, saved, resume it. A finished lane keeps what it had."""
+    rate: np.ndarray            # float32 [K]
+    seed: np.ndarray            # uint32 [K]
+    state: State
+    best: list                  # of model.Layer: the best epoch's
+    best_epoch: np.ndarray      # int32 [K]; 0: no epoch could be deployed yet
+    mark: np.ndarray            # float64 [K], the score that an epoch has to beat by MIN_DELTA
+    renewed: np.ndarray         # int32 [K], the epoch that set the mark
+    status: np.ndarray          # uint8 [K], of STATUS
+    history: np.ndarray         # float64 [K, E, 3], METRICS by epoch; NaN once a lane has ended
+    seconds: np.ndarray         # float64 [E], what each epoch took
+    compile_seconds: np.ndarray     # float64 []
+
+    @property
+    def epoch(self):
+        """How many epochs have been run."""
+        return len(self.seconds)
 
 
-def recipe_of(config, **changes):
-    """The Recipe in a Config; `changes` replace switches first."""
-    config = config._replace(**changes)
-    spec = quant.Spec(config.WEIGHT_BITS, config.ACTIVATION_BITS, config.PER_CHANNEL,
-                      config.POWER_OF_TWO_SCALES, config.COMPUTE_DTYPE)
-    return Recipe(config.LAYER_SIZES, spec if config.QAT_ENABLE else None, config.OPTIMIZER,
-                  config.MOMENTUM, config.SCHEDULE, config.WARMUP_EPOCHS, config.BATCH_SIZE,
-                  config.MAX_EPOCHS, config.PATIENCE, config.MIN_DELTA, config.METRIC,
-                  config.DATA_PARALLEL)
-
-
-def make_optimizer(recipe, rate, steps):
-    """The optax optimizer of a recipe; rate: float32 [], traced under jit; steps: per epoch."""
-    if recipe.optimizer == "sgd":
-        optimizer = optax.sgd(rate, recipe.momentum or None)
+def make_optimizer(hyper, rate, steps):
+    """The optax optimizer of these hyperparameters; rate: float32 [], traced; steps: per epoch."""
+    if hyper.OPTIMIZER == "sgd":
+        optimizer = optax.sgd(rate, hyper.MOMENTUM or None)
     else:
-        optimizer = optax.adamw(rate)
-    if recipe.schedule == "constant":
+        # Scales are not weights: decay would shrink them.
+        trained = model.Layer(True, True, False, False) if hyper.QAT_ENABLE else True
+        optimizer = optax.adamw(rate, mask=[trained] * (len(hyper.LAYER_SIZES) - 1))
+    if hyper.SCHEDULE == "constant":
         return optimizer
-    warmup = round(recipe.warmup_epochs * steps)
-    total = max(recipe.max_epochs * steps, warmup + 1)     # optax wants a step after the warm-up
+    warmup = round(hyper.WARMUP_EPOCHS * steps)
+    total = max(hyper.MAX_EPOCHS * steps, warmup + 1)      # optax wants a step after the warm-up
     schedule = optax.warmup_cosine_decay_schedule(0.0 if warmup else 1.0, 1.0, warmup, total)
     return optax.chain(optimizer, optax.scale_by_schedule(schedule))
 
 
-def init_lane(rate, seed, recipe):
+def init_lane(rate, seed, hyper):
     """The State of a lane before its first epoch; rate float32 [], seed uint32 []."""
     init_key, key = jax.random.split(jax.random.PRNGKey(seed))   # raw: it travels as NumPy
-    params = model.init(init_key, recipe.layer_sizes)
-    return State(params, make_optimizer(recipe, rate, 1).init(params), key)
+    layers = model.init(init_key, hyper)
+    return State(layers, make_optimizer(hyper, rate, 1).init(layers), key)
 
 
-def train_epoch(state, rate, images, labels, recipe, mesh):
+def train_epoch(state, rate, images, labels, hyper, mesh):
     """One epoch of one lane: calibrate, then one scan over shuffled batches.
 
     Args:
       state: State; rate: float32 []; images: uint8 [N, I]; labels: uint8 [N]; mesh: its "batch"
         axis, if it has one, shares each batch out.
     Returns:
-      (State, scales used in every step or None, mean train loss in nats, float32 []).
-      The last N mod batch_size images of the shuffle sit this epoch out.
+      (State, whose scales every step used; mean train loss in nats, float32 []; whether its
+      integers are exact, bool []).
+      The last N mod BATCH_SIZE images of the shuffle sit this epoch out.
     """
-    scales = None
-    if recipe.spec is not None:
-        scales = model.calibrate(state.params, images[:CALIBRATION_IMAGES], recipe.spec)
+    layers = state.layers
+    if hyper.QAT_ENABLE:
+        layers = model.calibrate(layers, images[:CALIBRATION_IMAGES], hyper)
     shuffle_key, key = jax.random.split(state.key)
-    steps = len(images) // recipe.batch_size
-    optimizer = make_optimizer(recipe, rate, steps)
+    steps = len(images) // hyper.BATCH_SIZE
+    optimizer = make_optimizer(hyper, rate, steps)
     # Half the time of jax.random.permutation; a tie of bits only keeps two neighbours in order.
-    order = jnp.argsort(jax.random.bits(shuffle_key, len(images)))[:steps * recipe.batch_size]
+    order = jnp.argsort(jax.random.bits(shuffle_key, len(images)))[:steps * hyper.BATCH_SIZE]
 
     def step(carry, rows):
-        params, opt_state = carry
-        batch = [parallel.share_batch(data[rows], mesh) for data in (images, labels)]
-        loss, grads = jax.value_and_grad(model.loss)(params, *batch, scales, recipe.spec)
+        layers, opt_state = carry
+        batch = [runtime.share_batch(data[rows], mesh) for data in (images, labels)]
+        loss, grads = jax.value_and_grad(model.loss)(layers, *batch, hyper)
         with jax.numpy_dtype_promotion("standard"):     # optax mixes its step count with floats
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), loss
+            updates, opt_state = optimizer.update(grads, opt_state, layers)
+        return (optax.apply_updates(layers, updates), opt_state), loss
 
-    (params, opt_state), losses = lax.scan(step, (state.params, state.opt_state),
-                                           order.reshape(steps, recipe.batch_size))
-    return State(params, opt_state, key), scales, jnp.mean(losses)
-
-
-def _record(run, epoch, entry, params, scales, recipe):
-    """Append an epoch to a run: keep the best weights, decide whether it goes on.
-
-    Any improvement is kept; only one of min_delta or more renews the run's patience.
-    """
-    def score(loss, accuracy):
-        return loss if recipe.metric == "val_loss" else -accuracy
-
-    run.history.append(entry)
-    now = score(entry["val_loss"], entry["val_acc"])
-    if not (math.isfinite(entry["train_loss"]) and math.isfinite(entry["val_loss"])):
-        run.status = "diverged"
-    elif run.params is None or now < score(run.val_loss, run.val_acc):
-        run.best_epoch, run.val_loss, run.val_acc = epoch, entry["val_loss"], entry["val_acc"]
-        run.params, run.scales = jax.tree.map(np.copy, (params, scales))
-    if now < run.progress[0] - recipe.min_delta:
-        run.progress = now, epoch
-    if run.status == "running" and epoch - run.progress[1] >= recipe.patience:
-        run.status = "stopped"
-    if run.status == "running" and epoch == recipe.max_epochs:
-        run.status = "capped"
-    if run.status != "running" and run.val_loss >= math.log(recipe.layer_sizes[-1]):
-        run.status = "diverged"                 # never better than a uniform guess
+    (layers, opt_state), losses = lax.scan(step, (layers, state.opt_state),
+                                           order.reshape(steps, hyper.BATCH_SIZE))
+    exact = model.is_exact(layers, hyper) if hyper.QAT_ENABLE else jnp.bool_(True)
+    return State(layers, opt_state, key), jnp.mean(losses), exact
 
 
-def _log(epoch, runs, entries):
-    """One line per epoch: of the active run with the least validation loss, and how many go on."""
-    if epoch == 1:
-        tqdm.write("epoch  train loss    val loss    val acc   seconds   active runs")
-    best = min(entries, key=lambda entry: (math.isnan(entry["val_loss"]), entry["val_loss"]))
-    tqdm.write(f"{epoch:5d}  {best['train_loss']:10.4f}  {best['val_loss']:10.4f}  "
-               f"{100 * best['val_acc']:7.2f} %  {best['seconds']:8.2f}   "
-               f"{len(entries)} of {len(runs)}")
-
-
-def fit(train, val, rates, seeds, recipe):
-    """Train one run per (rate, seed), all at once, each until its own early stop.
+def start(rates, seeds, hyper):
+    """The Sweep before its first epoch.
 
     Args:
-      train, val: data.Split; rates: floats [K]; seeds: ints [K]; recipe: Recipe.
-    Returns:
-      (list of Run [K], dict of seconds: "compile" and "epochs"). A keyboard interrupt ends all
-      runs there, marked so, with the best weights they had.
+      rates: floats [K]; seeds: ints [K]; hyper: as from config.hyper.
     """
-    runs = [Run(float(rate), int(seed)) for rate, seed in zip(rates, seeds, strict=True)]
-    seconds = {"compile": 0.0, "epochs": 0.0}
-    with tqdm(total=recipe.max_epochs, unit="epoch", leave=False,
-              disable=None if jax.process_index() == 0 else True) as bar:
-        try:
-            _fit(runs, train, val, recipe, seconds, bar)
-        except KeyboardInterrupt:
-            if all(run.params is None for run in runs):
-                raise                           # before the first epoch there is nothing to keep
-            for run in runs:
-                run.status = "interrupted" if run.status == "running" else run.status
-    return runs, seconds
+    lanes = len(rates)
+    rate, seed = np.asarray(rates, np.float32), np.asarray(seeds, np.uint32)
+    init = jax.jit(lambda lanes: lax.map(lambda lane: init_lane(*lane, hyper), lanes))
+    state = jax.device_get(init((rate, seed)))
+    return Sweep(rate, seed, state, state.layers, np.zeros(lanes, np.int32),
+                 np.full(lanes, np.inf), np.zeros(lanes, np.int32), np.zeros(lanes, np.uint8),
+                 np.full((lanes, 0, len(METRICS)), np.nan), np.zeros(0), np.zeros(()))
 
 
-def _fit(runs, train, val, recipe, seconds, bar):
-    """The loop of fit: runs and seconds are updated in place, epoch by epoch."""
-    mesh = parallel.make_mesh(len(runs), recipe.data_parallel)
-    images, labels, val_images = parallel.place((train.images, train.labels, val.images), mesh)
-    init = parallel.over_lanes(lambda lane: init_lane(*lane, recipe), mesh)
-    train_lanes = parallel.over_lanes(
-        lambda lane, *data: train_epoch(*lane, *data, recipe, mesh), mesh)
+def _score(metrics, hyper):
+    """What early stopping minimizes; metrics float64 [..., 3]."""
+    return metrics[..., 1] if hyper.METRIC == "val_loss" else -metrics[..., 2]
+
+
+def judge(sweep, metrics, exact, hyper):
+    """The early-stopping rule: record an epoch, find the best, decide which lanes go on.
+
+    Any improvement is kept; only one of MIN_DELTA or more renews a lane's patience. An epoch whose
+    integers could not be deployed is never the best.
+
+    Args:
+      sweep: Sweep; metrics: float64 [K, 3], of its running lanes; exact: bool [K]; hyper: METRIC,
+      MIN_DELTA, PATIENCE, MAX_EPOCHS, LAYER_SIZES.
+    Returns:
+      (the Sweep but for its state, best and seconds; which lanes have a new best: bool [K]).
+    """
+    running, epoch, classes = sweep.status == RUNNING, sweep.epoch + 1, hyper.LAYER_SIZES[-1]
+    metrics = np.where(running[:, None], metrics, np.nan)
+    history = np.concatenate([sweep.history, metrics[:, None]], axis=1)
+    score, lanes = _score(metrics, hyper), np.arange(len(running))
+    finite = np.isfinite(metrics).all(1)
+    had = _score(history[lanes, sweep.best_epoch - 1], hyper)
+    improved = running & finite & exact & ((sweep.best_epoch == 0) | (score < had))
+    best_epoch = np.where(improved, epoch, sweep.best_epoch)
+    renews = running & (score < sweep.mark) & (sweep.mark - score >= hyper.MIN_DELTA)
+    mark, renewed = np.where(renews, score, sweep.mark), np.where(renews, epoch, sweep.renewed)
+
+    status = np.where(running & (epoch == hyper.MAX_EPOCHS), CAPPED, sweep.status)
+    status = np.where(running & (epoch - renewed >= hyper.PATIENCE), STOPPED, status)
+    best = history[lanes, best_epoch - 1]
+    guess = np.log(classes) if hyper.METRIC == "val_loss" else -1 / classes
+    ended = running & (status != RUNNING)
+    status = np.where(ended & ~(_score(best, hyper) < guess), GUESSING, status)
+    status = np.where(ended & (best_epoch == 0), INEXACT, status)
+    status = np.where(running & ~finite, DIVERGED, status)
+    return sweep._replace(best_epoch=best_epoch.astype(np.int32), mark=mark,
+                          renewed=renewed.astype(np.int32), status=status.astype(np.uint8),
+                          history=history), improved
+
+
+def _update(tree, rows, new):
+    """A copy of the arrays in `tree` [K, ...] with `rows` replaced by those of `new`."""
+    def replace(old, part):
+        copy = np.array(old)
+        copy[rows] = part
+        return copy
+    return jax.tree.map(replace, tree, new)
+
+
+def epochs(sweep, train, val, hyper):
+    """Run a Sweep on, epoch by epoch, until every lane has ended.
+
+    Args:
+      sweep: as from start or an earlier yield; train, val: data.Split; hyper: as from config.hyper.
+    Yields:
+      the Sweep after each epoch. The caller logs, saves or breaks.
+    """
+    lanes = len(sweep.rate)
+    mesh = runtime.make_mesh(lanes, hyper.DATA_PARALLEL)
+    data = runtime.place((train.images, train.labels), mesh)
+    val_images = runtime.place(val.images, mesh)
+    train_lanes = runtime.over_lanes(
+        lambda lane, *data: train_epoch(*lane, *data, hyper, mesh), mesh)
     # Lane after lane, with the matrix products of a single model, so that the bits are the same.
-    predict_lanes = parallel.over_lanes(
-        lambda lane, x: model.forward(lane[0], x, lane[1], recipe.spec), mesh, lax.map)
+    predict_lanes = runtime.over_lanes(
+        lambda layers, images: model.forward(layers, images, hyper), mesh, one_by_one=True)
 
-    lanes = runs + [None] * (-len(runs) % mesh.shape.get("lane", 1))    # None: ballast
-    rates, seeds = parallel.place((np.array([run.rate if run else 0 for run in lanes], np.float32),
-                                   np.array([run.seed if run else 0 for run in lanes], np.uint32)),
-                                  mesh, by_lane=True)
-    state = init((rates, seeds))
-
-    def compile_for(state, rates):
-        """train_lanes and predict_lanes for this many lanes, compiled side by side."""
-        epoch = train_lanes.lower((state, rates), images, labels)
-        predict = predict_lanes.lower((state.params, epoch.out_info[1]), val_images)
+    def compile_for(counts, placed):
+        """Both programs for this many slots, compiled side by side."""
+        epoch = train_lanes.lower(counts, placed, *data)
+        predict = predict_lanes.lower(counts, epoch.out_info[0].layers, val_images)
         with ThreadPoolExecutor() as pool:
             return list(pool.map(lambda lowered: lowered.compile(), (epoch, predict)))
 
-    programs = {}                               # by lane count
-    for epoch in range(1, recipe.max_epochs + 1):
-        start = time.perf_counter()
-        if len(lanes) not in programs:
-            programs[len(lanes)] = compile_for(state, rates)
-            seconds["compile"] += time.perf_counter() - start
-            start = time.perf_counter()
-        run_epoch, predict = programs[len(lanes)]
-        state, scales, losses = run_epoch((state, rates), images, labels)
-        logits, losses, params, scales = parallel.gather(
-            (predict((state.params, scales), val_images), losses, state.params, scales))
-        metrics = [stats.evaluate(lane, val.labels) if run else None
-                   for lane, run in zip(logits, lanes)]
-        elapsed = time.perf_counter() - start
-        seconds["epochs"] += elapsed
-        entries = []
-        for i, run in enumerate(lanes):
-            if run:
-                entries.append({"train_loss": float(losses[i]), "val_loss": metrics[i][0],
-                                "val_acc": metrics[i][1], "seconds": elapsed})
-                _record(run, epoch, entries[-1], *jax.tree.map(lambda a: a[i], (params, scales)),
-                        recipe)
-        if jax.process_index() == 0:
-            _log(epoch, runs, entries)
-        bar.update()
-        lanes = [run if run and run.status == "running" else None for run in lanes]
-        active = [i for i, run in enumerate(lanes) if run]
-        if not active:
-            break
-        size = parallel.lane_count(len(active), mesh)
-        if size < len(lanes):
-            keep = np.array((active + [i for i, run in enumerate(lanes) if not run])[:size])
-            lanes = [lanes[i] for i in keep]
-            kept = jax.tree.map(lambda a: a[keep], parallel.gather((state, rates)))
-            state, rates = parallel.place(kept, mesh, by_lane=True)
+    programs, dealt = {}, None                  # programs by the number of slots
+    while (sweep.status == RUNNING).any():
+        begin, compile_seconds = time.perf_counter(), 0.0
+        rows, real, counts = runtime.deal(np.flatnonzero(sweep.status == RUNNING), lanes, mesh)
+        if dealt is None or not np.array_equal(rows, dealt):    # else they are on the devices
+            state, rate, counts_there = runtime.place(
+                (*jax.tree.map(lambda a: a[rows], (sweep.state, sweep.rate)), counts), mesh,
+                by_lane=True)
+            dealt = rows
+        if len(rows) not in programs:
+            programs[len(rows)] = compile_for(counts_there, (state, rate))
+            compile_seconds = time.perf_counter() - begin
+        run_epoch, predict = programs[len(rows)]
+        state, train_loss, exact = run_epoch(counts_there, (state, rate), *data)
+        logits = predict(counts_there, state.layers, val_images)
+        logits, *gathered = jax.tree.map(
+            lambda a: a[real], runtime.gather((logits, train_loss, exact, state)))
+        train_loss, exact, new = gathered
+        rows = rows[real]
+        metrics, can_deploy = np.full((lanes, len(METRICS)), np.nan), np.zeros(lanes, bool)
+        for row, loss, lane_logits in zip(rows, train_loss, logits):
+            metrics[row] = loss, *stats.evaluate(lane_logits, val.labels)
+        can_deploy[rows] = exact
+        judged, improved = judge(sweep, metrics, can_deploy, hyper)
+        chosen = improved[rows]
+        seconds = time.perf_counter() - begin - compile_seconds
+        sweep = judged._replace(
+            state=_update(sweep.state, rows, new),
+            best=_update(sweep.best, rows[chosen], jax.tree.map(lambda a: a[chosen], new.layers)),
+            seconds=np.append(sweep.seconds, seconds),
+            compile_seconds=sweep.compile_seconds + compile_seconds)
+        yield sweep

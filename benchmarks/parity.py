@@ -13,60 +13,45 @@ import jax
 import numpy as np
 
 import config
-import data
+import experiment
 import integer
 import model
-import quant
+import results
+from benchmarks import load_network
 from deploy import engines
-from files import run_script
-from main_export import load_quantized
-from main_inference import default_weights
 
 RANDOM_IMAGES = 100_000         # of uniform bytes: codes and accumulators that no digit reaches
 SLOW_RANDOM_IMAGES = 10_000     # for JavaScript
 CHUNK = 10_000
 
 
-def oracle(layers, activation_bits, images):
+def oracle(network, images):
     """Accumulators of the last layer by int64 arithmetic; shares no code with the engines.
 
     Args:
-      layers: as from checkpoint.load; images: uint8 [N, I].
+      network: integer.Network; images: uint8 [N, I].
     Returns:
       int64 [N, classes].
     """
     x = images.astype(np.int64)
-    for i, layer in enumerate(layers):
+    for layer in network.layers:
         # BLAS has no int64 product; float64 holds these sums, below 2**24, exactly.
-        products = x.astype(np.float64) @ layer["w_q"].astype(np.float64)
-        acc = products.astype(np.int64) + layer["b_q"]
-        if i + 1 == len(layers):
+        products = x.astype(np.float64) @ layer.w_q.astype(np.float64)
+        acc = products.astype(np.int64) + layer.b_q
+        if layer.shift is None:
             return acc
-        shift = (int(layers[i + 1]["x_exponent"]) - int(layer["x_exponent"])
-                 - layer["w_exponent"].astype(np.int64)).clip(None, 40)
+        shift = layer.shift.astype(np.int64)
         floor, rest = acc >> shift, acc & (1 << shift) - 1
         half = np.int64(1) << shift - 1
         rounds_up = (rest > half) | (rest == half) & (floor % 2 == 1)
-        x = np.clip(floor + rounds_up, 0, 2**activation_bits - 1)
+        x = np.clip(floor + rounds_up, 0, 2**network.activation_bits - 1)
 
 
-def training_forward(layers, meta):
-    """model.forward as training runs it, fake-quantized, from weights and scales made of the codes.
-
-    The float weights of training are not in the file; code * scale rounds to the same code, so the
-    fake-quantized numbers are the same.
-    """
-    params, scales = [], []
-    for layer in layers:
-        x_scale = np.ldexp(np.ones((1, 1), np.float32), int(layer["x_exponent"]))
-        w_scale = np.ldexp(np.float32(1), layer["w_exponent"].astype(np.int32))[None]
-        b = (layer["b_q"] * (x_scale * w_scale)[0]).astype(np.float32)
-        params.append((layer["w_q"] * w_scale, b))
-        scales.append((x_scale, w_scale))
-    params, scales = jax.device_put((params, scales))
-    spec = quant.Spec(meta["weight_bits"], meta["activation_bits"], meta["per_channel"])
-    unit = integer.logit_scale(layers)
-    return lambda images: np.asarray(model.predict(params, images, scales, spec=spec)) / unit
+def training_forward(network):
+    """model.forward as training runs it, fake-quantized: images to accumulators, float32."""
+    layers, hyper = model.from_network(network)
+    layers, unit = jax.device_put(layers), np.ldexp(np.float32(1), network.logit_exponent)
+    return lambda images: np.asarray(model.predict(layers, images, hyper=hyper)) / unit
 
 
 def in_batches(run, size):
@@ -75,74 +60,87 @@ def in_batches(run, size):
                                           for at in range(0, len(images), size)])
 
 
-def make_engines(layers, meta, stack):
-    """Name of each engine to (a function that makes it, how many random images it gets).
+def make_onnx(network, batch):
+    """ONNX Runtime, on `batch` images at a time."""
+    try:
+        from deploy import to_onnx
+    except ImportError:
+        raise engines.Missing("no onnx: pip install -r requirements-export.txt") from None
+    return in_batches(engines.make_onnx(to_onnx.export(network)), batch)
 
-    stack: ExitStack that closes the browser.
-    """
-    bits = meta["activation_bits"]
 
-    def onnx(batch):
-        try:
-            from deploy import to_onnx
-        except ImportError:
-            raise engines.Missing("no onnx: pip install -r requirements-export.txt") from None
-        return in_batches(engines.make_onnx(to_onnx.export(layers, meta)), batch)
+def make_c(network):
+    """The C engine."""
+    from deploy import to_c
+    return engines.make_c(to_c.export(network)[0])
 
-    def c():
-        from deploy import to_c
-        return engines.make_c(to_c.export(layers, meta)[0])
 
-    def javascript():
-        from deploy import to_web
-        page = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "mlp.html"
-        page.write_text(to_web.export(layers, meta))
-        return in_batches(partial(engines.run_page, stack.enter_context(engines.open_page(page))),
-                          1_000)
+def make_javascript(network, stack):
+    """The web page's predictor, in a browser that the ExitStack closes."""
+    from deploy import to_web
+    try:
+        text = to_web.export(network)
+    except ValueError as error:                 # the page draws 28 x 28 pixels only
+        raise engines.Missing(str(error)) from None
+    page = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "mlp.html"
+    page.write_text(text, encoding="utf-8")
+    return in_batches(partial(engines.run_page, stack.enter_context(engines.open_page(page))),
+                      1_000)
 
+
+def make_engines(network, stack):
+    """Name of each engine to (a function that makes it, how many random images it gets)."""
     return {
-        "training forward (float32)": (lambda: training_forward(layers, meta), RANDOM_IMAGES),
-        "NumPy int32": (lambda: in_batches(integer.make_engine(layers, bits, "numpy"), CHUNK), 0),
-        "JAX int8": (lambda: integer.make_engine(layers, bits), RANDOM_IMAGES),
-        **{f"ONNX Runtime, batch {batch:,}": (partial(onnx, batch), RANDOM_IMAGES)
+        "training forward (float32)": (partial(training_forward, network), RANDOM_IMAGES),
+        "NumPy int32": (lambda: in_batches(integer.make_engine(network, "numpy"), CHUNK), 0),
+        "JAX int8": (partial(integer.make_engine, network), RANDOM_IMAGES),
+        **{f"ONNX Runtime, batch {batch:,}": (partial(make_onnx, network, batch), RANDOM_IMAGES)
            for batch in (1, 128, 10_000)},
-        "C": (c, RANDOM_IMAGES),
-        "JavaScript": (javascript, SLOW_RANDOM_IMAGES),
+        "C": (partial(make_c, network), RANDOM_IMAGES),
+        "JavaScript": (partial(make_javascript, network, stack), SLOW_RANDOM_IMAGES),
     }
+
+
+def compare(network, test_images):
+    """Run every engine that is here on the test images and random ones.
+
+    Returns:
+      (rows of the table, how many logits differ from the oracle's).
+    """
+    rng = np.random.default_rng(0)
+    chunks = [test_images] + [rng.integers(0, 256, (CHUNK, test_images.shape[1]), dtype=np.uint8)
+                              for _ in range(RANDOM_IMAGES // CHUNK)]
+    start = time.perf_counter()
+    wanted = [oracle(network, images) for images in chunks]
+    rows = [["NumPy int64 (the oracle)", f"{sum(map(len, chunks)):,}", "–",
+             f"{time.perf_counter() - start:.1f}"]]
+    different = 0
+    with ExitStack() as stack:
+        for name, (make, random_images) in make_engines(network, stack).items():
+            start = time.perf_counter()
+            try:
+                run = make()
+            except engines.Missing as missing:
+                rows.append([name, f"skipped: {missing}", "–", "–"])
+                continue
+            logits = [run(images) for images in chunks[:1 + random_images // CHUNK]]
+            mismatches = sum(int((got != want).sum()) for got, want in zip(logits, wanted))
+            different += mismatches
+            rows.append([name, f"{sum(map(len, logits)):,}", mismatches,
+                         f"{time.perf_counter() - start:.1f}"])
+    return rows, different
 
 
 def main(argv):
     settings = config.load(argv, __doc__)
-    layers, meta = load_quantized(default_weights(settings))
-    _, test = data.load(settings.DATASET, settings.DATA_DIR, tuple(meta["layer_sizes"]))
-    rng = np.random.default_rng(0)
-    chunks = [test.images] + [rng.integers(0, 256, (CHUNK, test.images.shape[1]), dtype=np.uint8)
-                              for _ in range(RANDOM_IMAGES // CHUNK)]
-    start = time.perf_counter()
-    wanted = [oracle(layers, meta["activation_bits"], images) for images in chunks]
-    print("| engine | images | mismatched logits | seconds |\n|---|---:|---:|---:|\n"
-          f"| NumPy int64 (the oracle) | {sum(map(len, chunks)):,} | – | "
-          f"{time.perf_counter() - start:.1f} |")
-    different = 0
-    with ExitStack() as stack:
-        for name, (make, random_images) in make_engines(layers, meta, stack).items():
-            try:
-                run = make()
-            except engines.Missing as missing:
-                print(f"| {name} | skipped: {missing} | | |")
-                continue
-            used = 1 + random_images // CHUNK
-            start = time.perf_counter()
-            logits = [run(images) for images in chunks[:used]]
-            seconds = time.perf_counter() - start
-            mismatches = sum(int((got != want).sum()) for got, want in zip(logits, wanted))
-            different += mismatches
-            print(f"| {name} | {sum(map(len, logits)):,} | {mismatches} | {seconds:.1f} |",
-                  flush=True)
-    print(f"\n{len(test.images):,} test images, the others random bytes; "
-          f"{meta['layer_sizes'][-1]} logits an image. Seconds include compiling.")
-    sys.exit(different > 0)
+    experiment.set_up(settings)
+    network, dataset, path = load_network(settings)
+    rows, different = compare(network, dataset.test.images)
+    print(results.table(["engine", "images", "mismatched logits", "seconds"], rows))
+    print(f"\n{path}, {integer.name(network)}: {len(dataset.test.images):,} test images, the others "
+          f"random bytes; {integer.sizes(network)[-1]} logits an image. Seconds include compiling.")
+    sys.exit(1 if different else 0)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    config.run_script(main)

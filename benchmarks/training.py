@@ -1,12 +1,13 @@
 """How fast training is, against the machine's limit and against other ways to write it.
 
 python3 -m benchmarks.training [--KEY=value ...]   writes results/training_bench.json
+
+The switches hold for the timed epochs and for the whole runs, which take the seeds from SEED on and
+keep their files, and their compiled programs, in temporary folders.
 """
-import json
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
@@ -16,15 +17,18 @@ import numpy as np
 from jax import lax
 
 import config
+import experiment
 import model
-import parallel
+import results
+import runtime
 import training
-from ablation import load_splits
-from files import run_script, write_result
+from benchmarks import timing
+from files import InputError, check_writable
 
 REPEATS = 5
-LANES = 27                      # of the learning-rate ablation
+SWEEP_EPOCHS = 3                # of the sweep and of the single run beside it
 TORCH_STEPS = 60                # PyTorch's epoch is extrapolated from these many steps
+FOLDERS = ("RUNS_DIR", "WEIGHTS_DIR", "RESULTS_DIR", "PLOTS_DIR")
 
 
 def flops_per_epoch(layer_sizes, batch, steps):
@@ -33,43 +37,55 @@ def flops_per_epoch(layer_sizes, batch, steps):
     return 2 * batch * steps * (3 * sum(products) - products[0])
 
 
-def gemm_rate(size=2048):
-    """A timed function: seconds of one float32 [size, size] product, and its operations."""
+def gemm(size=2048):
+    """A float32 [size, size] product to time, and its operations."""
     a = jnp.ones((size, size), jnp.float32)
     multiply = jax.jit(lambda a: a @ a)
     return lambda: multiply(a).block_until_ready(), 2 * size**3
 
 
-def our_epoch(recipe, rate, train):
-    """One epoch of one lane, exactly as training.fit runs it."""
-    state = training.init_lane(jnp.float32(rate), jnp.uint32(0), recipe)
-    epoch = jax.jit(partial(training.train_epoch, recipe=recipe,
-                            mesh=parallel.make_mesh(1, data_parallel=False)))
+def gemm_rate():
+    """Operations a second of gemm, at its median."""
+    multiply, flops = gemm()
+    return flops / np.median(timing.in_turns({"gemm": multiply}, REPEATS)["gemm"])
+
+
+def our_epoch(hyper, rate, train):
+    """One epoch of one lane, exactly as training.epochs runs it."""
+    state = training.init_lane(jnp.float32(rate), jnp.uint32(0), hyper)
+    epoch = jax.jit(partial(training.train_epoch, hyper=hyper,
+                            mesh=runtime.make_mesh(1, data_parallel=False)))
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
     return lambda: jax.block_until_ready(epoch(state, jnp.float32(rate), images, labels))
 
 
-def floor_epoch(recipe, steps):
+def float_params(hyper):
+    """The initial float32 network: list of (w, b)."""
+    return [(layer.w, layer.b) for layer in model.init(jax.random.key(0), hyper)]
+
+
+def floor_epoch(hyper, steps):
     """An epoch's matrix products and update alone: what no quantizer and no loss can undercut."""
-    (w1, _), (w2, _), (w3, _) = model.init(jax.random.key(0), recipe.layer_sizes)
-    x = jax.random.uniform(jax.random.key(1), (recipe.batch_size, recipe.layer_sizes[0])) * 1e-2
+    initial = [w for w, _ in float_params(hyper)]
+    x = jax.random.uniform(jax.random.key(1), (hyper.BATCH_SIZE, hyper.LAYER_SIZES[0])) * 1e-2
 
     def step(weights, _):
-        w1, w2, w3 = weights
-        h1 = x @ w1
-        h2 = h1 @ w2
-        d3 = h2 @ w3
-        d2 = d3 @ w3.T
-        d1 = d2 @ w2.T
-        return (w1 - 1e-6 * (x.T @ d1), w2 - 1e-6 * (h1.T @ d2), w3 - 1e-6 * (h2.T @ d3)), None
+        inputs = [x]
+        for w in weights[:-1]:
+            inputs.append(inputs[-1] @ w)
+        d, updated = inputs[-1] @ weights[-1], []
+        for h, w in zip(reversed(inputs), reversed(weights)):
+            updated.append(w - 1e-6 * (h.T @ d))
+            d = d @ w.T                         # nobody reads the last one: it is not computed
+        return updated[::-1], None
 
     epoch = jax.jit(lambda weights: lax.scan(step, weights, length=steps)[0])
-    return lambda: jax.block_until_ready(epoch((w1, w2, w3)))
+    return lambda: jax.block_until_ready(epoch(initial))
 
 
-def plain_loop_epoch(recipe, rate, train):
+def plain_loop_epoch(hyper, rate, train):
     """A Python loop that feeds float NumPy batches to a jitted float32 step, as tutorials do."""
-    params = model.init(jax.random.key(0), recipe.layer_sizes)
+    params = float_params(hyper)
     images = train.images.astype(np.float32) / 255
 
     def loss(params, x, labels):
@@ -85,14 +101,14 @@ def plain_loop_epoch(recipe, rate, train):
     def epoch():
         now, losses = params, []
         order = np.random.default_rng(0).permutation(len(images))
-        for start in range(0, len(images) - recipe.batch_size + 1, recipe.batch_size):
-            rows = order[start:start + recipe.batch_size]
+        for start in range(0, len(images) - hyper.BATCH_SIZE + 1, hyper.BATCH_SIZE):
+            rows = order[start:start + hyper.BATCH_SIZE]
             now, value = step(now, images[rows], train.labels[rows].astype(np.int32))
             losses.append(float(value))
     return epoch
 
 
-def torch_epoch(recipe, rate, train, qat):
+def torch_epoch(hyper, rate, train, qat):
     """Some steps of eager PyTorch, float32 or its own QAT (torch.ao); None without PyTorch."""
     try:
         import torch
@@ -101,7 +117,7 @@ def torch_epoch(recipe, rate, train, qat):
     import warnings
     warnings.filterwarnings("ignore")           # torch.ao announces its own retirement
     torch.manual_seed(0)
-    sizes, layers = recipe.layer_sizes, []
+    sizes, layers = hyper.LAYER_SIZES, []
     for i, o in zip(sizes[:-1], sizes[1:]):
         layers += [torch.nn.Linear(i, o), torch.nn.ReLU()]
     net = torch.nn.Sequential(*layers[:-1])
@@ -114,101 +130,114 @@ def torch_epoch(recipe, rate, train, qat):
     labels = torch.from_numpy(train.labels.astype(np.int64))
 
     def steps():
-        order = torch.randperm(len(images))[:TORCH_STEPS * recipe.batch_size]
-        for rows in order.reshape(TORCH_STEPS, recipe.batch_size):
+        order = torch.randperm(len(images))[:TORCH_STEPS * hyper.BATCH_SIZE]
+        for rows in order.reshape(TORCH_STEPS, hyper.BATCH_SIZE):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(net(images[rows]), labels[rows]).backward()
             optimizer.step()
     return steps
 
 
-def interleaved(contenders):
-    """Seconds by name, REPEATS each, taken in turns so that noise hits all alike.
+def epoch_contenders(settings, train):
+    """{name: (function, factor from its time to that of one epoch)}."""
+    quantized = config.hyper(settings, QAT_ENABLE=True)
+    floats = config.hyper(settings, QAT_ENABLE=False, COMPUTE_DTYPE="float32")
+    rate, steps = settings.LEARNING_RATE, len(train.labels) // settings.BATCH_SIZE
+    multiply, flops = gemm()
+    ours = flops_per_epoch(settings.LAYER_SIZES, settings.BATCH_SIZE, steps)
+    contenders = {
+        "QAT epoch": (our_epoch(quantized, rate, train), 1),
+        "float32 epoch": (our_epoch(floats, rate, train), 1),
+        "matrix products and update alone": (floor_epoch(floats, steps), 1),
+        "same operations at the GEMM rate": (multiply, ours / flops),
+        "plain JAX loop, float32": (plain_loop_epoch(floats, rate, train), 1),
+    }
+    if settings.POWER_OF_TWO_SCALES:            # else bfloat16 would not be exact
+        hyper = config.hyper(settings, QAT_ENABLE=True, COMPUTE_DTYPE="bfloat16")
+        contenders["QAT epoch, bfloat16 operands"] = our_epoch(hyper, rate, train), 1
+    for name, qat in (("PyTorch eager, float32", False), ("PyTorch QAT (torch.ao)", True)):
+        function = torch_epoch(floats, rate, train, qat)
+        if function:
+            contenders[name] = function, steps / TORCH_STEPS
+    return contenders
 
-    contenders: dict of name to (function, factor from its time to the reported one).
+
+def lane_epochs(settings, data, lanes):
+    """Seconds of a lane-epoch, evaluation included, of `lanes` runs side by side; one by epoch."""
+    hyper = config.hyper(settings, QAT_ENABLE=True, MAX_EPOCHS=SWEEP_EPOCHS, PATIENCE=SWEEP_EPOCHS,
+                         WARMUP_EPOCHS=min(settings.WARMUP_EPOCHS, SWEEP_EPOCHS))
+    sweep = training.start([settings.LEARNING_RATE] * lanes, range(lanes), hyper)
+    for sweep in training.epochs(sweep, data.train, data.val, hyper):
+        pass
+    return (sweep.seconds / lanes).tolist()
+
+
+def whole_run(arguments, seed, cache=""):
+    """main_train.py in its own process: its seconds by part, and what it reached.
+
+    Args:
+      arguments: recipes and switches; seed: its SEED; cache: folder of compiled programs, empty for
+      a cold start.
+    Raises:
+      InputError: the run failed.
     """
-    times = {name: [] for name in contenders}
-    for function, _ in contenders.values():
-        function()                              # compiles, warms up
-    for _ in range(REPEATS):
-        for name, (function, factor) in contenders.items():
-            start = time.perf_counter()
-            function()
-            times[name].append((time.perf_counter() - start) * factor)
-    return times
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([sys.executable, "-B", "main_train.py", *arguments, f"--SEED={seed}",
+                               f"--CACHE_DIR={cache}",
+                               *(f"--{name}={folder}/{name}" for name in FOLDERS)],
+                              capture_output=True, text=True, cwd=results.ROOT)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            raise InputError(f"main_train.py {' '.join(arguments)}: {reason}")
+        result = results.read_result(Path(folder) / "RESULTS_DIR" / "train.json")
+    row = result["row"]
+    print(f"  {' '.join(arguments) or 'default'} seed {seed}: {result['wall_seconds']:.1f} s, "
+          f"test {100 * row['test_acc']:.2f} %", flush=True)
+    return {"seed": seed, "start_to_saved_seconds": result["wall_seconds"],
+            "parts": result["seconds"], "epoch_count": row["epochs"], "test_acc": row["test_acc"],
+            "file_bytes": row["file_bytes"], "peak_memory_bytes": result["peak_memory_bytes"]}
 
 
-def whole_run(*arguments, runs, cache=""):
-    """main_train.py in its own process, `runs` times: its seconds by part, and its results.
-
-    cache: folder of compiled programs; empty: a cold start each time.
-    """
-    results = []
-    for seed in range(runs):
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            subprocess.run([sys.executable, "-B", "main_train.py", *arguments, f"--SEED={seed}",
-                            f"--CACHE_DIR={cache}",
-                            *(f"--{key}_DIR={folder}" for key in ("WEIGHTS", "RESULTS", "PLOTS"))],
-                           check=True, capture_output=True)
-            wall = time.perf_counter() - start
-            result = json.loads((Path(folder) / "train.json").read_text())
-        seconds = result["seconds"]
-        parts = {name: seconds[name] for name in ("imports", "data", "compile", "epochs",
-                                                  "evaluate and save")}
-        results.append({"process_seconds": wall, "start_to_saved_seconds": result["wall_seconds"],
-                        "epoch_count": result["run"]["epochs"], "parts": parts,
-                        "peak_memory_bytes": result["peak_memory_bytes"],
-                        "file_bytes": result["file_bytes"], **result["metrics"]})
-        print(f"  {' '.join(arguments) or 'default'} seed {seed}: {result['wall_seconds']:.1f} s, "
-              f"test {100 * result['metrics']['test_acc']:.2f} %", flush=True)
-    return results
-
-
-def compiled_before(recipe):
-    """whole_run of a recipe whose programs an earlier run has compiled."""
+def whole_runs(arguments, seeds, cached=False):
+    """whole_run with each seed in turn; cached: after one that fills a cache of programs."""
+    if not cached:
+        return [whole_run(arguments, seed) for seed in seeds]
     with tempfile.TemporaryDirectory() as cache:
-        return whole_run(recipe, runs=4, cache=cache)[1:]
+        whole_run(arguments, seeds[0], cache)
+        return [whole_run(arguments, seed, cache) for seed in seeds]
 
 
 def main(argv):
     settings = config.load(argv, __doc__)
-    train, val, _ = load_splits(settings)
-    recipes = {name: training.recipe_of(settings, QAT_ENABLE=name == "qat")
-               for name in ("qat", "float")}
-    fast = "recipes/fast.toml"
-    rate, batch = settings.LEARNING_RATE, settings.BATCH_SIZE
-    steps = len(train.labels) // batch
-    gemm, gemm_flops = gemm_rate()
-    flops = flops_per_epoch(settings.LAYER_SIZES, batch, steps)
-    contenders = {
-        "QAT epoch": (our_epoch(recipes["qat"], rate, train), 1),
-        "QAT epoch, bfloat16 operands": (our_epoch(recipes["qat"]._replace(
-            spec=recipes["qat"].spec._replace(compute_dtype="bfloat16")), rate, train), 1),
-        "float32 epoch": (our_epoch(recipes["float"], rate, train), 1),
-        "matrix products and update alone": (floor_epoch(recipes["float"], steps), 1),
-        "same operations at the GEMM rate": (gemm, flops / gemm_flops),
-        "plain JAX loop, float32": (plain_loop_epoch(recipes["float"], rate, train), 1),
-    }
-    for name, qat in (("PyTorch eager, float32", False), ("PyTorch QAT (torch.ao)", True)):
-        function = torch_epoch(recipes["float"], rate, train, qat)
-        if function:
-            contenders[name] = function, steps / TORCH_STEPS
-    epochs = interleaved(contenders)
-    for name, times in epochs.items():
-        print(f"{name:34s} {np.median(times):7.3f} s  ({min(times):.3f} to {max(times):.3f})")
+    if settings.LR_ABLATION_MODE or settings.COORDINATOR:
+        raise InputError("this times runs of a single model on one machine; leave LR_ABLATION_MODE "
+                         "and COORDINATOR as they are")
+    check_writable(settings.RESULTS_DIR)
+    experiment.set_up(settings)
+    data = experiment.load_data(settings)
+    contenders = epoch_contenders(settings, data.train)
+    times = timing.in_turns({name: function for name, (function, _) in contenders.items()}, REPEATS)
+    epochs = {name: [seconds * factor for seconds in times[name]]
+              for name, (_, factor) in contenders.items()}
+    for name, seconds in epochs.items():
+        print(f"{name:34s} {timing.spread(seconds, 3)} s")
 
-    sweeps = {}
-    for name, lanes in (("single run", 1), ("sweep", LANES)):
-        recipe = recipes["qat"]._replace(max_epochs=3)
-        runs, _ = training.fit(train, val, [rate] * lanes, range(lanes), recipe)
-        sweeps[name] = [entry["seconds"] / lanes for entry in runs[0].history]
-        print(f"{name}: {np.median(sweeps[name]):.3f} s per lane-epoch, with its evaluation")
-    write_result(Path(settings.RESULTS_DIR) / "training_bench.json", settings, epochs=epochs,
-                 gemm_gflops=flops / np.median(epochs["same operations at the GEMM rate"]) / 1e9,
-                 lane_epochs=sweeps, default=whole_run(runs=3), fast=whole_run(fast, runs=5),
-                 fast_again=compiled_before(fast))
+    lanes = len(settings.LR_ABLATION_RATES) * settings.ABLATION_SEEDS
+    sweeps = {"single run": lane_epochs(settings, data, 1),
+              "sweep": lane_epochs(settings, data, lanes)}
+    for name, seconds in sweeps.items():
+        print(f"{name}: {np.median(seconds):.3f} s per lane-epoch, with its evaluation")
+    first, fast = settings.SEED, ["recipes/fast.toml", *argv]
+    runs = {"default": whole_runs(argv, range(first, first + 3)),
+            "fast": whole_runs(fast, range(first, first + 5)),
+            "fast_again": whole_runs(fast, range(first, first + 3), cached=True)}
+    multiply = epochs["same operations at the GEMM rate"]
+    flops = flops_per_epoch(settings.LAYER_SIZES, settings.BATCH_SIZE,
+                            len(data.train.labels) // settings.BATCH_SIZE)
+    results.write_result(Path(settings.RESULTS_DIR) / "training_bench.json", settings._asdict(),
+                         epochs=epochs, gemm_gflops=flops / np.median(multiply) / 1e9, lanes=lanes,
+                         lane_epochs=sweeps, **runs)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    config.run_script(main)

@@ -66,7 +66,7 @@ def make_c(files, compiler="gcc", flags=C_FLAGS):
     compiler = find_compiler(compiler)
     with tempfile.TemporaryDirectory() as folder:       # a loaded library outlives its file
         for name, text in {**files, "batch.c": _BATCH}.items():
-            (Path(folder) / name).write_text(text)
+            (Path(folder) / name).write_text(text, "utf-8")
         library = Path(folder) / "mlp.so"
         subprocess.run([compiler, *flags, "-shared", "-fPIC", "mlp.c", "batch.c", "-o", library],
                        cwd=folder, check=True)

@@ -38,32 +38,31 @@ def _array(kind, name, values):
     return f"static const {kind} {name}[] = {{\n" + ",\n".join(rows) + "\n};\n"
 
 
-def export(layers, meta):
+def export(network):
     """The two files and what they need.
 
     Args:
-      layers, meta: as from checkpoint.load, quantized.
+      network: integer.Network.
     Returns:
       (files, flash, ram): {"mlp.h": text, "mlp.c": text}; bytes of constant tables; bytes of
       buffers, all on the stack. Code, return addresses and saved registers come on top.
     """
-    bits, sizes = meta["weight_bits"], meta["layer_sizes"]
+    bits, sizes = network.weight_bits, integer.sizes(network)
     fields = 32 // FIELD_BITS[bits]
     arrays, table, flash = [], [], 0
-    for i, (w_q, b_q, shift) in enumerate(integer.prepare(layers)):
-        words = pack_words(w_q, bits)
-        parts = [("uint32_t", f"mlp_w{i}", words), ("int32_t", f"mlp_b{i}", b_q)]
-        if shift is not None:
-            parts.append(("uint8_t", f"mlp_shift{i}",
-                          np.broadcast_to(shift, b_q.shape).astype(np.uint8)))
+    for i, layer in enumerate(network.layers):
+        words = pack_words(layer.w_q, bits)
+        parts = [("uint32_t", f"mlp_w{i}", words), ("int32_t", f"mlp_b{i}", layer.b_q)]
+        if layer.shift is not None:
+            parts.append(("uint8_t", f"mlp_shift{i}", layer.shift.astype(np.uint8)))
         arrays += [_array(*part) for part in parts]
         flash += sum(values.nbytes for _, _, values in parts)
-        members = [*w_q.shape, words.shape[1], *(name for _, name, _ in parts)]
-        members += [0] * (shift is None)
-        table.append(f"    {{{', '.join(map(str, members))}}}")
+        shift = "0" if layer.shift is None else f"mlp_shift{i}"
+        inputs, outputs = layer.w_q.shape
+        table.append(f"    {{{inputs}, {outputs}, {words.shape[1]}, mlp_w{i}, mlp_b{i}, {shift}}}")
     max_sums = max(fields * math.ceil(outputs / fields) for outputs in sizes[1:])
     max_inputs, max_codes = max(sizes[:-1]), max(sizes[1:])
-    name = f"nanoQAT W{bits}A{meta['activation_bits']}, {'-'.join(map(str, sizes))}"
+    name = f"nanoQAT {integer.name(network)}, {'-'.join(map(str, sizes))}"
     header = f"""/* {name}; made by main_export.py. */
 #ifndef MLP_H
 #define MLP_H
@@ -76,11 +75,11 @@ def export(layers, meta):
 int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES]);
 
 #ifdef MLP_WEIGHTS                      /* mlp.c alone defines it */
-#define MLP_LAYERS {len(layers)}
+#define MLP_LAYERS {len(network.layers)}
 #define MLP_FIELD_BITS {FIELD_BITS[bits]}
 #define MLP_STEP {2 if bits == 1 else 1}      /* weight = MLP_STEP * field - MLP_OFFSET */
 #define MLP_OFFSET {2 ** (bits - 1)}u
-#define MLP_QMAX {2 ** meta['activation_bits'] - 1}u
+#define MLP_QMAX {integer.code_range(network.activation_bits, signed=False)[1]}u
 #define MLP_MAX_INPUTS {max_inputs}
 #define MLP_MAX_SUMS {max_sums}
 #define MLP_MAX_CODES {max_codes}
@@ -96,5 +95,5 @@ struct mlp_layer {{
 static const struct mlp_layer mlp_layers[MLP_LAYERS] = {{
 """ + ",\n".join(table) + "\n};\n#endif\n#endif\n"
     ram = 4 * max_sums + max_codes + 2 * (max_inputs + 1)
-    source = (Path(__file__).parent / "engine.c").read_text()
+    source = (Path(__file__).parent / "engine.c").read_text("utf-8")
     return {"mlp.h": header, "mlp.c": source}, flash, ram

@@ -3,6 +3,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+import integer
+
 OPSET = 28                      # the newest that the pinned onnx and onnxruntime both know
 # Weights are stored as uint8 with this zero point, not as int8: for uint8 x int8 on x86 CPUs
 # without VNNI, ONNX Runtime adds pairs of products in saturating int16 (2 * 255 * 127 > 32767),
@@ -10,20 +12,21 @@ OPSET = 28                      # the newest that the pinned onnx and onnxruntim
 WEIGHT_ZERO = 128
 
 
-def export(layers, meta):
+def export(network):
     """The model file.
 
     Args:
-      layers, meta: as from checkpoint.load, quantized.
+      network: integer.Network.
     Returns:
       bytes of an ONNX model: input image uint8 [N, inputs]; outputs logits int32 [N, classes], the
       accumulators of the last layer, and class int64 [N]; N is free.
 
-    Every scale is a power of two and every |accumulator| is below 2**24, so the float rescaling
-    between layers is exact, and rounds half to even. Saturation to uint8 at zero point 0 is the
-    ReLU; below 8 bits a Clip saturates lower.
+    Codes have the scale 1, weights and biases 2**-shift: a power of two, and every |accumulator| is
+    below 2**24, so the float rescaling between layers is exact, and rounds half to even. Saturation
+    to uint8 at zero point 0 is the ReLU; below 8 bits a Clip saturates lower.
     """
-    nodes, constants = [], []
+    nodes, constants, sizes = [], [], integer.sizes(network)
+    qmax = integer.code_range(network.activation_bits, signed=False)[1]
 
     def constant(name, value):
         constants.append(numpy_helper.from_array(np.asarray(value), name))
@@ -34,39 +37,30 @@ def export(layers, meta):
         return output
 
     x = "image"
-    for i, layer in enumerate(layers):
-        w_q = constant(f"w{i}_q", (layer["w_q"].astype(np.int16) + WEIGHT_ZERO).astype(np.uint8))
-        b_q = constant(f"b{i}_q", layer["b_q"])
-        if i + 1 == len(layers):
+    x_scale, x_zero = constant("x_scale", np.float32(1)), constant("x_zero", np.uint8(0))
+    for i, layer in enumerate(network.layers):
+        w_q = constant(f"w{i}_q", (layer.w_q.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8))
+        b_q = constant(f"b{i}_q", layer.b_q)
+        if layer.shift is None:
             w_zero = constant(f"w{i}_zero", np.uint8(WEIGHT_ZERO))
             products = node("MatMulInteger", [x, w_q, "", w_zero], "products")
             node("Add", [products, b_q], "logits")
             node("ArgMax", ["logits"], "class", axis=1, keepdims=0)
             break
-        outputs = len(layer["b_q"])
-        x_scale = np.ldexp(np.float32(1), int(layer["x_exponent"]))
-        h_scale = np.ldexp(np.float32(1), int(layers[i + 1]["x_exponent"]))
-        w_scale = np.ldexp(np.ones(outputs, np.float32), layer["w_exponent"].astype(np.int32))
-        zero = constant(f"x{i}_zero", np.uint8(0))
-        w_zero = constant(f"w{i}_zero", np.full(outputs, WEIGHT_ZERO, np.uint8))
-        x_parts = [x, constant(f"x{i}_scale", x_scale), zero]
-        w_parts = [w_q, constant(f"w{i}_scale", w_scale), w_zero]
-        b_parts = [b_q, constant(f"b{i}_scale", x_scale * w_scale)]
-        x = node("DequantizeLinear", x_parts, f"x{i}")
-        w = node("DequantizeLinear", w_parts, f"w{i}", axis=1)
-        b = node("DequantizeLinear", b_parts, f"b{i}", axis=0)
+        scale = constant(f"w{i}_scale", np.ldexp(np.float32(1), -layer.shift.astype(np.int32)))
+        w_zero = constant(f"w{i}_zero", np.full(len(layer.shift), WEIGHT_ZERO, np.uint8))
+        x = node("DequantizeLinear", [x, x_scale, x_zero], f"x{i}")
+        w = node("DequantizeLinear", [w_q, scale, w_zero], f"w{i}", axis=1)
+        b = node("DequantizeLinear", [b_q, scale], f"b{i}", axis=0)
         acc = node("Gemm", [x, w, b], f"acc{i}")
-        x = node("QuantizeLinear", [acc, constant(f"h{i}_scale", h_scale), zero], f"h{i}_q")
-        if meta["activation_bits"] < 8:
-            qmax = constant(f"h{i}_qmax", np.uint8(2 ** meta["activation_bits"] - 1))
-            x = node("Clip", [x, "", qmax], f"h{i}_clipped")
+        x = node("QuantizeLinear", [acc, x_scale, x_zero], f"h{i}_q")
+        if qmax < 255:
+            x = node("Clip", [x, "", constant(f"h{i}_qmax", np.uint8(qmax))], f"h{i}_clipped")
 
     graph = helper.make_graph(
         nodes, "nanoqat", initializer=constants,
-        inputs=[helper.make_tensor_value_info("image", TensorProto.UINT8,
-                                              ["N", meta["layer_sizes"][0]])],
-        outputs=[helper.make_tensor_value_info("logits", TensorProto.INT32,
-                                               ["N", meta["layer_sizes"][-1]]),
+        inputs=[helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", sizes[0]])],
+        outputs=[helper.make_tensor_value_info("logits", TensorProto.INT32, ["N", sizes[-1]]),
                  helper.make_tensor_value_info("class", TensorProto.INT64, ["N"])])
     model = helper.make_model(graph, producer_name="nanoQAT",
                               opset_imports=[helper.make_opsetid("", OPSET)])

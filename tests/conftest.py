@@ -12,18 +12,16 @@ import hypothesis
 import numpy as np
 import pytest
 
-import quant    # before any other use of JAX: it sets the number of host devices
 import jax
 
 import config
 import data
-import main_inference
 import model
+import predict
+import runtime
 import training
-from files import run_script
 
-jax.config.update("jax_numpy_dtype_promotion", "strict")
-jax.config.update("jax_numpy_rank_promotion", "raise")
+runtime.set_strict()            # before any other use of JAX: it sets the number of host devices
 # The same examples in every run, and no deadline: the first call of a JAX function compiles.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None,
                                        max_examples=50)
@@ -37,16 +35,19 @@ def rng():
 
 @pytest.fixture(scope="session")
 def mnist():
-    """(train Split, test Split) as bundled."""
-    return data.load("mnist", ROOT / "datasets" / "mnist", (784, 10))
+    """The Dataset as bundled."""
+    return data.load(ROOT / "datasets" / "mnist")
+
+
+def rows_of(split, start, end):
+    """The Split of some of a Split's rows."""
+    return data.Split(split.images[start:end], split.labels[start:end])
 
 
 @pytest.fixture(scope="session")
 def parts(mnist):
     """A small train and val Split of the real train split: 2,000 and 1,000 images."""
-    train, _ = mnist
-    return (data.Split(train.images[:2_000], train.labels[:2_000]),
-            data.Split(train.images[2_000:3_000], train.labels[2_000:3_000]))
+    return rows_of(mnist.train, 0, 2_000), rows_of(mnist.train, 2_000, 3_000)
 
 
 def write_idx(path, array, magic=8):
@@ -67,22 +68,32 @@ def write_folder(folder, train, test, side=28, suffix=".gz"):
 def folder(mnist, tmp_path_factory):
     """A dataset folder of 1,000 train and 200 test images of MNIST, without hashes."""
     folder = tmp_path_factory.mktemp("small")
-    write_folder(folder, *(data.Split(split.images[:n], split.labels[:n])
-                           for split, n in zip(mnist, (1_000, 200))))
+    write_folder(folder, rows_of(mnist.train, 0, 1_000), rows_of(mnist.test, 0, 200))
     return folder
+
+
+def train(train_split, val_split, rates, seeds, hyper):
+    """The finished Sweep of these lanes."""
+    sweep = training.start(rates, seeds, hyper)
+    for sweep in training.epochs(sweep, train_split, val_split, hyper):
+        pass
+    return sweep
+
+
+def best_layers(sweep, lane=0):
+    """The model.Layers of a lane's best epoch."""
+    return jax.tree.map(lambda a: a[lane], sweep.best)
 
 
 @pytest.fixture(scope="session")
 def trained(mnist):
     """The default W8A8 network after 3 epochs on 10,000 images, and its deployed integers."""
-    train, val = (data.Split(mnist[0].images[rows], mnist[0].labels[rows])
-                  for rows in (slice(10_000), slice(10_000, 12_000)))
-    recipe = training.recipe_of(config.load([]), MAX_EPOCHS=3)
-    (run,), _ = training.fit(train, val, [0.1], [0], recipe)
-    layers = model.quantize(run.params, run.scales, recipe.spec)
-    meta = {"quantized": True, "weight_bits": 8, "activation_bits": 8, "per_channel": True}
-    return SimpleNamespace(run=run, recipe=recipe, val=val, layers=layers, meta=meta,
-                           predict=main_inference.make_predictor(layers, meta))
+    val = rows_of(mnist.train, 10_000, 12_000)
+    hyper = config.hyper(config.load([]), MAX_EPOCHS=3)
+    sweep = train(rows_of(mnist.train, 0, 10_000), val, [0.1], [0], hyper)
+    network = model.to_network(best_layers(sweep), hyper)
+    return SimpleNamespace(network=network, hyper=hyper, sweep=sweep, val=val,
+                           predict=predict.make_predictor(network))
 
 
 @pytest.fixture
@@ -92,7 +103,7 @@ def script(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
         code = 0
         try:
-            run_script(main)
+            config.run_script(main)
         except SystemExit as stop:
             code = stop.code
         captured = capsys.readouterr()

@@ -1,6 +1,8 @@
 """Independent implementations that the tests compare with: int64, float64, plain Python."""
 import numpy as np
 
+import integer
+
 
 def code_range(bits, signed):
     """(qmin, qmax) as design.md's contract has it."""
@@ -17,22 +19,28 @@ def quantize(x, scale, bits, signed=True):
     return np.clip(np.rint(codes), *code_range(bits, signed)).astype(np.int64)
 
 
-def run(layers, activation_bits, images):
+def run(network, images):
     """Accumulators of the last layer in int64; the codes between are rounded in exact float64."""
     x = np.asarray(images).astype(np.int64)
-    for layer, following in zip(layers, [*layers[1:], None]):
-        acc = x @ layer["w_q"].astype(np.int64) + layer["b_q"].astype(np.int64)
-        if following is None:
-            return acc
-        shift = (int(following["x_exponent"]) - int(layer["x_exponent"])
-                 - layer["w_exponent"].astype(np.int64))
-        x = np.clip(np.rint(acc * 2.0**-shift), 0, 2**activation_bits - 1).astype(np.int64)
+    for layer in network.layers:
+        acc = x @ layer.w_q.astype(np.int64) + layer.b_q.astype(np.int64)
+        if layer.shift is not None:
+            codes = np.rint(acc * 2.0 ** -layer.shift.astype(np.float64))
+            x = np.clip(codes, 0, 2**network.activation_bits - 1).astype(np.int64)
+    return acc
 
 
-def forward(params, images):
+def worst_accumulators(network):
+    """The largest |accumulator| that input codes can cause, int64 [O] by layer."""
+    qmaxes = [255] + [2**network.activation_bits - 1] * (len(network.layers) - 1)
+    return [qmax * np.abs(layer.w_q.astype(np.int64)).sum(0) + np.abs(layer.b_q.astype(np.int64))
+            for qmax, layer in zip(qmaxes, network.layers)]
+
+
+def forward(layers, images):
     """Logits of the float network in float64."""
     x = np.asarray(images, np.float64) / 256
-    for i, (w, b) in enumerate(params):
+    for i, (w, b, *_) in enumerate(layers):
         x = np.maximum(x, 0) if i else x
         x = x @ np.asarray(w, np.float64) + np.asarray(b, np.float64)
     return x
@@ -46,17 +54,13 @@ def loss(logits, labels):
     return total / len(labels)
 
 
-def random_layers(rng, sizes, weight_bits=8, activation_bits=8, per_channel=True):
-    """Random legal layers as model.quantize gives them, with every code and many shifts."""
-    layers, x_exponent = [], -8
-    for i, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:])):
-        codes = [c for c in range(-127, 128) if abs(c) <= code_range(weight_bits, True)[1]
-                 and (c or weight_bits > 1)]
-        channels = outputs if per_channel and i + 2 < len(sizes) else 1
-        w_exponent = rng.integers(-12, -5, channels)
-        layers.append({"w_q": rng.choice(codes, (inputs, outputs)).astype(np.int8),
-                       "w_exponent": w_exponent.astype(np.int8),
-                       "x_exponent": np.array(x_exponent, np.int8),
-                       "b_q": rng.integers(-5_000, 5_001, outputs).astype(np.int32)})
-        x_exponent += int(w_exponent.max()) + int(rng.integers(1, 12))
-    return layers
+def random_network(rng, sizes, weight_bits=8, activation_bits=8):
+    """A random legal Network made by hand, with every code and many shifts."""
+    qmax = code_range(weight_bits, True)[1]
+    codes = [code for code in range(-qmax, qmax + 1) if code or weight_bits > 1]
+    layers = [integer.Layer(rng.choice(codes, (inputs, outputs)).astype(np.int8),
+                            rng.integers(-5_000, 5_001, outputs).astype(np.int32),
+                            rng.integers(1, 13, outputs).astype(np.int8))
+              for inputs, outputs in zip(sizes, sizes[1:])]
+    layers[-1] = layers[-1]._replace(shift=None)
+    return integer.Network(tuple(layers), weight_bits, activation_bits, int(rng.integers(-20, 5)))

@@ -1,11 +1,14 @@
 """checkpoint: round trips, the packed layout, whole files after any interruption, hostile files."""
+import bz2
 import io
 import json
+import lzma
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -13,48 +16,73 @@ import pytest
 
 import checkpoint
 import files
+import integer
+import npz
 import oracle
 from conftest import ROOT
 from files import InputError
 
 SIZES = (7, 5, 3)               # odd, so that packed bytes end inside a byte
+FACTS = {"note": "naïve ☃", "number": 0.1, "switches": {"SEED": 3}}
 
 
-def make_meta(weight_bits=8, activation_bits=8, per_channel=True):
-    return {"weight_bits": weight_bits, "activation_bits": activation_bits,
-            "per_channel": per_channel}
-
-
-def assert_same_layers(a, b):
-    assert [list(layer) for layer in a] == [list(layer) for layer in b]
-    for layer, other in zip(a, b):
-        for key in layer:
-            assert layer[key].dtype == other[key].dtype
-            np.testing.assert_array_equal(layer[key], other[key], strict=True)
+def assert_same_networks(a, b):
+    assert a[1:] == b[1:] and len(a.layers) == len(b.layers)
+    for layer, other in zip(a.layers, b.layers):
+        for array, another in zip(layer, other):
+            if array is None or another is None:
+                assert array is another
+            else:
+                np.testing.assert_array_equal(array, another, strict=True)
 
 
 @pytest.mark.parametrize("sizes", [SIZES, (1, 1), (9, 1, 2, 11)])
-@pytest.mark.parametrize("per_channel", [True, False])
 @pytest.mark.parametrize("bits", range(1, 9))
-def test_load_returns_what_was_saved(rng, tmp_path, bits, per_channel, sizes):
+def test_load_returns_what_was_saved(rng, tmp_path, bits, sizes):
     path = tmp_path / "w.npz"
-    layers = oracle.random_layers(rng, sizes, bits, 8, per_channel)
-    meta = {**make_meta(bits, 8, per_channel), "note": "naïve ☃", "number": 0.1}
-    size = checkpoint.save(path, layers, meta)
-    loaded, loaded_meta = checkpoint.load(path)
-    assert_same_layers(loaded, layers)
-    assert loaded_meta == {**meta, "format": checkpoint.FORMAT, "quantized": True,
-                           "layer_sizes": list(sizes)}
-    assert size == path.stat().st_size
+    network = oracle.random_network(rng, sizes, bits, 9 - bits)
+    size = checkpoint.save(path, network, FACTS)
+    loaded, facts = checkpoint.load(path)
+    assert_same_networks(loaded, network)
+    assert facts == FACTS and size == path.stat().st_size
+    assert checkpoint.digest(loaded) == checkpoint.digest(network)
+
+
+def random_floats(rng, sizes=SIZES):
+    return [(rng.normal(0, 1, (i, o)).astype(np.float32), rng.normal(0, 1, o).astype(np.float32))
+            for i, o in zip(sizes, sizes[1:])]
 
 
 def test_load_returns_the_floats_that_were_saved(rng, tmp_path):
-    layers = [{"w": rng.normal(0, 1, (i, o)).astype(np.float32),
-               "b": rng.normal(0, 1, o).astype(np.float32)} for i, o in zip(SIZES, SIZES[1:])]
-    checkpoint.save(tmp_path / "w.npz", layers, {})
-    loaded, meta = checkpoint.load(tmp_path / "w.npz")
-    assert_same_layers(loaded, layers)
-    assert meta["quantized"] is False and meta["layer_sizes"] == list(SIZES)
+    layers = random_floats(rng)
+    checkpoint.save(tmp_path / "w.npz", layers, FACTS)
+    loaded, facts = checkpoint.load(tmp_path / "w.npz")
+    assert facts == FACTS and isinstance(loaded, list)
+    for pair, other in zip(loaded, layers, strict=True):
+        for array, another in zip(pair, other, strict=True):
+            np.testing.assert_array_equal(array, another, strict=True)
+    with pytest.raises(InputError, match="float32 weights, which have no integers"):
+        checkpoint.load_quantized(tmp_path / "w.npz")
+
+
+def test_same_model_gives_the_same_bytes(rng):
+    """Whenever it is saved: no time of day is in the file."""
+    for model in (oracle.random_network(rng, SIZES, 3), random_floats(rng)):
+        content = checkpoint.encode(model, FACTS)
+        assert content == checkpoint.encode(model, FACTS)
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        again, facts = checkpoint.decode(content)
+        assert checkpoint.encode(again, facts) == content
+
+
+def test_digest_is_of_the_arrays_alone(rng):
+    network = oracle.random_network(rng, SIZES)
+    first = network.layers[0]
+    changed = [network._replace(layers=(first._replace(**{name: array}), *network.layers[1:]))
+               for name, array in (("w_q", -first.w_q), ("b_q", first.b_q + 1),
+                                   ("shift", first.shift[::-1] + np.int8(1)))]
+    assert len({checkpoint.digest(one) for one in (network, *changed)}) == 4
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 35])
@@ -74,63 +102,22 @@ def test_packed_bytes_are_the_documented_bits(rng, bits, count):
 
 
 def test_file_is_an_npz_without_pickle_that_numpy_reads(rng, tmp_path):
-    layers = oracle.random_layers(rng, SIZES, 4)
-    checkpoint.save(tmp_path / "w.npz", layers, make_meta(4))
+    network = oracle.random_network(rng, SIZES, 4, 3)
+    checkpoint.save(tmp_path / "w.npz", network, FACTS)
     with np.load(tmp_path / "w.npz", allow_pickle=False) as file:
-        assert sorted(file) == ["b0_q", "b1_q", "meta", "w0_exponent", "w0_q", "w1_exponent",
-                                "w1_q", "x0_exponent", "x1_exponent"]
-        assert json.loads(str(file["meta"]))["layer_sizes"] == list(SIZES)
+        assert sorted(file) == ["b0_q", "b1_q", "meta", "shift0", "w0_q", "w1_q"]
+        assert json.loads(str(file["meta"])) == {
+            "format": 2, "quantized": True, "layer_sizes": list(SIZES), "facts": FACTS,
+            "weight_bits": 4, "activation_bits": 3, "logit_exponent": network.logit_exponent}
         assert file["w0_q"].nbytes == (7 * 5 * 4 + 7) // 8
-
-
-def test_accumulator_bound_is_reached_and_never_passed(rng):
-    layer, = oracle.random_layers(rng, (6, 4), activation_bits=4)
-    worst = np.zeros(4, np.int64)
-    for x in np.ndindex(*[2] * 6):              # the extremes are at the corners: 0 or 15
-        acc = 15 * np.array(x) @ layer["w_q"].astype(np.int64)
-        worst = np.maximum(worst, np.abs(acc) + np.abs(layer["b_q"]))
-    bound = checkpoint.accumulator_bound(layer, 15)
-    assert (worst <= bound).all()
-    layer["w_q"] = np.abs(layer["w_q"])         # of one sign, the bound is reached
-    reached = 15 * layer["w_q"].sum(0, dtype=np.int64) + np.abs(layer["b_q"])
-    np.testing.assert_array_equal(checkpoint.accumulator_bound(layer, 15), reached)
-
-
-def layers_with_bound(bound):
-    """One layer whose largest |accumulator| is `bound` exactly."""
-    bias = bound - 255 * 2 * 127
-    return [{"w_q": np.full((2, 2), 127, np.int8), "w_exponent": np.zeros(1, np.int8),
-             "x_exponent": np.array(-8, np.int8), "b_q": np.array([0, bias], np.int32)}]
-
-
-def test_save_refuses_exactly_the_accumulators_that_float32_may_round(tmp_path):
-    path = tmp_path / "w.npz"
-    with pytest.raises(InputError, match="layer 0 can reach .* 16777216, not below 2"):
-        checkpoint.save(path, layers_with_bound(2**24), make_meta())
-    assert not path.exists()
-    checkpoint.save(path, layers_with_bound(2**24 - 1), make_meta())
-    checkpoint.load(path)
-
-
-@pytest.mark.parametrize("activation_bits, legal", [(7, True), (8, False)])
-def test_bound_of_a_hidden_layer_counts_its_own_input_codes(rng, tmp_path, activation_bits, legal):
-    layers = oracle.random_layers(rng, (4, 800, 2))
-    layers[1]["w_q"][:] = 127
-    layers[1]["b_q"][:] = 0
-    assert (127 * 800 * (2**activation_bits - 1) < 2**24) == legal
-    try:
-        checkpoint.save(tmp_path / "w.npz", layers, make_meta(8, activation_bits))
-    except InputError as error:
-        assert not legal and "layer 1" in str(error)
-    else:
-        assert legal
+        np.testing.assert_array_equal(file["shift0"], network.layers[0].shift)
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace", "chmod"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_interrupted_save_leaves_the_old_file_whole(rng, tmp_path, monkeypatch, failing, error):
     path = tmp_path / "w.npz"
-    checkpoint.save(path, oracle.random_layers(rng, SIZES), make_meta())
+    checkpoint.save(path, oracle.random_network(rng, SIZES), FACTS)
     old = path.read_bytes()
 
     def fail(*_, **__):
@@ -139,7 +126,7 @@ def test_interrupted_save_leaves_the_old_file_whole(rng, tmp_path, monkeypatch, 
     with monkeypatch.context() as patch:
         patch.setattr(os, failing, fail)
         with pytest.raises(InputError if isinstance(error, OSError) else KeyboardInterrupt):
-            checkpoint.save(path, oracle.random_layers(rng, SIZES, 2), make_meta(2))
+            checkpoint.save(path, oracle.random_network(rng, SIZES, 2), FACTS)
     assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]   # no temporary file is left
 
@@ -152,7 +139,7 @@ def test_content_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
             return real(*arguments)
         monkeypatch.setattr(os, name, spy)
     files.write_atomically(tmp_path / "new" / "file", b"content")
-    assert calls == ["fsync", "replace"]
+    assert calls == ["fsync", "replace", "fsync"]       # the file, its name, the folder
     assert (tmp_path / "new" / "file").read_bytes() == b"content"
 
 
@@ -166,12 +153,21 @@ def one_line_error(path):
 
 
 @pytest.fixture
-def good(rng, tmp_path):
+def good(rng):
     """The arrays of a legal file, by key; meta as a dict."""
-    checkpoint.save(tmp_path / "good.npz", oracle.random_layers(rng, SIZES), make_meta())
-    with np.load(tmp_path / "good.npz") as file:
+    content = checkpoint.encode(oracle.random_network(rng, SIZES), FACTS)
+    with np.load(io.BytesIO(content)) as file:
         arrays = dict(file)
     return {**arrays, "meta": json.loads(str(arrays["meta"]))}
+
+
+@pytest.fixture
+def good_floats(rng):
+    """The same of a float32 file."""
+    arrays = {f"{name}{i}": array for i, pair in enumerate(random_floats(rng))
+              for name, array in zip("wb", pair)}
+    return {**arrays, "meta": {"format": checkpoint.FORMAT, "quantized": False, "facts": {},
+                               "layer_sizes": list(SIZES)}}
 
 
 def to_npz(arrays, **more):
@@ -215,13 +211,24 @@ def npy(shape, descr="|i1", data=b"\0"):
     return b"\x93NUMPY\1\0" + struct.pack("<H", len(header)) + header + data
 
 
+def recompressed(arrays, method):
+    """The npz with every member compressed by another method of zip files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(to_npz(arrays))) as old, zipfile.ZipFile(buffer, "w",
+                                                                              method) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return buffer.getvalue()
+
+
 def with_byte_changed(data, at):
     return data[:at] + bytes([data[at] ^ 255]) + data[at + 1:]
 
 
-def claiming(data, size):
-    """The zip with its first member's unpacked size changed in the directory."""
-    at = data.index(b"PK\1\2") + 24
+def claiming(arrays, key, size):
+    """The npz with the unpacked size of one member changed in the directory."""
+    data = to_npz(arrays)
+    at = data.index(f"{key}.npy".encode(), data.index(b"PK\1\2")) - 46 + 24
     return data[:at] + struct.pack("<I", size) + data[at + 4:]
 
 
@@ -250,14 +257,22 @@ HOSTILE = {
     "wrong dtype": lambda good: to_npz(good, w0_q=good["w0_q"].astype(np.int16)),
     "wrong byte order": lambda good: to_npz(good, b0_q=good["b0_q"].astype(">i4")),
     "wrong shape": lambda good: to_npz(good, w0_q=good["w0_q"].T.copy()),
-    "wrong rank": lambda good: to_npz(good, x0_exponent=good["x0_exponent"][None]),
-    "channels where one scale is due": lambda good: to_npz(good, w1_exponent=np.zeros(3, np.int8)),
+    "wrong rank": lambda good: to_npz(good, b0_q=good["b0_q"][None]),
+    "one shift for all channels": lambda good: to_npz(good, shift0=np.ones(1, np.int8)),
+    "shift in the last layer": lambda good: to_npz(good, shift1=np.ones(3, np.int8)),
+    "no shift": lambda good: without(good, "shift0"),
+    "Fortran order": lambda good: to_npz(good, w0_q=np.asfortranarray(good["w0_q"])),
     "numeric meta": lambda good: to_npz(good, meta=np.zeros(3)),
     "meta of two texts": lambda good: to_npz(good, meta=np.array(["{}", "{}"])),
     "bad JSON": lambda good: to_npz(good, meta=np.array("{format: 1")),
     "JSON list": lambda good: to_npz(good, meta=np.array("[1]")),
     "deep JSON": lambda good: to_npz(good, meta=np.array("[" * 100_000)),
-    "other format": lambda good: with_meta(good, format=2),
+    "JSON integer of 5000 digits": lambda good: to_npz(good, meta=np.array("9" * 5_000)),
+    "meta of 8 MB": lambda good: with_meta(good, facts={"note": "x" * 2**21}),
+    "format 1": lambda good: with_meta(good, format=1),
+    "format 3": lambda good: with_meta(good, format=3),
+    "facts missing": lambda good: with_meta(good, facts=None),
+    "facts are text": lambda good: with_meta(good, facts="none"),
     "format missing": lambda good: with_meta(good, format=None),
     "no weight_bits": lambda good: with_meta(good, weight_bits=None),
     "weight_bits 0": lambda good: with_meta(good, weight_bits=0),
@@ -267,7 +282,11 @@ HOSTILE = {
     "other weight_bits": lambda good: with_meta(good, weight_bits=4),
     "activation_bits 0": lambda good: with_meta(good, activation_bits=0),
     "activation_bits 9": lambda good: with_meta(good, activation_bits=9),
-    "per_channel 1": lambda good: with_meta(good, per_channel=1),
+    "activation_bits true": lambda good: with_meta(good, activation_bits=True),
+    "logit_exponent missing": lambda good: with_meta(good, logit_exponent=None),
+    "logit_exponent 0.5": lambda good: with_meta(good, logit_exponent=0.5),
+    "logit_exponent 101": lambda good: with_meta(good, logit_exponent=101),
+    "logit_exponent -10**30": lambda good: with_meta(good, logit_exponent=-10**30),
     "quantized missing": lambda good: with_meta(good, quantized=None),
     "said to be float": lambda good: with_meta(good, quantized=False),
     "no layers": lambda good: with_meta(good, layer_sizes=[]),
@@ -276,12 +295,12 @@ HOSTILE = {
     "layer_sizes huge": lambda good: with_meta(good, layer_sizes=[7, 2**40, 3]),
     "layer_sizes 65536": lambda good: with_meta(good, layer_sizes=[65_536, 65_536, 65_536]),
     "layer_sizes text": lambda good: with_meta(good, layer_sizes="753"),
+    "layer_sizes of floats": lambda good: with_meta(good, layer_sizes=[7.0, 5.0, 3.0]),
+    "layer_sizes of booleans": lambda good: with_meta(good, layer_sizes=[True, True]),
+    "65 layers": lambda good: with_meta(good, layer_sizes=[1] * 66),
     "code -128": lambda good: with_value(good, "w0_q", -128),
-    "w_exponent 61": lambda good: with_value(good, "w0_exponent", 61),
-    "w_exponent -128": lambda good: with_value(good, "w0_exponent", -128),
-    "x_exponent 61": lambda good: with_value(good, "x1_exponent", 61),
-    "pixels of another scale": lambda good: with_value(good, "x0_exponent", -7),
-    "shift 0": lambda good: to_npz(good, x1_exponent=np.int8(-8 + good["w0_exponent"].max())),
+    "shift 0": lambda good: with_value(good, "shift0", 0),
+    "shift -128": lambda good: with_value(good, "shift0", -128),
     "bias that float32 may round": lambda good: with_value(good, "b0_q", 2**24),
     "least int32 bias": lambda good: with_value(good, "b1_q", -2**31),
     "claims a terabyte": lambda good: with_member(good, "w0_q", npy((2**40,))),
@@ -289,8 +308,12 @@ HOSTILE = {
     "claims less than it holds": lambda good: with_member(good, "w0_q", npy((1,), data=bytes(35))),
     "structured dtype": lambda good: to_npz(good, w0_q=np.zeros(35, [("a", "i1")])),
     "header is code": lambda good: with_member(good, "w0_q", npy("__import__('os').abort()")),
-    "zip bomb": lambda good: claiming(to_npz(good), 2**32 - 2),
-    "lies about its size": lambda good: claiming(to_npz(good), 10),
+    "zip bomb": lambda good: claiming(good, "w0_q", 2**32 - 2),
+    "bomb in meta": lambda good: claiming(good, "meta", 2**32 - 2),
+    "says it holds less": lambda good: claiming(good, "w0_q", 10),
+    "says it holds more": lambda good: claiming(good, "w0_q", 200),
+    "bz2": lambda good: recompressed(good, zipfile.ZIP_BZIP2),
+    "lzma": lambda good: recompressed(good, zipfile.ZIP_LZMA),
 }
 
 
@@ -301,77 +324,199 @@ def test_hostile_file_gives_one_line(tmp_path, good, damage):
     one_line_error(path)
 
 
-def test_undamaged_arrays_load(tmp_path, good):
+def test_undamaged_arrays_load(tmp_path, good, good_floats):
     """So that each refusal above is of its damage."""
     path = tmp_path / "copy.npz"
-    path.write_bytes(to_npz(good))
-    checkpoint.load(path)
-    path.write_bytes(with_member(good, "x0_exponent", npy((), data=b"\xf8")))
-    checkpoint.load(path)
+    for content in (to_npz(good), recompressed(good, zipfile.ZIP_STORED), to_npz(good_floats),
+                    with_member(good, "shift0", npy((5,), data=bytes([1, 2, 3, 4, 30])))):
+        path.write_bytes(content)
+        checkpoint.load(path)
+
+
+def test_other_compressions_are_refused_by_name(good, monkeypatch):
+    """Before a byte is unpacked: their libraries are not to meet hostile bytes."""
+    for module in (bz2, lzma):
+        monkeypatch.setattr(module, f"{module.__name__.upper()}Decompressor", None)
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        content = recompressed(good, method)
+        with pytest.raises(ValueError, match="compressed by a method that npz files do not use"):
+            checkpoint.decode(content)
+
+
+@pytest.mark.parametrize("key", ["meta", "w0_q", "b1_q"])
+def test_member_whose_size_in_the_directory_lies_is_refused(good, key):
+    """One byte less or more than it holds; zlib would stop or read on."""
+    with zipfile.ZipFile(io.BytesIO(to_npz(good))) as archive:
+        size = archive.getinfo(f"{key}.npy").file_size
+    for lie in (size - 1, size + 1):
+        with pytest.raises((ValueError, zipfile.BadZipFile)):
+            checkpoint.decode(claiming(good, key, lie))
+    checkpoint.decode(claiming(good, key, size))
+
+
+def peak_of(call):
+    """The most bytes that Python and NumPy held at once during a call that must be refused."""
+    tracemalloc.start()
+    try:
+        with pytest.raises((ValueError, InputError)):
+            call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("sizes", [[1] * 66, [4_096, 4_097], [65_536, 256, 1], [2**40, 2]])
+def test_limits_are_refused_before_memory_is_taken(good, good_floats, sizes):
+    for arrays in (good, good_floats):
+        content = with_meta(arrays, layer_sizes=sizes)
+        assert peak_of(lambda: checkpoint.decode(content)) < 2**20
+
+
+def test_array_larger_than_meta_says_is_refused_before_it_is_unpacked(good):
+    bomb = to_npz(good, w0_q=np.zeros((2**13, 2**13), np.int8))         # 64 MB in 65 kB
+    assert len(bomb) < 2**17
+    assert peak_of(lambda: checkpoint.decode(bomb)) < 2**20
+
+
+def test_directory_of_many_members_is_not_read():
+    """Each would take 500 bytes of memory for 50 of file."""
+    count = 20_000
+    member = b"PK\1\2" + struct.pack("<6H3L5H2L", 20, 20, *[0] * 13, 0) + b"a"
+    entries = b"".join(member[:28] + struct.pack("<H", 1) + member[30:] for _ in range(count))
+    end = b"PK\5\6" + struct.pack("<4H2LH", 0, 0, count, count, len(entries), 0, 0)
+    assert peak_of(lambda: checkpoint.decode(entries + end)) < 2**20
+
+
+def test_file_larger_than_any_network_is_not_read(tmp_path):
+    path = tmp_path / "w.npz"
+    with open(path, "wb") as file:
+        file.truncate(checkpoint.MAX_FILE + 1)  # sparse: takes no room on disk
+    assert peak_of(lambda: checkpoint.load(path)) < 2**20
+    assert "larger than" in one_line_error(path)
+
+
+def test_what_is_not_a_file_is_refused(tmp_path):
+    assert "missing" in one_line_error(tmp_path / "none.npz")
+    assert "not a regular file" in one_line_error(tmp_path)
+    assert "not a regular file" in one_line_error("/dev/zero")
+    os.mkfifo(tmp_path / "fifo")                # without a writer, opening it would wait
+    assert "not a regular file" in one_line_error(tmp_path / "fifo")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_name_that_no_file_can_have_gives_one_line(tmp_path, name):
+    with pytest.raises(InputError) as caught:
+        checkpoint.load(tmp_path / name)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("key", ["w", "b"])
-def test_float_that_is_not_finite_is_refused(tmp_path, key, value):
-    layer = {"w": np.ones((4, 2), np.float32), "b": np.ones(2, np.float32)}
-    layer[key].reshape(-1)[1] = value
-    arrays = {"w0": layer["w"], "b0": layer["b"],
-              "meta": {"format": checkpoint.FORMAT, "quantized": False, "layer_sizes": [4, 2]}}
-    (tmp_path / "w.npz").write_bytes(to_npz(arrays))
+@pytest.mark.parametrize("key", ["w1", "b0"])
+def test_float_that_is_not_finite_is_refused(tmp_path, good_floats, key, value):
+    (tmp_path / "w.npz").write_bytes(with_value(good_floats, key, value))
     assert "finite" in one_line_error(tmp_path / "w.npz")
 
 
-def test_missing_file_and_folder_give_one_line(tmp_path):
-    assert "missing" in one_line_error(tmp_path / "none.npz")
-    one_line_error(tmp_path)
-
-
-@pytest.mark.parametrize("exponents", [(60, 60, -60), (60, 20, -60), (40, 60, -30)])
-def test_negative_shift_is_refused_whatever_its_size(rng, tmp_path, exponents):
-    """x1 - x2 - w1 leaves int8; a shift of -180 must not pass as 76."""
-    x1, w1, x2 = exponents
-    layers = oracle.random_layers(rng, (4, 3, 3, 2), per_channel=False)
-    layers[1].update(x_exponent=np.array(x1, np.int8), w_exponent=np.full(1, w1, np.int8))
-    layers[2].update(x_exponent=np.array(x2, np.int8))
-    with pytest.raises(InputError, match=f"has {x2 - x1 - w1}"):
-        checkpoint.save(tmp_path / "w.npz", layers, make_meta(per_channel=False))
-
-
-def test_whatever_save_accepts_load_accepts(rng, tmp_path):
-    """A long shift is legal; an exponent that load refuses must be refused before training ends."""
+def test_accumulator_that_is_not_exact_is_refused(tmp_path, good):
     path = tmp_path / "w.npz"
-    for x1 in (30, 60, 61, 127):
-        layers = oracle.random_layers(rng, (4, 3, 2))
-        layers[1]["x_exponent"] = np.array(x1, np.int8)
-        layers[0]["w_exponent"][:] = -60
-        try:
-            checkpoint.save(path, layers, make_meta())
-        except InputError:
-            assert x1 > 60
-        else:
-            assert_same_layers(checkpoint.load(path)[0], layers)
+    path.write_bytes(with_value(good, "b0_q", 2**24))
+    assert "not below 2**24" in one_line_error(path)
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 65, (4_096, 4_096), (65_536, 1), (1, 65_536)])
+@pytest.mark.parametrize("quantized", [True, False])
+def test_whatever_save_accepts_load_accepts(tmp_path, sizes, quantized):
+    """At the limits of a network; test_integer has what lies beyond."""
+    path, pairs = tmp_path / "w.npz", list(zip(sizes, sizes[1:]))
+    if quantized:
+        layers = [integer.Layer(np.ones(shape, np.int8), np.zeros(shape[1], np.int32),
+                                np.full(shape[1], 90)) for shape in pairs]
+        layers[-1] = layers[-1]._replace(shift=None)
+        network = integer.make_network(layers, 2, 8, -100)
+        checkpoint.save(path, network, FACTS)
+        assert_same_networks(checkpoint.load(path)[0], network)
+    else:
+        layers = [(np.ones(shape, np.float32), np.zeros(shape[1], np.float32)) for shape in pairs]
+        checkpoint.save(path, layers, FACTS)
+        assert integer.sizes(checkpoint.load(path)[0]) == sizes
+
+
+def float_layers(*shapes, dtype=np.float32, value=1):
+    return [(np.full(shape, value, dtype), np.zeros(shape[1], dtype)) for shape in shapes]
+
+
+REFUSED = {
+    "65 layers": (float_layers(*[(1, 1)] * 65), FACTS),
+    "too many weights": (float_layers((4_096, 4_097)), FACTS),
+    "too wide": (float_layers((65_537, 1)), FACTS),
+    "layers that don't chain": (float_layers((4, 3), (2, 1)), FACTS),
+    "float64": (float_layers((4, 3), dtype=np.float64), FACTS),
+    "NaN": (float_layers((4, 3), value=np.nan), FACTS),
+    "facts of 8 MB": (float_layers((4, 3)), {"note": "x" * 2**21}),
+    "facts are no dict": (float_layers((4, 3)), "none"),
+}
+
+
+@pytest.mark.parametrize("model, facts", REFUSED.values(), ids=REFUSED)
+def test_save_refuses_what_load_refuses(tmp_path, model, facts):
+    with pytest.raises(ValueError) as caught:
+        checkpoint.save(tmp_path / "w.npz", model, facts)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_arrays_in_column_order_come_back(rng, tmp_path):
+    network = oracle.random_network(rng, SIZES)
+    layers = [layer._replace(w_q=np.asfortranarray(layer.w_q)) for layer in network.layers]
+    checkpoint.save(tmp_path / "w.npz", network._replace(layers=tuple(layers)), FACTS)
+    assert_same_networks(checkpoint.load(tmp_path / "w.npz")[0], network)
 
 
 @pytest.mark.parametrize("quantized, bits, name", [
     (True, 8, "weights_int8.npz"), (True, 2, "weights_int2.npz"),
     (False, 8, "weights_unquantized_int8.npz")])
-def test_default_path_names_the_width(tmp_path, quantized, bits, name):
-    assert checkpoint.default_path(tmp_path, quantized, bits) == tmp_path / name
+def test_file_is_named_after_its_width_and_found_in_the_first_folder_that_has_it(
+        tmp_path, quantized, bits, name):
+    folders = [tmp_path / "latest", tmp_path / "weights"]
+    assert checkpoint.default_name(quantized, bits) == name
+    assert checkpoint.find("", folders, quantized, bits) == folders[1] / name    # none has it
+    for folder in reversed(folders):
+        folder.mkdir()
+        (folder / name).touch()
+        assert checkpoint.find("", folders, quantized, bits) == folder / name
+    assert checkpoint.find("mine.npz", folders, quantized, bits).name == "mine.npz"
+
+
+def test_npz_holds_what_was_given_and_nothing_larger_is_read(rng):
+    """The layer below, which state files use too."""
+    arrays = {"a": rng.normal(0, 1, (3, 2)), "b": np.zeros(0, np.uint8), "c": np.array(1.5)}
+    kinds = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    for compress in (True, False):
+        content = npz.encode({"epochs": 3}, arrays, compress)
+        meta, found = npz.decode(content, lambda meta: kinds)
+        assert meta == {"epochs": 3} and list(found) == list(arrays)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], array, strict=True)
+            assert not found[name].flags.writeable
+        for wrong in ({**kinds, "a": (np.float64, (2, 3))}, {**kinds, "a": (np.float32, (3, 2))},
+                      {**kinds, "d": (np.float64, ())}, {"a": kinds["a"]}):
+            with pytest.raises(ValueError):
+                npz.decode(content, lambda meta, wrong=wrong: wrong)
 
 
 def test_weights_run_where_jax_cannot_be_imported(rng, tmp_path):
-    layers = oracle.random_layers(rng, SIZES, 3)
+    network = oracle.random_network(rng, SIZES, 3)
     images = rng.integers(0, 256, (4, 7), dtype=np.uint8)
-    checkpoint.save(tmp_path / "w.npz", layers, make_meta(3))
+    checkpoint.save(tmp_path / "w.npz", network, FACTS)
     np.save(tmp_path / "images.npy", images)
     program = f"""
 import sys
 sys.modules["jax"] = None
 sys.path.insert(0, {str(ROOT)!r})
 import numpy, checkpoint, integer
-layers, meta = checkpoint.load("w.npz")
-engine = integer.make_engine(layers, meta["activation_bits"], "numpy")
+network, facts = checkpoint.load("w.npz")
+engine = integer.make_engine(network, "numpy")
 numpy.save("acc.npy", engine(numpy.load("images.npy")))
 """
     subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path, check=True)
-    np.testing.assert_array_equal(np.load(tmp_path / "acc.npy"), oracle.run(layers, 8, images))
+    np.testing.assert_array_equal(np.load(tmp_path / "acc.npy"), oracle.run(network, images))

@@ -1,36 +1,74 @@
 """config: every switch can be set in every way that help promises, and every mistake is named."""
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import config
-from conftest import ROOT
+import integer
 from files import InputError
 
+ROOT = Path(config.__file__).parent
+SOURCE = (ROOT / "config.py").read_text(encoding="utf-8")
 DEFAULTS = config.load([])
 KEYS = DEFAULTS._fields
+HYPER = ("QAT_ENABLE", "LAYER_SIZES", "WEIGHT_BITS", "ACTIVATION_BITS", "PER_CHANNEL",
+         "POWER_OF_TWO_SCALES", "COMPUTE_DTYPE", "OPTIMIZER", "MOMENTUM", "SCHEDULE",
+         "WARMUP_EPOCHS", "BATCH_SIZE", "MAX_EPOCHS", "PATIENCE", "MIN_DELTA", "METRIC",
+         "DATA_PARALLEL")
 
 
 @pytest.fixture
 def recipe(tmp_path):
     """recipe(text) -> path of a TOML file."""
     def write(text, name="recipe.toml"):
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
         return str(tmp_path / name)
     return write
 
 
-def error_of(*argv):
+@pytest.fixture
+def edited(tmp_path):
+    """edited((old, new), ...) -> a config module as a person would have edited it."""
+    def edit(*changes):
+        source = SOURCE
+        for old, new in changes:
+            assert source.count(f"\n{old}") == 1
+            source = source.replace(f"\n{old}", f"\n{new}")
+        (tmp_path / "config.py").write_text(source, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location("edited_config", tmp_path / "config.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    return edit
+
+
+def error_of(*argv, module=config):
     with pytest.raises(InputError) as caught:
-        config.load(argv)
-    assert "\n" not in str(caught.value)
+        module.load(argv)
+    assert "\n" not in str(caught.value) and str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
     return str(caught.value)
+
+
+def line_of(name):
+    """The number of a constant's line, counted independently of config."""
+    return 1 + [line.split(" = ")[0] for line in SOURCE.splitlines()].index(name)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_default_is_legal_in_every_notation(recipe, key):
-    """The value that help shows works as a switch; the same in a recipe."""
+    """The value of the constant and the one that help shows work as a switch; and in a recipe."""
     default = getattr(DEFAULTS, key)
     assert getattr(config, key) == default
     assert config.load([f"--{key}={default}"]) == DEFAULTS
+    assert config.load([f"--{name}={text}" for name, text, _ in config.rows()
+                        if name == key]) == DEFAULTS
     toml = (str(list(default)) if isinstance(default, tuple)
             else f'"{default}"' if isinstance(default, str) else str(default).lower())
     assert config.load([recipe(f"{key} = {toml}")]) == DEFAULTS
@@ -66,6 +104,12 @@ def test_the_last_one_given_wins(recipe):
     assert config.load([]) == DEFAULTS          # nothing is left behind
 
 
+def test_arguments_of_the_script_itself_are_passed_over():
+    argv = ["quant", "--device-axis-only", "--SEED=3"]
+    assert config.load(argv, also=argv[:2]) == DEFAULTS._replace(SEED=3)
+    assert "quant" in error_of(*argv)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda p: p.name)
 def test_bundled_recipe_is_legal_and_changes_something(path):
     assert config.load([str(path)]) != DEFAULTS
@@ -76,17 +120,23 @@ ILLEGAL = [
     ("ACTIVATION_BITS", "9", "1..8"), ("WEIGHT_BITS", "8.0", "int"),
     ("WEIGHT_BITS", "eight", "int"), ("WEIGHT_BITS", "", "int"),
     ("LEARNING_RATE", "-0.1", "1e-12..1000"), ("LEARNING_RATE", "0", "1e-12..1000"),
-    ("LEARNING_RATE", "nan", "float"),
-    ("LEARNING_RATE", "inf", "float"), ("LEARNING_RATE", "fast", "float"),
+    ("LEARNING_RATE", "nan", "float"), ("LEARNING_RATE", "inf", "float"),
+    ("LEARNING_RATE", "fast", "float"),
     ("LAYER_SIZES", "", "list of int"), ("LAYER_SIZES", "784,0,10", "1..65536"),
     ("LAYER_SIZES", "784,-3,10", "1..65536"), ("LAYER_SIZES", "784,x", "int"),
-    ("LAYER_SIZES", "784", "inputs and classes"), ("LR_ABLATION_RATES", "", "list of float"),
+    ("LAYER_SIZES", "784", "1..64"), ("LAYER_SIZES", "784,,10", "list of int"),
+    ("LAYER_SIZES", "784,65537", "1..65536"),
+    ("LAYER_SIZES", "65536,65536", f"{integer.MAX_WEIGHTS:,}"),
+    ("LR_ABLATION_RATES", "", "list of float"),
     ("LR_ABLATION_RATES", "0.1,-1", "1e-12..1000"), ("QAT_ENABLE", "maybe", "true or false"),
     ("OPTIMIZER", "adam", "sgd or adamw"), ("OPTIMIZER", "", "sgd or adamw"),
     ("METRIC", "test_acc", "val_loss or val_acc"), ("ENGINE", "torch", "jax or numpy"),
     ("BATCH_SIZE", "0", "int in 1"), ("MAX_EPOCHS", "0", "int in 1"), ("SEED", "-1", "int in 0"),
     ("MIN_DELTA", "-1", "float in 0"), ("MOMENTUM", "1", "0.9999"),
-    ("WARMUP_EPOCHS", "101", "MAX_EPOCHS")]
+    ("WARMUP_EPOCHS", "101", "MAX_EPOCHS"), ("COMPUTE_DTYPE", "float16", "float32 or bfloat16"),
+    ("NUM_PROCESSES", "2", "COORDINATOR"), ("PROCESS_ID", "1", "NUM_PROCESSES"),
+    *[("COORDINATOR", text, "HOST:PORT with a port in 1..65535") for text in (
+        "host", ":80", "host:", "host:0", "host:65536", "host:99999999999", "host:x", "a b:80")]]
 
 
 @pytest.mark.parametrize("key, text, legal", ILLEGAL)
@@ -102,21 +152,51 @@ def test_illegal_value_names_key_value_and_legal_set(key, text, legal):
     ("LEARNING_RATE = nan", "float"),
     ("LAYER_SIZES = []", "list of int"), ("LAYER_SIZES = 784", "list of int"),
     ("LAYER_SIZES = [784, 10.0]", "list of int"), ("WEIGHTS_DIR = 3", "text"),
-    ("[LAYER_SIZES]\na = 1", "list of int")])
+    ('WEIGHTS_DIR = "a\\u0000b"', "text without NUL"), ('DATA_DIR = "\\u0000"', "text without NUL"),
+    ("SEED = " + 400 * "9", "int in 0..2147483647"),
+    ("LEARNING_RATE = " + 400 * "9", "1e-12..1000"),
+    ("SEED = 0x" + 9_000 * "f", "int in 0..2147483647"), ("SEED = 1979-05-27", "int"),
+    ("LAYER_SIZES = " + 200 * "[" + 200 * "]", "list of int"), ("SEED.a = 1", "int"),
+    ("[LAYER_SIZES]\na = 1", "list of int")], ids=lambda text: text[:30])
 def test_illegal_recipe_value_names_key_and_legal_set(recipe, line, legal):
     message = error_of(recipe(line))
-    assert line.strip("[").split()[0].strip("]") in message and legal in message
+    assert re.search("[A-Z_]+", line)[0] in message and legal in message
+    assert "recipe.toml" in message
+
+
+@pytest.mark.parametrize("argv, named", [
+    (["--COMPUTE_DTYPE=bfloat16", "--POWER_OF_TWO_SCALES=False"], "POWER_OF_TWO_SCALES"),
+    (["--WARMUP_EPOCHS=3", "--MAX_EPOCHS=2"], "MAX_EPOCHS = 2"),
+    (["--COORDINATOR=host:80", "--NUM_PROCESSES=2", "--PROCESS_ID=2"], "NUM_PROCESSES = 2")])
+def test_switches_that_do_not_go_together_are_refused_in_any_order(argv, named):
+    assert named in error_of(*argv)
+    assert error_of(*reversed(argv)) == error_of(*argv)
+
+
+@pytest.mark.parametrize("argv", [
+    ["--COORDINATOR=host:65535", "--NUM_PROCESSES=2", "--PROCESS_ID=1"], ["--COORDINATOR=auto"],
+    ["--COORDINATOR=auto", "--NUM_PROCESSES=2"], ["--WARMUP_EPOCHS=100"],
+    ["--COMPUTE_DTYPE=bfloat16"], ["--LAYER_SIZES=" + ",".join(["1"] * 65)]])
+def test_switches_at_the_edge_are_legal(argv):
+    assert config.load(argv) != DEFAULTS
+
+
+def test_too_many_layers_are_refused():
+    assert "1..64" in error_of("--LAYER_SIZES=" + ",".join(["1"] * 66))
 
 
 @pytest.mark.parametrize("argv, named", [
     (["--LEARNING_RAT=0.1"], "LEARNING_RAT"), (["--learning_rate=0.1"], "learning_rate"),
-    (["--_LEGAL=1"], "_LEGAL"), (["--SEED"], "--SEED"), (["--"], "--KEY=value"),
+    (["--_TABLE=1"], "_TABLE"), (["--SEED"], "--SEED"), (["--"], "--KEY=value"),
     (["SEED=1"], "SEED=1"), (["-SEED=1"], "-SEED=1"), (["none.toml"], "none.toml")])
 def test_unknown_argument_is_named(argv, named):
     assert named in error_of(*argv)
 
 
-@pytest.mark.parametrize("content", ["SEED = ", "SEED = 1\nSEED = 2", "{json: 1}", "\ufeffSEED=1"])
+@pytest.mark.parametrize("content", ["SEED = ", "SEED = 1\nSEED = 2", "{json: 1}", "\ufeffSEED=1",
+                                     "SEED = \0", "SEED = " + 5_000 * "9",
+                                     "SEED = " + 50_000 * "[", "SEED = " + 50_000 * "{a="],
+                         ids=lambda text: ascii(text[:12]))
 def test_malformed_recipe_is_named(recipe, content):
     path = recipe(content)
     assert path in error_of(path)
@@ -127,11 +207,132 @@ def test_unknown_recipe_key_names_recipe_and_key(recipe):
     assert path in error_of(path) and "LEARNING_RAT" in error_of(path)
 
 
-def test_binary_recipe_and_folder_are_named(tmp_path):
+def test_recipe_that_is_not_a_small_text_file_is_named(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "folder.toml").mkdir()
-    for name in ("binary.toml", "folder.toml"):
-        assert name in error_of(str(tmp_path / name))
+    (tmp_path / "huge.toml").write_bytes(b"#" * 1_000_001)
+    (tmp_path / "device.toml").symlink_to("/dev/zero")
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    os.mkfifo(tmp_path / "fifo.toml")
+    for path in tmp_path.iterdir():
+        assert path.name in error_of(str(path))
+    (tmp_path / "huge.toml").write_bytes(b"#" * 1_000_000)
+    assert config.load([str(tmp_path / "huge.toml")]) == DEFAULTS
+
+
+# What a person types over a line of config.py, and what the one-line message must say.
+BAD_EDITS = [
+    ("QAT_ENABLE", '"False"', "true or false"), ("SEED", "None", "int in 0..2147483647"),
+    ("LAYER_SIZES", "(784)", "a list of int in 1..65536"), ("LAYER_SIZES", "[784]", "1..64"),
+    ("LAYER_SIZES", "(784, 10.0)", "list of int"), ("MAX_EPOCHS", "1e1", "int in 1..1000000"),
+    ("MOMENTUM", "1", "float in 0..0.9999"), ("LEARNING_RATE", '"0.1"', "float in 1e-12..1000"),
+    ("LEARNING_RATE", "10**400", "float in 1e-12..1000"), ("SEED", "10**5000", "int in 0.."),
+    ("SEED", "True", "int in 0.."), ("LEARNING_RATE", 'float("nan")', "float in 1e-12..1000"),
+    ("METRIC", '"test_acc"', "val_loss or val_acc"), ("WEIGHTS_DIR", "None", "text"),
+    ("WEIGHTS_DIR", r'"a\0b"', "text without NUL"), ("DATA_DIR", "print", "text"),
+    ("WARMUP_EPOCHS", "101", "MAX_EPOCHS = 100"), ("NUM_PROCESSES", "2", "COORDINATOR"),
+    ("COORDINATOR", '"host:65536"', "1..65535"), ("LR_ABLATION_RATES", "0.1", "list of float")]
+
+
+@pytest.mark.parametrize("name, text, legal", BAD_EDITS)
+def test_bad_edit_names_its_line_and_what_is_legal(edited, name, text, legal):
+    message = error_of(module=edited((f"{name} = ", f"{name} = {text}  # was ")))
+    assert message.startswith(f"config.py line {line_of(name)}: {name} = ") and legal in message
+
+
+def test_bad_edit_message_in_full(edited):
+    assert error_of(module=edited(("SEED = 0 ", "SEED = None "))) == (
+        f"config.py line {line_of('SEED')}: SEED = None is not legal; give int in 0..2147483647")
+
+
+@pytest.mark.parametrize("name, text, value", [
+    ("LEARNING_RATE", "1", 1.0), ("MOMENTUM", "0", 0.0), ("SEED", "3 * 7", 21),
+    ("LAYER_SIZES", "[784, 64, 10]", (784, 64, 10)), ("LR_ABLATION_RATES", "[1, 0.5]", (1.0, 0.5))])
+def test_edit_gets_the_type_of_its_switch(edited, name, text, value):
+    changed = edited((f"{name} = ", f"{name} = {text}  # was ")).load([])
+    assert changed._asdict() == DEFAULTS._asdict() | {name: value}
+    assert type(getattr(changed, name)) is type(value)
+    assert not isinstance(value, tuple) or type(getattr(changed, name)[0]) is type(value[0])
+
+
+def test_edit_does_not_bend_what_switches_and_recipes_may_be(edited):
+    """Types once came from the edited values: an int there refused a float here."""
+    module = edited(("LEARNING_RATE = 0.1", "LEARNING_RATE = 1"),
+                    ("MOMENTUM = 0.0", "MOMENTUM = 0"))
+    assert module.load(["--LEARNING_RATE=0.5"]).LEARNING_RATE == 0.5
+    assert module.load([str(ROOT / "recipes" / "fast.toml")]).MOMENTUM == 0.9
+
+
+@pytest.mark.parametrize("name", ["LEARNING_RAT", "Learning_Rate", "learning_rate"])
+def test_unknown_constant_names_its_line(edited, name):
+    for change in [("SEED = ", f"{name} = 3\nSEED = "), ("SEED = ", f"{name}: int = 3\nSEED = ")]:
+        message = error_of(module=edited(change))
+        assert message.startswith(f"config.py line {line_of('SEED')}: ") and name in message
+
+
+def test_private_names_imports_and_annotations_are_no_switches(edited):
+    module = edited(("SEED = 0", "import math\n_HALF = 2\nSEED: int = math.factorial(3) // _HALF"))
+    assert module.load([]).SEED == 3
+    assert dict(row[::2] for row in module.rows())["SEED"] == "initial weights and batch order"
+
+
+def test_removed_constant_has_its_default(edited):
+    module = edited(("SEED = 0", "# SEED = 0"), ("QAT_ENABLE = ", "# QAT_ENABLE = "))
+    assert module.load([])._asdict() == DEFAULTS._asdict()
+    assert [row[:2] for row in module.rows()] == [row[:2] for row in config.rows()]
+
+
+def test_table_and_constants_agree_in_values_and_order(edited):
+    """config.py as it is published has the default of every switch."""
+    lines = SOURCE.splitlines()
+    assert [line_of(key) for key in KEYS] == sorted(line_of(key) for key in KEYS)
+    without = edited(*[(lines[line_of(key) - 1], "") for key in KEYS]).load([])
+    assert without._asdict() == DEFAULTS._asdict()
+
+
+def test_rows_are_the_lines_of_the_file(edited):
+    lines = [line.split("# ", 1) for line in SOURCE.splitlines()]
+    reasons = {code.split(" = ")[0]: reason[0] for code, *reason in lines if reason and code}
+    assert [(name, reason) for name, _, reason in config.rows()] == [
+        (key, reasons[key]) for key in KEYS]
+    changed = edited(("SEED = 0", "SEED = 5"), ("LAYER_SIZES = ", "LAYER_SIZES = 784, 10  # was "))
+    texts = {name: text for name, text, _ in changed.rows()}
+    assert (texts["SEED"], texts["LAYER_SIZES"]) == ("5", "784,10")
+
+
+def test_rows_and_help_refuse_a_bad_edit(edited):
+    module = edited(("SEED = 0", "SEED = None"))
+    assert f"line {line_of('SEED')}" in error_of("--help", module=module)
+
+
+def test_hyper_holds_its_switches_by_their_names():
+    assert config.Hyper._fields == HYPER
+    settings = config.load(["--SEED=3", "--MAX_EPOCHS=7", "--WEIGHT_BITS=4"])
+    assert config.hyper(settings) == tuple(getattr(settings, name) for name in HYPER)
+    changed = config.hyper(settings, WEIGHT_BITS=2, MOMENTUM=0, LAYER_SIZES=[784, 10])
+    assert changed == config.hyper(settings)._replace(WEIGHT_BITS=2, MOMENTUM=0.0,
+                                                      LAYER_SIZES=(784, 10))
+    assert type(changed.MOMENTUM) is float
+    assert config.hyper(settings, SEED=9, LEARNING_RATE=1.0) == config.hyper(settings)
+    hash(changed)
+
+
+@pytest.mark.parametrize("changes, named", [
+    ({"WEIGHT_BITS": 9}, "1..8"), ({"WEIGHT_BITS": "4"}, "int in 1..8"), ({"SEED": None}, "SEED"),
+    ({"MAX_EPOCHS": 2}, "at most MAX_EPOCHS = 2"), ({"LAYER_SIZES": (784,)}, "1..64"),
+    ({"COMPUTE_DTYPE": "bfloat16", "POWER_OF_TWO_SCALES": False}, "POWER_OF_TWO_SCALES"),
+    ({"NUM_PROCESSES": 2}, "COORDINATOR"), ({"LEARNING_RAT": 1.0}, "LEARNING_RAT")])
+def test_change_is_checked_as_load_does(changes, named):
+    settings = config.load(["--WARMUP_EPOCHS=3"])
+    for function in (config.change, config.hyper):
+        with pytest.raises(InputError, match=re.escape(named)):
+            function(settings, **changes)
+
+
+def test_change_sets_its_switches_and_no_other():
+    assert config.change(DEFAULTS) == DEFAULTS
+    assert config.change(DEFAULTS, SEED=3, MOMENTUM=0) == DEFAULTS._replace(SEED=3, MOMENTUM=0.0)
+    assert DEFAULTS == config.load([])
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -154,3 +355,53 @@ def test_config_is_immutable():
     with pytest.raises(AttributeError):
         DEFAULTS.NEW = 1
     hash(DEFAULTS)                              # nothing mutable inside
+
+
+def start(code, *argv, **options):
+    """A process that runs `code` with config and sys imported, its output captured."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    return subprocess.Popen([sys.executable, "-c", f"import config, sys; {code}", *argv], cwd=ROOT,
+                            encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                            env=environment | options)
+
+
+def test_import_is_light():
+    out, error = start("print({'jax', 'optax', 'matplotlib'} & set(sys.modules))").communicate()
+    assert (out, error) == ("set()\n", "")
+
+
+def test_help_ends_quietly_in_a_closed_pipe():
+    process = start("config.run_script(lambda argv: config.load(['--help']))")
+    process.stdout.close()                      # before the script has come to print
+    with process:
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_recipe_is_utf8_in_any_locale(recipe):
+    path = recipe('WEIGHTS_DIR = "d\u00e9p\u00f4t"')
+    out, error = start("print(ascii(config.load(sys.argv[1:]).WEIGHTS_DIR))", path, LC_ALL="C",
+                       PYTHONUTF8="0", PYTHONCOERCECLOCALE="0").communicate()
+    assert (out, error) == (r"'d\xe9p\xf4t'" + "\n", "")
+
+
+def test_script_ends_in_one_line_and_code_2_at_an_input_error():
+    process = start("config.run_script(config.load)", "--SEED=-1")
+    assert process.communicate() == (
+        "", "error: SEED = -1 is not legal; give int in 0..2147483647\n")
+    assert process.returncode == 2
+
+
+def test_script_ends_in_one_line_and_code_130_at_ctrl_c():
+    process = start("import time; "
+                    "config.run_script(lambda argv: (print('on', flush=True), time.sleep(60)))")
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate() == ("", "interrupted\n")
+    assert process.returncode == 130
+
+
+def test_script_that_succeeds_gets_its_arguments_and_just_ends():
+    process = start("config.run_script(print)", "a", "--b")
+    assert process.communicate() == ("['a', '--b']\n", "")
+    assert process.returncode == 0

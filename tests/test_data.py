@@ -1,7 +1,7 @@
-"""data and fetch: the bundled files, every damage, the val split, tensorflow-datasets."""
+"""data: the bundled files, their identity, every damage, the val split, tensorflow-datasets."""
 import gzip
 import hashlib
-import shutil
+import os
 import struct
 import sys
 import tracemalloc
@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 import data
-import fetch
 from conftest import ROOT, write_folder, write_idx
 from files import InputError
 
-NET = (16, 10)
 MNIST = ROOT / "datasets" / "mnist"
 
 
@@ -38,22 +36,37 @@ def assert_same_splits(splits, expected):
         np.testing.assert_array_equal(split.labels, wanted.labels, strict=True)
 
 
-def one_line_error(folder, layer_sizes=NET, dataset="mnist"):
+@pytest.fixture(scope="module")
+def mnist():
+    return data.load(MNIST)
+
+
+@pytest.fixture(autouse=True)
+def no_tensorflow(monkeypatch):
+    """As without requirements-tfds.txt, so that no test asks the network for a dataset."""
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+
+
+def splits_of(dataset):
+    return dataset.train, dataset.test
+
+
+def one_line_error(folder):
     with pytest.raises(InputError) as caught:
-        data.load(dataset, folder, layer_sizes)
+        data.load(folder)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_bundled_mnist_is_whole(mnist):
-    for split, count in zip(mnist, (60_000, 10_000)):
+    for split, count in zip(splits_of(mnist), (60_000, 10_000)):
         assert split.images.shape == (count, 784) and split.labels.shape == (count,)
         assert split.images.dtype == split.labels.dtype == np.uint8
         # About a tenth of each class, by 5 %; strokes cover a fifth of the field.
         assert (np.abs(np.bincount(split.labels, minlength=10) / count - 0.1) < 0.02).all()
         assert 0.1 < (split.images > 0).mean() < 0.3
         assert split.images.any(1).all() and split.images.max() == 255
-    train, test = (set(map(bytes, split.images)) for split in mnist)
+    train, test = (set(map(bytes, split.images)) for split in splits_of(mnist))
     assert not train & test                     # no test image is trained on
 
 
@@ -67,7 +80,7 @@ def test_bundled_files_match_their_hashes():
 
 def test_labels_belong_to_their_images(mnist):
     """A nearest-mean classifier gets 4 of 5 right; shuffled labels would give 1 in 10."""
-    train, test = mnist
+    train, test = splits_of(mnist)
     means = np.stack([train.images[train.labels == c].mean(0) for c in range(10)])
     nearest = (test.images @ means.T - (means**2).sum(1) / 2).argmax(1)
     assert (nearest == test.labels).mean() > 0.75
@@ -77,7 +90,7 @@ def test_labels_belong_to_their_images(mnist):
 def test_folder_of_idx_files_is_read_packed_or_not(rng, tmp_path, suffix):
     splits = make_split(rng, 30), make_split(rng, 20)
     write_folder(tmp_path, *splits, side=4, suffix=suffix)
-    assert_same_splits(data.load("mnist", tmp_path, NET), splits)
+    assert_same_splits(splits_of(data.load(tmp_path)), splits)
 
 
 def test_colour_images_are_flattened(rng, tiny):
@@ -85,19 +98,105 @@ def test_colour_images_are_flattened(rng, tiny):
     colour = rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
     for (name, _), images in zip(data.FILES, (colour, colour[:20])):
         write_idx(folder / f"{name}.gz", images)
-    loaded, _ = data.load("mnist", folder, (48, 10))
+    loaded = data.load(folder).train
     np.testing.assert_array_equal(loaded.images, colour.reshape(30, 48))
 
 
-def test_hash_of_a_listed_file_is_checked(tiny):
+def test_known_data_has_its_name_wherever_it_lies(mnist, tmp_path):
+    assert mnist.name == "MNIST"
+    (tmp_path / "other").symlink_to(MNIST)
+    assert data.load(tmp_path / "other")[:2] == mnist[:2]
+
+
+def test_identity_is_the_hash_of_the_unpacked_files(rng, tmp_path):
+    splits = make_split(rng, 30), make_split(rng, 20)
+    identities = []
+    for suffix in (".gz", ""):
+        folder = tmp_path / f"data{suffix}"
+        folder.mkdir()
+        write_folder(folder, *splits, side=4, suffix=suffix)
+        identities.append(data.load(folder)[:2])
+    digests = [hashlib.sha256((folder / name).read_bytes()).digest()
+               for pair in data.FILES for name in pair]
+    sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
+    assert identities == [("data.gz", sha256), ("data", sha256)]
+
+
+def test_identity_changes_with_any_pixel_or_label(tiny):
+    folder, train, test = tiny
+    seen = {data.load(folder).sha256}
+    for pick in range(4):
+        arrays = [train.images.copy(), train.labels.copy(), test.images.copy(), test.labels.copy()]
+        arrays[pick].flat[-1] ^= 1
+        write_folder(folder, data.Split(*arrays[:2]), data.Split(*arrays[2:]), side=4)
+        seen.add(data.load(folder).sha256)
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_file_written_is_the_one_an_independent_writer_makes(rng, tmp_path, suffix):
+    array = rng.integers(0, 256, (5, 3, 2), dtype=np.uint8)
+    ours, theirs = tmp_path / f"ours{suffix}", tmp_path / f"theirs{suffix}"
+    data.write_idx(ours, array)
+    write_idx(theirs, array)
+    unpack = gzip.decompress if suffix else bytes
+    assert unpack(ours.read_bytes()) == unpack(theirs.read_bytes())
+
+
+@pytest.mark.parametrize("line", ["{hash}  {name}\n", "{hash} *{name}\n", "{hash}  ./{name}\n",
+                                  "{hash} *./{name}\r\n", "# a comment\n\n{hash}  {name}"])
+def test_hash_of_a_listed_file_is_checked(tiny, line):
     folder, *splits = tiny
-    files = sorted(folder.glob("*.gz"))
-    (folder / "SHA256SUMS").write_text("".join(
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files))
-    assert_same_splits(data.load("mnist", folder, NET), splits)
-    content = gzip.decompress(files[0].read_bytes())
-    files[0].write_bytes(gzip.compress(content[:-1] + bytes([content[-1] ^ 1])))
-    assert "SHA-256" in one_line_error(folder) and str(files[0]) in one_line_error(folder)
+    path = folder / f"{data.FILES[0][0]}.gz"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    sums = folder / "SHA256SUMS"
+    for listed in (digest, digest.upper()):
+        sums.write_text(line.format(hash=listed, name=path.name))
+        assert_same_splits(splits_of(data.load(folder)), splits)
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(content[:-1] + bytes([content[-1] ^ 1])))
+    assert "SHA-256" in one_line_error(folder) and str(path) in one_line_error(folder)
+
+
+@pytest.mark.parametrize("line", ["nonsense", "SHA256 (a) = " + "0" * 64, "0" * 63 + "  a",
+                                  "0" * 64])
+def test_other_lines_beside_the_hashes_are_refused(tiny, line):
+    (tiny[0] / "SHA256SUMS").write_text(line + "\n")
+    assert line[:20] in one_line_error(tiny[0])
+
+
+def test_gzip_of_several_members_is_read_whole(tiny):
+    folder, *splits = tiny
+    path = folder / f"{data.FILES[0][0]}.gz"
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(b"".join(map(gzip.compress, (content[:3], b"", content[3:100],
+                                                  content[100:]))))
+    assert_same_splits(splits_of(data.load(folder)), splits)
+
+
+def loop_in(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    return tmp_path / "loop"
+
+
+@pytest.mark.parametrize("make", [
+    lambda tmp_path: "x" * 300, lambda tmp_path: f"{tmp_path}/a\0b", loop_in, lambda tmp_path: "",
+    lambda tmp_path: f"{tmp_path}/a\nb", lambda tmp_path: "/dev/null", lambda tmp_path: "/"],
+    ids=["300 characters", "NUL", "symlink loop", "empty", "newline", "device", "root"])
+def test_folder_that_cannot_be_gives_one_line(tmp_path, monkeypatch, make):
+    monkeypatch.chdir(tmp_path)
+    one_line_error(make(tmp_path))
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path),
+                                  lambda path: os.symlink(path, path)],
+                         ids=["FIFO", "folder", "endless device", "symlink loop"])
+@pytest.mark.parametrize("name", [f"{data.FILES[0][1]}.gz", "SHA256SUMS"])
+def test_only_regular_files_are_read(tiny, make, name):
+    path = tiny[0] / name
+    path.unlink(missing_ok=True)
+    make(path)
+    assert str(path) in one_line_error(tiny[0])
 
 
 def header(shape, magic=(0, 0, 8)):
@@ -108,6 +207,8 @@ IMAGES = bytes(30 * 16)
 DAMAGES = {
     "empty": b"",
     "truncated gz": gzip.compress(header((30, 4, 4)) + np.random.default_rng(1).bytes(480))[:-100],
+    "two members, the second cut": gzip.compress(header((30, 4, 4))) + gzip.compress(IMAGES)[:-9],
+    "bytes after the members": gzip.compress(header((30, 4, 4)) + IMAGES) + b"tail",
     "gz without its checksum": gzip.compress(header((30, 4, 4)) + IMAGES)[:-8],
     "wrong checksum": gzip.compress(header((30, 4, 4)) + IMAGES)[:-8] + bytes(8),
     "not gz": header((30, 4, 4)) + IMAGES,
@@ -158,13 +259,6 @@ def test_missing_folder_gives_one_line(tmp_path):
     one_line_error(tmp_path / "none")
 
 
-def test_folder_in_place_of_a_file_gives_one_line(tiny):
-    folder, *_ = tiny
-    (folder / f"{data.FILES[0][0]}.gz").unlink()
-    (folder / f"{data.FILES[0][0]}.gz").mkdir()
-    one_line_error(folder)
-
-
 def test_label_counts_must_match(tiny):
     folder, train, _ = tiny
     write_idx(folder / f"{data.FILES[0][1]}.gz", train.labels[:-1])
@@ -174,11 +268,12 @@ def test_label_counts_must_match(tiny):
 
 @pytest.mark.parametrize("layer_sizes", [(15, 10), (17, 10), (16, 9), (16, 4, 9)])
 def test_network_must_fit_the_data(tiny, layer_sizes):
-    assert "LAYER_SIZES" in one_line_error(tiny[0], layer_sizes)
+    with pytest.raises(InputError, match="LAYER_SIZES = .*16 pixels and 10 classes"):
+        data.check_fits(data.load(tiny[0]), layer_sizes)
 
 
 def test_network_may_have_more_classes_than_the_data(tiny):
-    assert_same_splits(data.load("mnist", tiny[0], (16, 12)), tiny[1:])
+    data.check_fits(data.load(tiny[0]), (16, 12))
 
 
 def test_val_split_is_a_disjoint_fixed_partition():
@@ -209,21 +304,9 @@ def test_val_split_leaves_at_least_one_batch(val_examples, batch_size, legal):
             data.split_val(whole, val_examples, batch_size)
 
 
-def test_other_dataset_is_read_from_the_folder_beside(tiny):
-    folder, *splits = tiny
-    shutil.copytree(folder, folder / "shapes")
-    assert_same_splits(data.load("shapes", folder / "mnist", NET), splits)
-
-
-@pytest.mark.parametrize("name", ["../mnist", "a/b", "", "mnist:1", "x y"])
-def test_dataset_name_cannot_leave_the_folder(tmp_path, name):
-    assert "DATASET" in one_line_error(tmp_path / "mnist", dataset=name)
-
-
-def test_missing_tensorflow_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow", None)
-    message = one_line_error(tmp_path / "mnist", dataset="fashion_mnist")
-    assert "pip install -r requirements-tfds.txt" in message
+def test_missing_tensorflow_says_which_file_is_missing_and_what_to_install(tmp_path):
+    message = one_line_error(tmp_path / "fashion_mnist")
+    assert data.FILES[0][0] in message and "pip install -r requirements-tfds.txt" in message
     assert (ROOT / "requirements-tfds.txt").exists()
 
 
@@ -246,40 +329,73 @@ def fake_tfds(monkeypatch):
     return module
 
 
+def random_arrays(rng, channels=1):
+    return [(rng.integers(0, 256, (count, 4, 4, channels), dtype=np.uint8),
+             np.arange(count, dtype=np.int64) % 10) for count in (30, 20)]
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_fetched_dataset_is_read_back_the_same(rng, tmp_path, fake_tfds, channels):
-    splits = [(rng.integers(0, 256, (count, 4, 4, channels), dtype=np.uint8),
-               np.arange(count, dtype=np.int64) % 10) for count in (30, 20)]
-    fetch.fetch("shapes", tmp_path / "shapes", FakeBuilder(splits))
-    loaded = data.load("shapes", tmp_path / "mnist", (16 * channels, 10))
-    assert_same_splits(loaded, [data.Split(images.reshape(len(images), -1), labels.astype(np.uint8))
-                                for images, labels in splits])
+    arrays = random_arrays(rng, channels)
+    assert data.fetch("shapes", tmp_path / "shapes", FakeBuilder(arrays))
+    assert_same_splits(splits_of(data.load(tmp_path / "shapes")), [
+        data.Split(images.reshape(len(images), -1), labels.astype(np.uint8))
+        for images, labels in arrays])
+
+
+def test_folder_without_files_is_fetched_once(rng, tmp_path, fake_tfds):
+    builder = FakeBuilder(random_arrays(rng))
+    builder.download_and_prepare = lambda: None
+    fake_tfds.builder = {"shapes_2": builder}.pop    # a second call would raise
+    first = data.load(tmp_path / "shapes_2")
+    assert first.name == "shapes_2"
+    assert_same_splits(splits_of(data.load(tmp_path / "shapes_2")), splits_of(first))
+
+
+def test_folder_with_some_files_is_left_as_it_is(tiny, fake_tfds):
+    folder, *_ = tiny
+    (folder / f"{data.FILES[1][1]}.gz").unlink()
+    before = sorted(folder.iterdir())
+    assert data.FILES[1][1] in one_line_error(folder)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["mnist:1", "x y", "a-b", "é", "a" * 200])
+def test_only_a_legal_name_is_asked_of_tfds(tmp_path, fake_tfds, name):
+    assert "is missing" in one_line_error(tmp_path / name)     # fake_tfds has no builder to call
 
 
 @pytest.mark.parametrize("images, labels", [
     (np.zeros((3, 4, 4, 1), np.float32), np.arange(3)),
-    (np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 256]))])
+    (np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, 256])),
+    (np.zeros((3, 4, 4, 1), np.uint8), np.array([0, 1, -1])),
+    (np.zeros((3, 4), np.uint8), np.arange(3))])
 def test_fetch_refuses_what_idx_files_cannot_hold(tmp_path, fake_tfds, images, labels):
     with pytest.raises(InputError, match="uint8"):
-        fetch.fetch("shapes", tmp_path, FakeBuilder([(images, labels)] * 2))
+        data.fetch("shapes", tmp_path, FakeBuilder([(images, labels)] * 2))
+    assert not list(tmp_path.iterdir())
 
 
-def test_failure_inside_tfds_gives_one_line(tmp_path, fake_tfds):
+@pytest.mark.parametrize("text, shown", [
+    ("Dataset shapes not found.\nAvailable datasets:\n- mnist", "Dataset shapes not found."),
+    ("\n", "RuntimeError")])
+def test_failure_inside_tfds_gives_one_line(tmp_path, fake_tfds, text, shown):
     def builder(name):
-        raise RuntimeError("Dataset shapes not found.\nAvailable datasets:\n- mnist")
+        raise RuntimeError(text)
 
     fake_tfds.builder = builder
-    assert "Dataset shapes not found." in one_line_error(tmp_path / "mnist", dataset="shapes")
+    assert shown in one_line_error(tmp_path / "shapes")
 
 
-def test_tfds_builds_the_same_mnist_offline(mnist, tmp_path):
+def test_tfds_builds_the_same_mnist_offline(mnist, tmp_path, monkeypatch):
     """The bundled files are those that tfds would download, so it needs no network; a minute."""
+    monkeypatch.undo()                          # the real TensorFlow, where there is one
     pytest.importorskip("tensorflow", reason="TensorFlow is optional: requirements-tfds.txt")
     tfds = pytest.importorskip("tensorflow_datasets")
     builder = tfds.builder("mnist", data_dir=tmp_path / "tfds")
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=MNIST))
-    fetch.fetch("built", tmp_path / "built", builder)
-    for split, bundled in zip(data.load("built", tmp_path / "mnist", (784, 10)), mnist):
+    data.fetch("built", tmp_path / "built", builder)
+    for split, bundled in zip(splits_of(data.load(tmp_path / "built")), splits_of(mnist)):
         # tfds shuffles: sort both by pixels and label.
         rows, wanted = (sorted(map(bytes, np.column_stack([s.images, s.labels])))
                         for s in (split, bundled))

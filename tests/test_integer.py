@@ -1,4 +1,5 @@
 """integer: both engines against int64, rounding against fractions, and no float in between."""
+import re
 import subprocess
 import sys
 from fractions import Fraction
@@ -14,7 +15,7 @@ import integer
 import model
 import oracle
 import stats
-from conftest import ROOT
+from conftest import ROOT, best_layers
 
 LIMIT = 2**24                   # of |accumulator|
 
@@ -47,54 +48,70 @@ def test_requantize_rounds_ties_to_even(bits):
 
 
 @pytest.mark.parametrize("engine", ["numpy", "jax"])
-@pytest.mark.parametrize("weight_bits, activation_bits, per_channel, sizes", [
-    (8, 8, True, (60, 20, 13, 10)), (4, 8, True, (60, 20, 13, 10)), (2, 4, False, (60, 20, 13, 10)),
-    (1, 1, True, (60, 20, 13, 10)), (8, 1, False, (7, 1, 2)), (3, 5, True, (784, 10))])
-def test_engine_equals_int64(rng, engine, weight_bits, activation_bits, per_channel, sizes):
-    layers = oracle.random_layers(rng, sizes, weight_bits, activation_bits, per_channel)
+@pytest.mark.parametrize("weight_bits, activation_bits, sizes", [
+    (8, 8, (60, 20, 13, 10)), (4, 8, (60, 20, 13, 10)), (2, 4, (60, 20, 13, 10)),
+    (1, 1, (60, 20, 13, 10)), (8, 1, (7, 1, 2)), (3, 5, (784, 10))])
+def test_engine_equals_int64(rng, engine, weight_bits, activation_bits, sizes):
+    network = oracle.random_network(rng, sizes, weight_bits, activation_bits)
     images = rng.integers(0, 256, (50, sizes[0]), dtype=np.uint8)
     images[0], images[1] = 0, 255
-    acc = integer.make_engine(layers, activation_bits, engine)(images)
-    assert acc.dtype == np.int32
-    np.testing.assert_array_equal(acc, oracle.run(layers, activation_bits, images))
+    acc = integer.make_engine(network, engine)(images)
+    assert type(acc) is np.ndarray and acc.dtype == np.int32
+    np.testing.assert_array_equal(acc, oracle.run(network, images))
 
 
 @pytest.mark.parametrize("engine", ["numpy", "jax"])
-def test_shift_beyond_int32_gives_zero_codes(rng, engine):
-    layers = oracle.random_layers(rng, (30, 4, 3))
-    layers[1]["x_exponent"] = np.int8(40)       # shifts of 54 and more
+def test_longest_shift_gives_zero_codes(rng, engine):
+    network = oracle.random_network(rng, (30, 4, 3))
+    hidden, last = network.layers
+    network = network._replace(layers=(hidden._replace(shift=np.full(4, 30, np.int8)), last))
     images = rng.integers(0, 256, (5, 30), dtype=np.uint8)
-    acc = integer.make_engine(layers, 8, engine)(images)
-    np.testing.assert_array_equal(acc, np.tile(layers[1]["b_q"], (5, 1)))
-    np.testing.assert_array_equal(acc, oracle.run(layers, 8, images))
+    acc = integer.make_engine(network, engine)(images)
+    np.testing.assert_array_equal(acc, np.tile(last.b_q, (5, 1)))
+    np.testing.assert_array_equal(acc, oracle.run(network, images))
 
 
 def test_result_does_not_depend_on_the_batch(trained, mnist):
-    images = mnist[1].images[:130]
+    images = mnist.test.images[:130]
     for engine in ("numpy", "jax"):
-        run = integer.make_engine(trained.layers, 8, engine)
+        run = integer.make_engine(trained.network, engine)
         whole = run(images)
         for batch in (images[:1], images[:7], images[:128]):
             np.testing.assert_array_equal(run(batch), whole[:len(batch)])
 
 
+def test_networks_of_one_shape_share_a_compiled_program(rng):
+    """And still compute their own integers: the weights are arguments, not constants."""
+    images = rng.integers(0, 256, (5, 20), dtype=np.uint8)
+    for _ in range(2):
+        network = oracle.random_network(rng, (20, 5, 3))
+        np.testing.assert_array_equal(integer.make_engine(network)(images),
+                                      oracle.run(network, images))
+    for bits in (8, 4):                         # but the width is a constant of the program
+        other = network._replace(activation_bits=bits)
+        np.testing.assert_array_equal(integer.make_engine(other)(images),
+                                      oracle.run(other, images))
+
+
 def test_all_100000_test_logits_of_a_trained_network_are_exact(trained, mnist):
-    test = mnist[1]
-    expected = oracle.run(trained.layers, 8, test.images)
+    test, network = mnist.test, trained.network
+    expected = oracle.run(network, test.images)
     assert expected.shape == (10_000, 10)
-    acc = integer.make_engine(trained.layers, 8)(test.images)
-    logits = model.predict(trained.run.params, test.images, trained.run.scales, trained.recipe.spec)
+    acc = integer.make_engine(network)(test.images)
+    layers = best_layers(trained.sweep)
+    logits = model.predict(layers, test.images, trained.hyper)
     assert np.count_nonzero(acc != expected) == 0
-    assert np.count_nonzero(logits != expected * integer.logit_scale(trained.layers)) == 0
+    assert np.count_nonzero(logits != expected * 2.0**network.logit_exponent) == 0
+    assert np.count_nonzero(trained.predict(test.images) != logits) == 0
     assert np.abs(expected).max() < LIMIT
     # A network that learned nothing would prove little: 1 in 10 is chance.
     assert stats.evaluate(logits, test.labels)[1] > 0.85
 
 
 def test_numpy_engine_equals_jax_engine_on_a_trained_network(trained, mnist):
-    images = mnist[1].images[:500]
-    np.testing.assert_array_equal(integer.make_engine(trained.layers, 8, "numpy")(images),
-                                  integer.make_engine(trained.layers, 8, "jax")(images))
+    images = mnist.test.images[:500]
+    np.testing.assert_array_equal(integer.make_engine(trained.network, "numpy")(images),
+                                  integer.make_engine(trained.network, "jax")(images))
 
 
 def dtypes_of(jaxpr):
@@ -115,22 +132,34 @@ def test_dtypes_of_sees_a_float_inside_a_nested_function():
     assert np.dtype(np.float32) in dtypes_of(traced.jaxpr)
 
 
-def jitted_path(monkeypatch, layers):
-    """The function that make_engine jits, caught at jax.jit."""
+def jitted_path(monkeypatch, network, images):
+    """The function that make_engine jits, caught at jax.jit, and what it is called with."""
     caught, jit = [], jax.jit
+
+    def spy(function, **options):
+        jitted = jit(function, **options)
+
+        def call(*arguments, **keywords):
+            caught.append((jitted, arguments, keywords))
+            return jitted(*arguments, **keywords)
+        return call
+
+    integer._jax_run.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(jax, "jit", lambda function: caught.append(function) or jit(function))
-        integer.make_engine(layers, 8)
-    return caught[0]
+        patch.setattr(jax, "jit", spy)
+        integer.make_engine(network)(images)
+    integer._jax_run.cache_clear()
+    (path,) = caught
+    return path
 
 
 def test_jax_engine_has_no_float_operation(monkeypatch, trained, mnist):
-    function = jitted_path(monkeypatch, trained.layers)
-    arguments = integer.prepare(trained.layers), mnist[1].images[:4]
-    dtypes = dtypes_of(jax.make_jaxpr(jax.jit(function))(*arguments).jaxpr)
+    function, arguments, keywords = jitted_path(monkeypatch, trained.network, mnist.test.images[:4])
+    traced = function.trace(*arguments, **keywords)
+    dtypes = dtypes_of(traced.jaxpr.jaxpr)
     assert np.dtype(np.int8) in dtypes and np.dtype(np.int32) in dtypes
     assert {dtype.kind for dtype in dtypes} <= set("iub")
-    compiled = jax.jit(function).lower(*arguments).compile().as_text()
+    compiled = traced.lower().compile().as_text()
     assert "s32[" in compiled
     assert not any(name in compiled for name in ("f16[", "f32[", "f64["))
 
@@ -147,26 +176,144 @@ class Integers(np.ndarray):
 
 
 def test_numpy_engine_has_no_float_operation(rng):
-    layers = oracle.random_layers(rng, (20, 5, 3))
+    network = oracle.random_network(rng, (20, 5, 3))
     images = rng.integers(0, 256, (4, 20), dtype=np.uint8)
     with pytest.raises(AssertionError):         # the guard works
         images.view(Integers) * np.float32(1)
-    acc = integer.make_engine(layers, 8, "numpy")(images.view(Integers))
+    acc = integer.make_engine(network, "numpy")(images.view(Integers))
     assert isinstance(acc, Integers)
-    np.testing.assert_array_equal(np.asarray(acc), oracle.run(layers, 8, images))
+    np.testing.assert_array_equal(np.asarray(acc), oracle.run(network, images))
 
 
-def test_logit_scale_is_the_units_of_the_last_accumulator(rng):
-    layers = oracle.random_layers(rng, (20, 5, 3))
-    scale = integer.logit_scale(layers)
-    assert scale.dtype == np.float32
-    assert scale == 2.0 ** (int(layers[1]["x_exponent"]) + int(layers[1]["w_exponent"][0]))
+@pytest.mark.parametrize("exponent", [-100, -20, 0, 100])
+def test_logits_are_exact_at_every_legal_exponent(rng, exponent):
+    network = oracle.random_network(rng, (20, 5, 3))._replace(logit_exponent=exponent)
+    acc = rng.integers(1 - LIMIT, LIMIT, (50, 3)).astype(np.int32)
+    acc[0] = 1 - LIMIT, LIMIT - 1, 1
+    logits = integer.logits(network, acc)
+    assert logits.dtype == np.float32
+    np.testing.assert_array_equal(logits, acc * 2.0**exponent)      # float64
+
+
+def test_code_range_is_the_contracts():
+    for bits in range(1, 9):
+        for signed in (True, False):
+            assert integer.code_range(bits, signed) == oracle.code_range(bits, signed)
+
+
+def test_accumulator_bound_is_reached_and_never_passed(rng):
+    layer = oracle.random_network(rng, (6, 4), activation_bits=4).layers[0]
+    worst = np.zeros(4, np.int64)
+    for x in np.ndindex(*[2] * 6):              # the extremes are at the corners: 0 or 15
+        acc = 15 * np.array(x) @ layer.w_q.astype(np.int64)
+        worst = np.maximum(worst, np.abs(acc) + np.abs(layer.b_q))
+    assert (worst <= integer.accumulator_bound(layer, 15)).all()
+    layer = layer._replace(w_q=np.abs(layer.w_q))       # of one sign, the bound is reached
+    reached = 15 * layer.w_q.sum(0, dtype=np.int64) + np.abs(layer.b_q)
+    np.testing.assert_array_equal(integer.accumulator_bound(layer, 15), reached)
+
+
+def one_line_refusal(layers, weight_bits=8, activation_bits=8, logit_exponent=0):
+    """The message of the ValueError that make_network must raise."""
+    with pytest.raises(ValueError) as caught:
+        integer.make_network(layers, weight_bits, activation_bits, logit_exponent)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def layers_with_bound(bound):
+    """One layer whose largest |accumulator| is `bound` exactly."""
+    bias = bound - 255 * 2 * 127
+    return [integer.Layer(np.full((2, 2), 127, np.int8), np.array([0, bias], np.int32), None)]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_network_refuses_exactly_the_accumulators_that_float32_may_round(sign):
+    layer, = layers_with_bound(2**24)
+    message = one_line_refusal([layer._replace(b_q=sign * layer.b_q)])
+    assert re.search("layer 0 can reach .* 16777216, not below 2", message)
+    layer, = layers_with_bound(2**24 - 1)
+    integer.make_network([layer._replace(b_q=sign * layer.b_q)], 8, 8, 0)
+
+
+@pytest.mark.parametrize("activation_bits, legal", [(7, True), (8, False)])
+def test_bound_of_a_hidden_layer_counts_its_own_input_codes(rng, activation_bits, legal):
+    hidden, last = oracle.random_network(rng, (4, 800, 2)).layers
+    layers = [hidden, last._replace(w_q=np.full((800, 2), 127, np.int8),
+                                    b_q=np.zeros(2, np.int32))]
+    assert (127 * 800 * (2**activation_bits - 1) < 2**24) == legal
+    if legal:
+        integer.make_network(layers, 8, activation_bits, 0)
+    else:
+        assert "layer 1" in one_line_refusal(layers, 8, activation_bits)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_network_refuses_codes_that_its_width_does_not_have(rng, bits):
+    layers = list(oracle.random_network(rng, (6, 4, 2), bits).layers)
+    integer.make_network(layers, bits, 8, 0)
+    qmin, qmax = oracle.code_range(bits, True)
+    for code in {qmin - 1, qmax + 1, *([0] if bits == 1 else [])} & set(range(-128, 128)):
+        w_q = layers[1].w_q.copy()
+        w_q[2, 1] = code
+        assert "layer 1 holds a code" in one_line_refusal([layers[0], layers[1]._replace(w_q=w_q)],
+                                                          bits)
+
+
+@pytest.mark.parametrize("shift", [0, -1, -180])
+def test_shift_below_one_is_refused_whatever_its_size(rng, shift):
+    """-180 must not pass as the int8 76; a shift of 180 is cut to one that gives 0 too."""
+    hidden, last = oracle.random_network(rng, (4, 3, 2)).layers
+    assert f"has {shift}" in one_line_refusal([hidden._replace(shift=np.array([5, shift, 9])),
+                                               last])
+    network = integer.make_network([hidden._replace(shift=np.array([5, 180, 30])), last], 8, 8, 0)
+    assert network.layers[0].shift.dtype == np.int8
+    assert network.layers[0].shift.tolist() == [5, integer.MAX_SHIFT, 30]
+
+
+def test_what_does_not_fit_together_is_refused(rng):
+    first, second, last = oracle.random_network(rng, (6, 5, 4, 3)).layers
+    assert "layer 0 has 5 outputs, layer 1 4 inputs" in one_line_refusal([first, last])
+    assert "layer 1 lacks its" in one_line_refusal([first, second._replace(shift=None), last])
+    assert "layer 1 needs no" in one_line_refusal([first, second])
+    for fault in ({"b_q": np.zeros(1, np.int32)}, {"b_q": np.zeros(4, np.float32)},
+                  {"shift": np.ones(1, np.int8)}, {"w_q": second.w_q.astype(np.int16)}):
+        assert "layer 1" in one_line_refusal([first, second._replace(**fault), last])
+    for bits in ((0, 8), (9, 8), (8, 0), (8, 9)):
+        assert "bits" in one_line_refusal([first, second, last], *bits)
+    for exponent in (-101, 101):
+        assert "logit exponent" in one_line_refusal([last], logit_exponent=exponent)
+    for exponent in (-100, 100):
+        integer.make_network([last], 8, 8, exponent)
+
+
+@pytest.mark.parametrize("widths, reason", [
+    ((5,), "0 layers"), ((1,) * 66, "65 layers"), ((5, 0, 3), "not all in"), ((-1, 3), "not all"),
+    ((65_537, 1), "not all in"), ((integer.MAX_WIDTH, integer.MAX_WEIGHTS // integer.MAX_WIDTH, 1),
+                                  "weights, more than")])
+def test_sizes_beyond_the_limits_are_refused(widths, reason):
+    with pytest.raises(ValueError, match=reason):
+        integer.check_sizes(widths)
+
+
+@pytest.mark.parametrize("widths", [(1, 1), (1,) * 65, (65_536, 1, 65_536),
+                                    (integer.MAX_WIDTH, integer.MAX_WEIGHTS // integer.MAX_WIDTH)])
+def test_sizes_at_the_limits_are_legal(widths):
+    integer.check_sizes(widths)
+
+
+def test_sizes_and_name_are_those_of_the_model(rng):
+    network = oracle.random_network(rng, (6, 5, 4), 2, 4)
+    assert integer.sizes(network) == (6, 5, 4) and integer.name(network) == "W2A4"
+    floats = [(np.zeros((6, 5)), np.zeros(5)), (np.zeros((5, 4)), np.zeros(4))]
+    assert integer.sizes(floats) == (6, 5, 4) and integer.name(floats) == "float32"
 
 
 def test_numpy_inference_runs_where_jax_is_not_installed(trained, tmp_path, folder):
     """Neither the modules nor the metadata of the packages that only training needs are there."""
     path = tmp_path / "weights.npz"
-    checkpoint.save(path, trained.layers, trained.meta)
+    checkpoint.save(path, trained.network, {})
     program = f"sys_path = {str(ROOT)!r}" + """
 import sys
 from importlib import metadata
@@ -183,7 +330,7 @@ import checkpoint, integer, main_inference
 main_inference.main(sys.argv[1:])
 """
     done = subprocess.run([sys.executable, "-c", program, f"--WEIGHTS={path}", "--ENGINE=numpy",
-                           f"--DATA_DIR={folder}", f"--RESULTS_DIR={tmp_path}"],
+                           f"--DATA_DIR={folder}", f"--RUNS_DIR={tmp_path}"],
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "integer-only, engine numpy" in done.stdout

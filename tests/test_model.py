@@ -2,36 +2,73 @@
 import jax
 import numpy as np
 import pytest
+from hypothesis import example, given, strategies as st
 
-import checkpoint
 import config
 import integer
 import model
 import oracle
 import stats
-from quant import Spec
 
 NET, RAGGED, WIDE = (784, 256, 128, 10), (784, 17, 10), (784, 4096, 10)
+SETTINGS = config.load([])
 
 
-def make_params(rng, sizes):
+def make_hyper(weight_bits=8, activation_bits=8, **changes):
+    return config.hyper(SETTINGS, WEIGHT_BITS=weight_bits, ACTIVATION_BITS=activation_bits,
+                        **changes)
+
+
+W8A8 = make_hyper()
+# Jitted: op by op, each shape compiles many small programs.
+is_exact, compute_loss, gradient_of = (jax.jit(function, static_argnames="hyper") for function in (
+    model.is_exact, model.loss, jax.grad(model.loss)))
+
+
+def make_layers(rng, sizes):
     """He-normal weights, and biases that are not zero, without the seconds that init compiles."""
-    return [(rng.normal(0, (2 / i) ** 0.5, (i, o)).astype(np.float32),
-             rng.normal(0, 0.1, o).astype(np.float32)) for i, o in zip(sizes, sizes[1:])]
+    return [model.Layer(rng.normal(0, (2 / i) ** 0.5, (i, o)).astype(np.float32),
+                        rng.normal(0, 0.1, o).astype(np.float32))
+            for i, o in zip(sizes, sizes[1:])]
+
+
+def expected_logits(network, images):
+    """Float64 logits from the int64 oracle."""
+    return oracle.run(network, images) * 2.0**network.logit_exponent
 
 
 @pytest.fixture(scope="module")
 def initial():
-    return model.init(jax.random.key(3), config.load([]).LAYER_SIZES)
+    """What three keys give: 3, 3 again and 4, by one compiled program."""
+    init = jax.jit(lambda key: model.init(key, W8A8))
+    return [jax.device_get(init(jax.random.key(seed))) for seed in (3, 3, 4)]
 
 
 def test_default_network_has_235146_float32_parameters(initial):
-    assert sum(a.size for a in jax.tree.leaves(initial)) == 235_146
-    assert {a.dtype for a in jax.tree.leaves(initial)} == {np.dtype(np.float32)}
+    parameters = [array for layer in initial[0] for array in layer[:2]]
+    assert sum(array.size for array in parameters) == 235_146
+    assert {array.dtype for array in jax.tree.leaves(initial)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("changes, channels", [
+    ({}, [256, 128, 1]), ({"PER_CHANNEL": False}, [1, 1, 1]), ({"QAT_ENABLE": False}, None)])
+def test_init_has_the_scales_that_calibrate_replaces(rng, changes, channels):
+    """One scale in the last layer, so that argmax reads integers; none in float32."""
+    hyper = make_hyper(**changes)
+    layers = jax.eval_shape(lambda key: model.init(key, hyper), jax.random.key(0))
+    if channels is None:
+        assert all(layer.x_scale is None and layer.w_scale is None for layer in layers)
+        return
+    images = jax.ShapeDtypeStruct((8, 784), np.uint8)
+    calibrated = jax.eval_shape(lambda *a: model.calibrate(*a, hyper), layers, images)
+    assert jax.tree.structure(calibrated) == jax.tree.structure(layers)
+    for layer, other, count in zip(layers, calibrated, channels):
+        assert layer.x_scale.shape == other.x_scale.shape == (1, 1)
+        assert layer.w_scale.shape == other.w_scale.shape == (1, count)
 
 
 def test_init_is_he_normal(initial):
-    for w, b in jax.tree.map(np.asarray, initial):
+    for w, b, *_ in initial[0]:
         assert not b.any()
         # 5 standard errors of the mean and of the standard deviation of w.size normal numbers.
         std = (2 / w.shape[0]) ** 0.5
@@ -40,13 +77,12 @@ def test_init_is_he_normal(initial):
 
 
 def test_init_depends_on_the_key_alone_and_no_two_layers_share_it(initial):
-    again, other = (model.init(jax.random.key(seed), NET) for seed in (3, 4))
-    jax.tree.map(np.testing.assert_array_equal, initial, again)
-    weights = [np.asarray(w) for w, _ in initial]
-    assert all((w != np.asarray(v)).mean() > 0.99 for w, (v, _) in zip(weights, other))
+    first, again, other = initial
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    assert all((layer.w != another.w).mean() > 0.99 for layer, another in zip(first, other))
     # Layers drawn from one key would start with the same numbers, up to their He scales.
-    first = [w.ravel()[:10] * w.shape[0] ** 0.5 for w in weights]
-    assert not any(np.allclose(a, b) for a, b in zip(first, first[1:]))
+    starts = [layer.w.ravel()[:10] * layer.w.shape[0] ** 0.5 for layer in first]
+    assert not any(np.allclose(a, b) for a, b in zip(starts, starts[1:]))
 
 
 def test_pixels_are_exact_codes_on_their_grid():
@@ -56,30 +92,29 @@ def test_pixels_are_exact_codes_on_their_grid():
 
 @pytest.mark.parametrize("sizes", [NET, (784, 10), RAGGED])
 def test_float_forward_equals_float64(rng, mnist, sizes):
-    params, images = make_params(rng, sizes), mnist[1].images[:50]
+    layers, images = make_layers(rng, sizes), mnist.test.images[:50]
     # float32 sums of 784 terms of size 0.1: about 784**0.5 roundings of 1e-8.
-    np.testing.assert_allclose(model.forward(params, images), oracle.forward(params, images),
+    np.testing.assert_allclose(model.predict(layers, images), oracle.forward(layers, images),
                                rtol=1e-5, atol=1e-5)
 
 
 def test_loss_equals_float64_and_stats(rng, mnist):
-    params, images, labels = make_params(rng, NET), mnist[1].images[:128], mnist[1].labels[:128]
-    scales = model.calibrate(params, images, Spec())
-    for quantized in ((), (scales, Spec())):
-        logits = model.forward(params, images, *quantized)
+    layers, images, labels = make_layers(rng, NET), mnist.test.images[:128], mnist.test.labels[:128]
+    for quantized in (layers, model.calibrate(layers, images, W8A8)):
+        logits = model.predict(quantized, images, W8A8)
         expected = oracle.loss(logits, labels)
         # float32 logits of size 3 to 1e-7 relative, averaged over 128 examples.
-        loss = model.loss(params, images, labels, *quantized)
-        np.testing.assert_allclose(loss, expected, rtol=1e-6)
+        np.testing.assert_allclose(compute_loss(quantized, images, labels, W8A8), expected,
+                                   rtol=1e-6)
         np.testing.assert_allclose(stats.evaluate(logits, labels)[0], expected, rtol=1e-12)
 
 
 def test_float_gradient_equals_differences_in_float64(rng, mnist):
-    sizes = (784, 12, 8, 10)
-    params, images, labels = make_params(rng, sizes), mnist[0].images[:16], mnist[0].labels[:16]
-    arrays = [np.array(a, np.float64) for a in jax.tree.leaves(params)]
-    gradients = jax.tree.leaves(jax.device_get(jax.grad(model.loss)(params, images, labels)))
-    for array, gradient in zip(arrays, gradients):
+    layers = make_layers(rng, (784, 12, 8, 10))
+    images, labels = mnist.train.images[:16], mnist.train.labels[:16]
+    arrays = [np.array(a, np.float64) for a in jax.tree.leaves(layers)]
+    gradients = jax.tree.leaves(jax.device_get(gradient_of(layers, images, labels)))
+    for array, gradient in zip(arrays, gradients, strict=True):
         # The entries of most weight, so that no pixel that is always blank is asked.
         largest = np.argsort(-np.abs(gradient).ravel())[:10]
         for index in (np.unravel_index(i, array.shape) for i in largest):
@@ -96,34 +131,32 @@ def test_float_gradient_equals_differences_in_float64(rng, mnist):
 
 @pytest.mark.parametrize("bits", [2, 8])
 def test_quantized_gradient_is_the_float_gradient_at_the_rounded_weights(rng, mnist, bits):
-    (w, b), = params = make_params(rng, (784, 10))
-    images, labels, spec = mnist[0].images[:128], mnist[0].labels[:128], Spec(weight_bits=bits)
-    (x_scale, w_scale), = scales = jax.device_get(model.calibrate(params, images, spec))
-    layer, = model.quantize(params, scales, spec)
-    rounded = [tuple(np.float32(a) for a in (layer["w_q"] * w_scale,
-                                             layer["b_q"] * (x_scale * w_scale)[0]))]
-    gradient, = jax.device_get(jax.grad(model.loss)(params, images, labels, scales, spec))
-    straight, = jax.device_get(jax.grad(model.loss)(rounded, images, labels))
-    inside = np.abs(w / w_scale) < oracle.code_range(bits, True)[1] + 0.5
+    hyper, (plain,) = make_hyper(bits), make_layers(rng, (784, 10))
+    images, labels = mnist.train.images[:128], mnist.train.labels[:128]
+    layer, = layers = jax.device_get(model.calibrate([plain], images, hyper))
+    rounded = model.from_network(model.to_network(layers, hyper))[0][0]
+    gradient, = jax.device_get(gradient_of(layers, images, labels, hyper))
+    straight, = jax.device_get(gradient_of([model.Layer(rounded.w, rounded.b)], images, labels))
+    inside = np.abs(layer.w / layer.w_scale) < oracle.code_range(bits, True)[1] + 0.5
     assert inside.any() and (bits == 8 or not inside.all())
-    np.testing.assert_allclose(gradient[0], straight[0] * inside, atol=1e-7)
-    np.testing.assert_allclose(gradient[1], straight[1], atol=1e-7)
+    np.testing.assert_allclose(gradient.w, straight.w * inside, atol=1e-7)
+    np.testing.assert_allclose(gradient.b, straight.b, atol=1e-7)
+    assert not gradient.x_scale.any() and not gradient.w_scale.any()
 
 
-@pytest.mark.parametrize("spec, sizes, batches", [
-    (Spec(), NET, (1, 7, 128)), (Spec(4, 8), NET, (7,)), (Spec(2, 4), NET, (7,)),
-    (Spec(1, 1), NET, (7,)), (Spec(8, 8, per_channel=False), NET, (7,)),
-    (Spec(3, 2, per_channel=False), NET, (7,)), (Spec(1, 8), RAGGED, (1, 128)),
-    (Spec(5, 6), (784, 10), (7,)), (Spec(compute_dtype="bfloat16"), NET, (7,)),
-    (Spec(2, 3, compute_dtype="bfloat16"), NET, (128,))])
-def test_training_logits_are_the_integer_accumulators(rng, mnist, spec, sizes, batches):
-    params, images = make_params(rng, sizes), mnist[1].images[:128]
-    scales = model.calibrate(params, mnist[0].images[:128], spec)
-    layers = model.quantize(params, scales, spec)
-    expected = oracle.run(layers, spec.activation_bits, images) * integer.logit_scale(layers)
+@pytest.mark.parametrize("hyper, sizes, batches", [
+    (W8A8, NET, (1, 7, 128)), (make_hyper(4, 8), RAGGED, (7,)), (make_hyper(2, 4), NET, (7,)),
+    (make_hyper(1, 1), RAGGED, (7,)), (make_hyper(PER_CHANNEL=False), NET, (7,)),
+    (make_hyper(3, 2, PER_CHANNEL=False), RAGGED, (7,)), (make_hyper(1, 8), RAGGED, (1, 128)),
+    (make_hyper(5, 6), (784, 10), (7,)), (make_hyper(COMPUTE_DTYPE="bfloat16"), NET, (7,)),
+    (make_hyper(2, 3, COMPUTE_DTYPE="bfloat16"), RAGGED, (128,))])
+def test_training_logits_are_the_integer_accumulators(rng, mnist, hyper, sizes, batches):
+    layers, images = make_layers(rng, sizes), mnist.test.images[:128]
+    layers = model.calibrate(layers, mnist.train.images[:128], hyper)
+    expected = expected_logits(model.to_network(layers, hyper), images)
     assert np.ptp(expected, axis=0).all()       # no logit is a constant
     for batch in batches:
-        logits = model.predict(params, images[:batch], scales, spec)
+        logits = model.predict(layers, images[:batch], hyper)
         np.testing.assert_array_equal(logits, expected[:batch])
 
 
@@ -139,44 +172,132 @@ ADVERSARIES = {
 
 
 @pytest.mark.parametrize("damage", ADVERSARIES.values(), ids=ADVERSARIES)
-@pytest.mark.parametrize("spec, sizes", [
-    (Spec(), NET), (Spec(8, 8, per_channel=False), WIDE), (Spec(1, 8), WIDE),
-    (Spec(2, 4), NET)])
-def test_calibration_keeps_every_accumulator_exact(rng, mnist, tmp_path, damage, spec, sizes):
-    images = mnist[0].images[:128]
-    params = [tuple(np.asarray(a, np.float32) for a in damage(np.asarray(w), np.asarray(b)))
-              for w, b in make_params(rng, sizes)]
-    scales = model.calibrate(params, images, spec)
-    layers = model.quantize(params, scales, spec)
-    for i, layer in enumerate(layers):
-        qmax = 2 ** (8 if i == 0 else spec.activation_bits) - 1
-        worst = (qmax * np.abs(layer["w_q"].astype(np.int64)).sum(0)
-                 + np.abs(layer["b_q"].astype(np.int64)))
-        assert worst.max() < 2**24
-    expected = oracle.run(layers, spec.activation_bits, images[:5]) * integer.logit_scale(layers)
-    np.testing.assert_array_equal(model.predict(params, images, scales, spec)[:5], expected)
-    meta = {key: getattr(spec, key) for key in ("weight_bits", "activation_bits", "per_channel")}
-    checkpoint.save(tmp_path / "w.npz", layers, meta)   # proves the bound again, and every shift
-    checkpoint.load(tmp_path / "w.npz")
+@pytest.mark.parametrize("hyper, sizes", [
+    (W8A8, NET), (make_hyper(PER_CHANNEL=False), WIDE), (make_hyper(1, 8), WIDE),
+    (make_hyper(2, 4), RAGGED)])
+def test_calibration_keeps_every_accumulator_exact(rng, mnist, damage, hyper, sizes):
+    images = mnist.train.images[:128]
+    layers = [model.Layer(*(np.asarray(a, np.float32) for a in damage(layer.w, layer.b)))
+              for layer in make_layers(rng, sizes)]
+    layers = model.calibrate(layers, images, hyper)
+    network = model.to_network(layers, hyper)   # proves the bound and every shift, as load does
+    assert max(worst.max() for worst in oracle.worst_accumulators(network)) < 2**24
+    np.testing.assert_array_equal(model.predict(layers, images, hyper)[:5],
+                                  expected_logits(network, images[:5]))
 
 
 def test_calibrated_activation_grid_covers_what_it_saw(rng, mnist):
-    params, images = make_params(rng, NET), mnist[0].images[:128]
-    scales = model.calibrate(params, images, Spec())
+    images = mnist.train.images[:128]
+    layers = jax.device_get(model.calibrate(make_layers(rng, NET), images, W8A8))
     x = images / np.float32(256)
-    for (w, b), (x_scale, _) in zip(params, scales[1:]):
-        x = np.maximum(x @ w + b, 0)
+    for layer, following in zip(layers, layers[1:]):
+        x = np.maximum(x @ layer.w + layer.b, 0)
         # Least power of two that covers; the quantized activations differ by a few percent.
-        assert 0.9 * x.max() < 255 * float(x_scale[0, 0]) < 2.2 * x.max()
+        assert 0.9 * x.max() < 255 * float(following.x_scale[0, 0]) < 2.2 * x.max()
 
 
-def test_quantize_gives_the_arrays_of_a_weights_file(rng, mnist):
-    params = make_params(rng, NET)
+def test_network_has_the_documented_arrays(rng, mnist):
     for per_channel in (True, False):
-        spec = Spec(per_channel=per_channel)
-        layers = model.quantize(params, model.calibrate(params, mnist[0].images[:128], spec), spec)
-        for i, (layer, inputs, outputs) in enumerate(zip(layers, NET, NET[1:])):
-            assert {key: (array.dtype.name, array.shape) for key, array in layer.items()} == {
-                "w_q": ("int8", (inputs, outputs)), "b_q": ("int32", (outputs,)),
-                "w_exponent": ("int8", (outputs if per_channel and i < 2 else 1,)),
-                "x_exponent": ("int8", ())}
+        hyper = make_hyper(PER_CHANNEL=per_channel)
+        layers = model.calibrate(make_layers(rng, NET), mnist.train.images[:128], hyper)
+        network = model.to_network(layers, hyper)
+        assert network[1:3] == (8, 8) and type(network.logit_exponent) is int
+        for layer, inputs, outputs in zip(network.layers, NET, NET[1:]):
+            found = [(type(array), array.dtype.name, array.shape) for array in layer
+                     if array is not None]
+            expected = [("int8", (inputs, outputs)), ("int32", (outputs,)), ("int8", (outputs,))]
+            assert found == [(np.ndarray, *kind) for kind in expected[:len(found)]]
+        assert [layer.shift is None for layer in network.layers] == [False, False, True]
+
+
+FEW = {bits: model.from_network(oracle.random_network(np.random.default_rng(5), (6, 4, 3, 2), bits))
+       for bits in (1, 8)}      # so small that hypothesis may ask often
+
+
+def accepts(layers, hyper):
+    """Whether to_network takes the layers; its refusals are one line."""
+    try:
+        model.to_network(layers, hyper)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        return False
+    return True
+
+
+@given(bits=st.sampled_from(list(FEW)), at=st.integers(0, 2), growth=st.floats(1, 1e6, width=32),
+       bias=st.floats(-1e6, 1e6, width=32), coarser=st.integers(-16, 16))
+@example(bits=8, at=1, growth=1.0, bias=0.0, coarser=0)
+@example(bits=8, at=0, growth=1.0, bias=1e6, coarser=0)
+@example(bits=8, at=1, growth=1.0, bias=0.0, coarser=16)
+@example(bits=8, at=2, growth=1.0, bias=0.0, coarser=120)
+def test_is_exact_where_to_network_accepts(bits, at, growth, bias, coarser):
+    """For weights that an epoch moved after their scale was set, and for scales that don't fit."""
+    layers, hyper = FEW[bits]
+    moved = layers[at]._replace(w=layers[at].w * np.float32(growth),
+                                b=layers[at].b + np.float32(bias),
+                                w_scale=layers[at].w_scale * np.float32(2.0**coarser))
+    layers = [*layers[:at], moved, *layers[at + 1:]]
+    assert bool(is_exact(layers, hyper)) == accepts(layers, hyper)
+
+
+@pytest.mark.parametrize("excess", [-1, 0])
+@pytest.mark.parametrize("at", [0, 1])
+def test_is_exact_ends_at_the_bound_itself(at, excess):
+    """An accumulator of 2**24 - 1 is exact and one of 2**24 is not, whichever layer reaches it."""
+    inputs = 600                                # 600 * 127 * 255 is above 2**24
+    w_q = np.zeros((inputs, 1), np.int8)
+    full, rest = divmod(2**24 + excess, 255)
+    w_q[:full // 127] = 127
+    w_q[full // 127] = full % 127
+    layer = integer.Layer(w_q, np.array([rest], np.int32), np.ones(1, np.int8))
+    wide = integer.Layer(np.ones((1, inputs), np.int8), np.zeros(inputs, np.int32),
+                         np.ones(inputs, np.int8))
+    chain = ([layer, wide] if at == 0 else [wide, layer, wide])
+    chain[-1] = chain[-1]._replace(shift=None)
+    network = integer.Network(tuple(chain), 8, 8, -20)
+    assert max(map(np.max, oracle.worst_accumulators(network))) == 2**24 + excess
+    layers, hyper = model.from_network(network)
+    assert bool(is_exact(layers, hyper)) == accepts(layers, hyper) == (excess < 0)
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (4, 2), (1, 1)])
+def test_layers_of_a_network_compute_its_integers_and_give_it_back(rng, bits):
+    network = oracle.random_network(rng, (60, 20, 13, 10), *bits)
+    layers, hyper = model.from_network(network)
+    images = rng.integers(0, 256, (7, 60), dtype=np.uint8)
+    np.testing.assert_array_equal(model.predict(layers, images, hyper),
+                                  expected_logits(network, images))
+    again = model.to_network(layers, hyper)
+    assert again[1:] == network[1:] and len(again.layers) == len(network.layers)
+    for layer, other in zip(again.layers, network.layers):
+        assert (layer.shift is None) == (other.shift is None)
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), layer, other)
+
+
+def test_free_scales_have_no_integers(rng, mnist):
+    hyper = make_hyper(POWER_OF_TWO_SCALES=False)
+    layers = model.calibrate(make_layers(rng, RAGGED), mnist.train.images[:128], hyper)
+    with pytest.raises(ValueError, match="^free scales have no integers; .*POWER_OF_TWO_SCALES"):
+        model.to_network(layers, hyper)
+
+
+def test_deep_chain_of_dead_layers_is_a_legal_network():
+    """Scales stop at their floor, however small what they see becomes."""
+    images = np.arange(5, dtype=np.uint8)[:, None]
+    for weight in (0, 1e-3):
+        layers = [model.Layer(np.full((1, 1), weight, np.float32), np.zeros(1, np.float32))] * 12
+        network = model.to_network(model.calibrate(layers, images, W8A8), W8A8)
+        np.testing.assert_array_equal(integer.make_engine(network, "numpy")(images),
+                                      oracle.run(network, images))
+
+
+def test_long_shift_is_cut_to_one_that_gives_zero_too(rng):
+    """|accumulator| < 2**24: every shift from 26 on gives code 0."""
+    network = oracle.random_network(rng, (6, 4, 2))
+    layers, hyper = model.from_network(network)
+    layers = [layers[0], *(layer._replace(x_scale=layer.x_scale * np.float32(2.0**60))
+                           for layer in layers[1:])]
+    found = model.to_network(layers, hyper)
+    assert set(found.layers[0].shift) == {integer.MAX_SHIFT}
+    images = rng.integers(0, 256, (5, 6), dtype=np.uint8)
+    np.testing.assert_array_equal(oracle.run(found, images), np.tile(found.layers[1].b_q, (5, 1)))

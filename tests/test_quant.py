@@ -1,5 +1,6 @@
 """quant: values against float64 rounding, gradients against the contract, scales against search."""
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
+import integer
 import oracle
 import quant
 
@@ -15,7 +17,6 @@ GRIDS = [(bits, signed) for bits in range(1, 9) for signed in (True, False)]
 every_grid = pytest.mark.parametrize("bits, signed", GRIDS)
 NUMBERS = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 MATRICES = arrays(np.float32, (4, 3), elements=NUMBERS)
-FLOOR = np.full((1, 1), quant.MIN_SCALE, np.float32)
 ULP = 2.0**-23                  # relative spacing of float32
 
 
@@ -41,7 +42,7 @@ def test_codes_are_integers_inside_the_range(rng, bits, signed):
     x = np.append(grid_points(rng, 1.0, bits, signed), np.float32([[np.inf], [-np.inf]]), axis=0)
     codes = np.asarray(quant.quantize(x, np.ones((1, 1), np.float32), bits, signed))
     qmin, qmax = oracle.code_range(bits, signed)
-    assert quant.code_range(bits, signed) == (qmin, qmax)
+    assert integer.code_range(bits, signed) == (qmin, qmax)
     missing = {0} if signed and bits == 1 else set()
     assert set(codes.ravel()) == set(range(qmin, qmax + 1)) - missing
 
@@ -87,7 +88,7 @@ def test_nan_goes_through(bits, signed):
     x = np.array([[np.nan, 0.5]], np.float32)
     result = quant.fake_quantize(x, np.ones((1, 1), np.float32), bits, signed)
     np.testing.assert_array_equal(np.isnan(result), [[True, False]])
-    scale = quant.compute_scale(x, FLOOR, bits, signed)     # nor may a scale taken from it hide it
+    scale = quant.compute_scale(x, bits, signed)     # nor may a scale taken from it hide it
     assert np.isnan(quant.fake_quantize(x, scale, bits, signed)[0, 0])
 
 
@@ -95,7 +96,7 @@ def test_nan_goes_through(bits, signed):
 def test_zero_channel_has_finite_scale_codes_and_gradient(rng, bits):
     x = rng.normal(0, 0.1, (20, 3)).astype(np.float32)
     x[:, 1] = 0
-    scale = quant.compute_scale(x, FLOOR, bits, per_channel=True)
+    scale = quant.compute_scale(x, bits, per_channel=True)
     assert np.isfinite(scale).all() and (np.asarray(scale) > 0).all()
     assert scale[0, 1] == quant.MIN_SCALE
     if bits > 1:                # one bit has no zero: such a channel gets +-2**-20
@@ -122,7 +123,7 @@ def test_ceil_power_of_two_is_the_least_not_below(x):
 @pytest.mark.parametrize("bits, signed", [(b, s) for b in (6, 7, 8) for s in (True, False)])
 @given(x=MATRICES)
 def test_wide_scale_is_the_least_power_of_two_that_covers_absmax(bits, signed, x):
-    scale = np.asarray(quant.compute_scale(x, FLOOR, bits, signed), np.float64)
+    scale = np.asarray(quant.compute_scale(x, bits, signed), np.float64)
     qmax, absmax = oracle.code_range(bits, signed)[1], np.abs(x).max()
     assert scale.shape == (1, 1) and np.frexp(scale)[0] == 0.5
     # absmax / qmax is rounded to float32, so an absmax within 2 ulp of a power may go either way.
@@ -133,8 +134,8 @@ def test_wide_scale_is_the_least_power_of_two_that_covers_absmax(bits, signed, x
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_per_channel_scale_is_per_tensor_scale_of_each_column(rng, bits):
     x = (rng.normal(0, 1, (50, 6)) * 2.0 ** rng.integers(-6, 3, 6)).astype(np.float32)
-    columns = [quant.compute_scale(x[:, [o]], FLOOR, bits) for o in range(6)]
-    np.testing.assert_array_equal(quant.compute_scale(x, FLOOR, bits, per_channel=True),
+    columns = [quant.compute_scale(x[:, [o]], bits) for o in range(6)]
+    np.testing.assert_array_equal(quant.compute_scale(x, bits, per_channel=True),
                                   np.concatenate(columns, 1))
 
 
@@ -144,7 +145,7 @@ def test_narrow_scale_has_the_least_squared_error_of_its_halvings(rng, bits, sig
     for draw in (rng.standard_normal, partial(rng.standard_t, 2), rng.uniform):
         x = draw(size=(300, 1))
         x = (x if signed else np.abs(x)).astype(np.float32)
-        chosen = float(quant.compute_scale(x, FLOOR, bits, signed)[0, 0])
+        chosen = float(quant.compute_scale(x, bits, signed)[0, 0])
         least = np.abs(x).max() / oracle.code_range(bits, signed)[1]
         widest = 2.0 ** np.ceil(np.log2(np.float64(least)))
         candidates = [widest / 2**k for k in range(7 - bits)]
@@ -160,24 +161,60 @@ def test_narrow_scale_has_the_least_squared_error_of_its_halvings(rng, bits, sig
 def test_scale_is_its_floor_where_x_is_smaller(rng, bits, power_of_two):
     x = rng.uniform(-1e-7, 1e-7, (20, 3)).astype(np.float32)
     floor = np.array([[2.0**-20, 0.3, 2.0]], np.float32)
-    scale = quant.compute_scale(x, floor, bits, per_channel=True, power_of_two=power_of_two)
+    scale = quant.compute_scale(x, bits, True, True, power_of_two, floor)
     np.testing.assert_array_equal(scale, [[2.0**-20, 0.5 if power_of_two else floor[0, 1], 2]])
 
 
 def test_free_scale_is_absmax_over_qmax(rng):
     x = rng.normal(0, 1, (50, 4)).astype(np.float32)
-    scale = quant.compute_scale(x, FLOOR, 8, per_channel=True, power_of_two=False)
+    scale = quant.compute_scale(x, 8, per_channel=True, power_of_two=False)
     # One float32 division, which XLA may turn into a multiplication: 2 ulp.
     np.testing.assert_allclose(scale[0], np.abs(x).max(0) / 127, rtol=2 * ULP)
 
 
-def test_spec_is_hashable_and_immutable():
-    assert {quant.Spec(): 1}[quant.Spec(8, 8, True, True)] == 1
-    with pytest.raises(AttributeError):
-        quant.Spec().weight_bits = 4
+def test_bfloat16_product_is_the_float32_one_bit_for_bit(rng):
+    """Because 8 significant bits hold every code; its gradient is the float32 one."""
+    w_scale = np.full((1, 5), 2.0**-6, np.float32)
+    x = np.ldexp(rng.integers(0, 256, (40, 30)), -8).astype(np.float32)
+    w = rng.normal(0, 1, (30, 5)).astype(np.float32)
+    found = {}
+    for dtype in ("float32", "bfloat16"):
+        hyper = SimpleNamespace(WEIGHT_BITS=8, COMPUTE_DTYPE=dtype)
+        product, pull_back = jax.vjp(lambda x, w: quant.dot(x, w, w_scale, hyper), x, w)
+        found[dtype] = product, *pull_back(product)
+    codes = oracle.quantize(w, w_scale, 8) * 2.0**-6
+    np.testing.assert_array_equal(found["float32"][0], x.astype(np.float64) @ codes)
+    np.testing.assert_array_equal(found["float32"][0], found["bfloat16"][0])
+    for a, b in zip(found["float32"][1:], found["bfloat16"][1:]):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5)      # sums in another order
 
 
-def test_mixed_types_and_ranks_are_errors():
+@given(w=MATRICES, b=arrays(np.float32, 3, elements=NUMBERS), exponent=st.integers(-20, 5),
+       grid=st.sampled_from([(1, True), (8, True), (8, False)]),
+       x_qmax=st.sampled_from([1, 255]))
+def test_weight_scale_keeps_the_accumulator_exact(w, b, exponent, grid, x_qmax):
+    bits, per_channel = grid
+    x_scale = np.full((1, 1), 2.0**exponent, np.float32)
+    hyper = SimpleNamespace(WEIGHT_BITS=bits, POWER_OF_TWO_SCALES=True)
+    scale = np.asarray(quant.weight_scale(w, b, x_scale, x_qmax, per_channel, hyper), np.float64)
+    w_q = oracle.quantize(w, scale, bits)
+    b_q = np.rint(b / (x_scale * scale)[0])
+    assert (x_qmax * np.abs(w_q).sum(0) + np.abs(b_q)).max() < 2**24
+
+
+@pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.parametrize("power_of_two", [True, False])
+def test_activation_scale_is_twice_the_accumulators_at_least(rng, bits, power_of_two):
+    """So that a requantizing shift is 1 or more, however small the activations are."""
+    hyper = SimpleNamespace(ACTIVATION_BITS=bits, POWER_OF_TWO_SCALES=power_of_two)
+    acc_scale = np.array([[2.0**-9, 2.0**-3, 2.0**-12]], np.float32)
+    for size in (0, 1e-6, 1, 1e3):
+        x = np.abs(rng.normal(0, size, (20, 3))).astype(np.float32)
+        scale = quant.activation_scale(x, acc_scale, hyper)
+        assert scale.shape == (1, 1) and scale[0, 0] >= 2 * 2.0**-3
+
+
+def test_mixed_types_and_ranks_are_errors_once_strict():
     with pytest.raises(jax.dtypes.TypePromotionError):
         jnp.ones(2, jnp.float32) + jnp.ones(2, jnp.int32)
     with pytest.raises(ValueError, match="rank"):

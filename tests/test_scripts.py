@@ -12,8 +12,7 @@ from PIL import Image
 
 import main_inference
 import main_train
-import stats
-from conftest import ROOT
+from conftest import ROOT, write_folder
 
 TINY = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1", "--BATCH_SIZE=32",
         "--CACHE_DIR="]
@@ -21,8 +20,8 @@ TINY = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1", "--BA
 
 def places(folder, tmp_path):
     """Switches that keep a script inside tmp_path, on the small dataset."""
-    return [f"--DATA_DIR={folder}", *(f"--{name}_DIR={tmp_path}" for name in (
-        "WEIGHTS", "RESULTS", "PLOTS"))]
+    return [f"--DATA_DIR={folder}", f"--RUNS_DIR={tmp_path / 'runs'}",
+            *(f"--{name}_DIR={tmp_path}" for name in ("WEIGHTS", "RESULTS", "PLOTS"))]
 
 
 def accuracy_in(lines):
@@ -50,17 +49,25 @@ def test_inference_gives_the_accuracy_that_training_printed(shell):
 
 def test_training_writes_its_weights_and_result_and_nothing_else(shell):
     assert sorted(path.name for path in shell.path.iterdir()) == [
-        "inference.json", "train.json", "weights_int8.npz"]
+        "runs", "train.json", "weights_int8.npz"]
+    run = (shell.path / "runs" / "latest").resolve()
+    assert sorted(path.name for path in (shell.path / "runs").iterdir()) == [
+        "inference.json", "latest", run.name]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "history0.csv", "train.json", "weights_int8.npz"]
+    for name in ("train.json", "weights_int8.npz"):
+        assert (run / name).read_bytes() == (shell.path / name).read_bytes()
     size = (shell.path / "weights_int8.npz").stat().st_size
     assert any(f"weights_int8.npz ({size:,} bytes)" in line for line in shell.train)
-    train, inference = (json.loads((shell.path / f"{name}.json").read_text())
-                        for name in ("train", "inference"))
-    assert train["config"]["LAYER_SIZES"] == [784, 16, 10]
+    train, inference = (json.loads((shell.path / name).read_text())
+                        for name in ("train.json", "runs/inference.json"))
+    row = train["row"]
+    assert train["config"]["LAYER_SIZES"] == inference["config"]["LAYER_SIZES"] == [784, 16, 10]
     assert {"cpu", "python", "jax", "numpy"} <= set(train["environment"])
-    assert train["run"]["val_loss"] == train["metrics"]["val_loss"]
-    assert train["metrics"]["test_acc"] == inference["test_acc"]
-    assert train["metrics"]["test_loss"] == inference["test_loss"]
-    assert train["file_bytes"] == inference["file_bytes"] == size
+    assert row["reload_change"] == 0 and row["status"] == "capped"
+    assert row["test_acc"] == inference["test_acc"] and row["test_loss"] == inference["test_loss"]
+    assert row["file_bytes"] == inference["file_bytes"] == size
+    assert train["dataset"] == inference["dataset"] == inference["trained_on"]
 
 
 def test_training_prints_one_line_an_epoch(shell):
@@ -84,7 +91,7 @@ def test_other_kinds_of_weights_come_back_the_same(tmp_path, folder, script, swi
 
 def test_image_files_are_classified(shell, mnist, tmp_path, script):
     files = []
-    for i, image in enumerate(mnist[1].images[:3]):
+    for i, image in enumerate(mnist.test.images[:3]):
         files.append(tmp_path / f"digit {i}.png")
         Image.fromarray(255 - image.reshape(28, 28)).resize((140, 140)).save(files[-1])
     code, lines, errors = script(main_inference.main, *files, "--CACHE_DIR=",
@@ -96,24 +103,6 @@ def test_image_files_are_classified(shell, mnist, tmp_path, script):
         scores = [float(score.rstrip("%")) for score in scores]
         assert line.startswith(str(file)) and len(scores) == 10
         assert scores[int(label)] == max(scores) and sum(scores) == pytest.approx(100, abs=0.6)
-
-
-def test_predictor_of_floats_is_the_float_network(rng):
-    import oracle
-    layers = [{"w": rng.normal(0, 0.1, (i, o)).astype(np.float32), "b": np.ones(o, np.float32)}
-              for i, o in ((784, 16), (16, 10))]
-    images = rng.integers(0, 256, (20, 784), dtype=np.uint8)
-    logits = main_inference.make_predictor(layers, {"quantized": False})(images)
-    expected = oracle.forward([(layer["w"], layer["b"]) for layer in layers], images)
-    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)      # float32 sums
-
-
-def test_evaluation_of_two_splits_is_that_of_each(trained, parts):
-    metrics = main_inference.evaluate_model(trained.layers, trained.meta, "jax", a=parts[0],
-                                            b=parts[1])
-    for name, split in zip("ab", parts):
-        expected = stats.evaluate(trained.predict(split.images), split.labels)
-        assert (metrics[f"{name}_loss"], metrics[f"{name}_acc"]) == expected
 
 
 def in_a_file(tmp_path):
@@ -137,9 +126,8 @@ BAD_TRAINING = {
     "malformed recipe": lambda path: write(path / "bad.toml", b"SEED = = 1"),
     "unwritable weights": lambda path: f"--WEIGHTS_DIR={in_a_file(path)}",
     "unwritable results": lambda path: f"--RESULTS_DIR={in_a_file(path)}",
-    "unwritable plots": lambda path: f"--PLOTS_DIR={in_a_file(path)}",
+    "unwritable runs": lambda path: f"--RUNS_DIR={in_a_file(path)}",
     "missing data": lambda path: f"--DATA_DIR={path / 'none'}",
-    "unknown dataset": lambda path: "--DATASET=no/such",
     "batch larger than data": lambda path: "--BATCH_SIZE=801",
     "val larger than data": lambda path: "--VAL_EXAMPLES=1000",
     "network that does not fit": lambda path: "--LAYER_SIZES=783,10",
@@ -178,7 +166,7 @@ BAD_INFERENCE = {
     "missing image": lambda path: path / "none.png",
     "text as image": lambda path: write(path / "text.png", b"text"),
     "missing data": lambda path: f"--DATA_DIR={path / 'none'}",
-    "unwritable results": lambda path: f"--RESULTS_DIR={in_a_file(path)}",
+    "unwritable results": lambda path: f"--RUNS_DIR={in_a_file(path)}",
 }
 
 
@@ -186,7 +174,7 @@ BAD_INFERENCE = {
 @pytest.mark.parametrize("argument", BAD_INFERENCE.values(), ids=BAD_INFERENCE)
 def test_bad_inference_input_gives_one_line(shell, tmp_path, folder, script, argument, engine):
     usual = [f"--WEIGHTS={shell.path / 'weights_int8.npz'}", f"--DATA_DIR={folder}", "--CACHE_DIR=",
-             f"--RESULTS_DIR={tmp_path}", f"--ENGINE={engine}"]
+             f"--RUNS_DIR={tmp_path}", f"--ENGINE={engine}"]
     assert_refused(script(main_inference.main, *usual, argument(tmp_path)))
 
 
@@ -206,3 +194,31 @@ def test_help_names_the_script_and_every_switch(script, main):
 
 def test_weights_file_is_readable_by_others(shell):
     assert os.stat(shell.path / "weights_int8.npz").st_mode & 0o777 == 0o644
+
+
+def test_a_worse_run_stays_in_its_folder_and_is_the_one_that_inference_takes(tmp_path, folder,
+                                                                             script):
+    usual = places(folder, tmp_path)
+    _, first, _ = script(main_train.main, *TINY, "--MAX_EPOCHS=2", *usual)
+    better = (tmp_path / "weights_int8.npz").read_bytes()
+    code, lines, errors = script(main_train.main, *TINY, "--LEARNING_RATE=0.02", *usual)
+    assert code == 0, errors
+    assert any("stays" in line and "weights_int8.npz" in line for line in lines)
+    assert any("stays" in line and "train.json" in line for line in lines)
+    assert (tmp_path / "weights_int8.npz").read_bytes() == better
+    assert (tmp_path / "runs" / "latest" / "weights_int8.npz").read_bytes() != better
+    _, tested, _ = script(main_inference.main, *TINY, *usual)
+    assert accuracy_in(tested) == accuracy_in(lines)
+
+
+def test_a_model_of_other_data_is_named(tmp_path, folder, script, mnist):
+    usual = places(folder, tmp_path)
+    script(main_train.main, *TINY, *usual)
+    other = tmp_path / "other"
+    other.mkdir()
+    write_folder(other, *(type(split)(split.images[50:150], split.labels[50:150])
+                          for split in (mnist.train, mnist.test)))
+    _, same, _ = script(main_inference.main, *TINY, *usual)
+    _, lines, _ = script(main_inference.main, *TINY, *usual, f"--DATA_DIR={other}")
+    assert not any("note:" in line for line in same)
+    assert f"note: this model was trained on {folder.name}, not on other" in lines

@@ -63,7 +63,28 @@ def test_summary_has_the_sample_deviation_and_student_interval():
     assert summary["std"] == pytest.approx(std, rel=1e-12)
     half = 3.182446305284263 * std / 2          # t at 97.5 % and 3 degrees: any printed table
     assert (summary["low"], summary["high"]) == pytest.approx((3 - half, 3 + half), rel=1e-9)
-    assert stats.summarize([2.0]) == {"mean": 2, "std": None, "n": 1, "low": None, "high": None}
+    assert stats.summarize([2.0]) == {"mean": 2, "std": None, "n": 1, "low": None, "high": None,
+                                      "missing": 0}
+
+
+def test_summary_is_of_the_surviving_values_and_counts_the_others():
+    whole = stats.summarize([1.0, 2.0, 4.0])
+    assert stats.summarize([1.0, None, 2.0, math.nan, 4.0, math.inf]) == {**whole, "missing": 3}
+    for nothing in ([None], [math.nan, None], []):
+        summary = stats.summarize(nothing)
+        assert (summary["n"], summary["missing"]) == (0, len(nothing))
+        assert all(summary[key] is None for key in ("mean", "std", "low", "high"))
+
+
+@pytest.mark.parametrize("values, text", [
+    ([0.979, 0.9796], "97.93 ± 0.04"), ([0.9793], "97.93"), ([None, math.nan], "–"),
+    ([0.979, None, 0.9796], "97.93 ± 0.04 (2 of 3)"), ([0.9793, None], "97.93 (1 of 2)")])
+def test_spread_shows_mean_deviation_and_missing_seeds(values, text):
+    assert stats.spread(stats.summarize(values), 2, 100) == text
+
+
+def test_spread_has_the_digits_asked_for():
+    assert stats.spread(stats.summarize([1.0, 2.0]), 4) == "1.5000 ± 0.7071"
 
 
 def test_interval_covers_the_mean_95_times_in_100(rng):
@@ -87,12 +108,45 @@ def test_significance_is_the_interval_without_zero(rng):
         assert comparison["measured"] == (comparison["low"] > 0 or comparison["high"] < 0)
 
 
-def test_comparison_without_spread():
+def test_comparison_without_spread_claims_nothing():
     same = stats.compare_seeds([0.9, 0.8, 0.7], [0.9, 0.8, 0.7])
     assert (same["mean"], same["p"], same["measured"]) == (0, 1, False)
-    assert stats.compare_seeds([1, 2, 3], [2, 3, 4])["measured"]    # a constant gain
     alone = stats.compare_seeds([0.9], [0.8])
-    assert alone["p"] is None and alone["measured"] is False
+    assert alone["p"] is None and alone["measured"] is False and alone["detectable"] is None
+
+
+@pytest.mark.parametrize("a, b", [
+    ([1, 2, 3], [2, 3, 4]), ([0.9801, 0.9772], [0.9802, 0.9773]),       # one image of 10,000 each
+    ([0.1, 0.7, 0.35], [0.2, 0.8, 0.45])])
+def test_differences_that_tie_up_to_rounding_have_no_p(a, b):
+    tie = stats.compare_seeds(a, b)
+    assert tie["p"] is None and tie["measured"] is False and tie["detectable"] is None
+    assert f"in each of {len(a)} seeds" in stats.describe(tie)
+
+
+def test_differences_just_apart_have_their_p():
+    near = stats.compare_seeds([0, 0], [1, 1 + 1e-6])
+    assert near["measured"] and 0 < near["p"] < 1e-5
+
+
+def test_pairs_with_a_missing_seed_are_left_out():
+    a, b = [0.1, None, 0.3, 0.2, math.nan], [0.2, 0.5, None, 0.25, 0.1]
+    assert stats.compare_seeds(a, b) == {**stats.compare_seeds([0.1, 0.2], [0.2, 0.25]),
+                                         "missing": 3}
+    nothing = stats.compare_seeds([None, 0.1], [0.2, None])
+    assert (nothing["n"], nothing["mean"], nothing["p"]) == (0, None, None)
+    assert stats.describe(nothing) == "no pair of seeds survived"
+
+
+def test_least_detectable_difference_is_where_significance_begins(rng):
+    for n in (2, 3, 10):
+        noise = rng.normal(0, 1, n)
+        noise -= noise.mean()
+        least = stats.compare_seeds(np.zeros(n), noise + 0.1)["detectable"]
+        assert least == pytest.approx(stats.least_detectable(noise.std(ddof=1), n), rel=1e-9)
+        assert not stats.compare_seeds(np.zeros(n), noise + 0.999 * least)["measured"]
+        assert stats.compare_seeds(np.zeros(n), noise + 1.001 * least)["measured"]
+    assert stats.least_detectable(None, 1) is None
 
 
 @given(a=arrays(bool, 40), b=arrays(bool, 40))
@@ -106,10 +160,15 @@ def test_mcnemar_is_a_two_sided_coin_test(a, b):
     assert result["measured"] == (result["p"] < 0.05)
 
 
-def test_description_says_sign_unit_and_when_nothing_was_measured():
+def test_description_says_sign_unit_and_what_could_have_been_seen():
     gain = stats.describe(stats.compare_seeds([0.1, 0.2, 0.3], [0.2, 0.3001, 0.4001]))
     assert gain.startswith("+10.0") and "pp" in gain and "n = 3" in gain
-    assert "no difference" not in gain
-    loss = stats.describe(stats.compare_seeds([0.2, 0.3], [0.1, 0.25]))
-    assert loss.startswith("-7.500 pp") and loss.endswith("no difference measured")
+    assert "not significant" not in gain
+    comparison = stats.compare_seeds([0.2, 0.3], [0.1, 0.25])
+    loss = stats.describe(comparison)
+    assert loss.startswith("-7.500 pp") and loss.endswith(
+        f": not significant with n = 2, which shows differences from "
+        f"{100 * comparison['detectable']:.3f} pp")
     assert "one seed" in stats.describe(stats.compare_seeds([0.2], [0.1]))
+    same = stats.describe(stats.compare_seeds([0.2, 0.3], [0.2, 0.3]))
+    assert same == "+0.000 pp in each of 2 seeds: no spread to judge it by"

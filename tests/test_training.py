@@ -1,5 +1,8 @@
 """training: lanes keep their bits, early stopping keeps the best, every epoch is a permutation."""
 import math
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,71 +11,112 @@ from hypothesis import given, strategies as st
 
 import config
 import data
-import main_inference
 import model
+import predict
+import runtime
 import stats
 import training
-from training import Run
+from conftest import ROOT, best_layers, rows_of, train
 
-SMALL = {"LAYER_SIZES": (784, 32, 10), "BATCH_SIZE": 64, "MAX_EPOCHS": 3}
+SETTINGS = config.load([])
+# Patience of one epoch: a lane that does not learn leaves before the others.
+SMALL = {"LAYER_SIZES": (784, 32, 10), "BATCH_SIZE": 64, "MAX_EPOCHS": 3, "PATIENCE": 1}
 
 
-def make_recipe(**changes):
-    return training.recipe_of(config.load([]), **{**SMALL, **changes})
+def make_hyper(**changes):
+    return config.hyper(SETTINGS, **{**SMALL, **changes})
+
+
+def status_of(sweep):
+    return [training.STATUS[status] for status in sweep.status]
+
+
+def lane_of(sweep, lane):
+    """All that a Sweep holds of one lane."""
+    return jax.tree.map(lambda a: a[lane], sweep._replace(seconds=None, compile_seconds=None))
 
 
 def assert_same_bits(a, b):
-    """Every bit of two runs' weights, scales and metrics."""
-    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True),
-                 (a.params, a.scales), (b.params, b.scales))
-    for key in ("train_loss", "val_loss", "val_acc"):
-        assert [entry[key] for entry in a.history] == [entry[key] for entry in b.history]
-    assert (a.status, a.best_epoch, a.val_loss) == (b.status, b.best_epoch, b.val_loss)
+    """Every bit of two lanes, or Sweeps: weights, scales, keys, metrics, verdicts."""
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True), a, b)
 
 
 @pytest.fixture(scope="module")
 def alone(parts):
-    """alone(quantized) -> the one run of rate 0.1 and seed 0, trained once."""
-    runs = {}
+    """alone(quantized) -> the Sweep after each epoch of rate 0.1 and seed 0, trained once."""
+    found = {}
 
     def get(quantized):
-        if quantized not in runs:
-            recipe = make_recipe(QAT_ENABLE=quantized)
-            (runs[quantized],), _ = training.fit(*parts, [0.1], [0], recipe)
-        return runs[quantized]
+        if quantized not in found:
+            hyper = make_hyper(QAT_ENABLE=quantized)
+            begin = training.start([0.1], [0], hyper)
+            found[quantized] = list(training.epochs(begin, *parts, hyper))
+        return found[quantized]
     return get
 
 
-def test_same_seed_gives_the_same_bits(parts, alone):
-    (again,), _ = training.fit(*parts, [0.1], [0], make_recipe())
-    assert_same_bits(again, alone(True))
+def test_sweep_goes_on_from_any_epoch_with_the_same_bits(parts, alone):
+    """It is NumPy arrays and nothing else; the yielded ones are not written to later."""
+    first, *_, last = alone(True)
+    assert first.epoch == 1 and all(isinstance(a, (np.ndarray, np.generic))
+                                    for a in jax.tree.leaves(first))
+    for sweep in training.epochs(first, *parts, make_hyper()):
+        pass
+    assert_same_bits(lane_of(sweep, 0), lane_of(last, 0))
+    assert list(training.epochs(sweep, *parts, make_hyper())) == []     # nothing goes on
 
 
-@pytest.mark.parametrize("quantized, devices, company", [
-    (True, 1, [(0.3, 1), (0.01, 2), (0.1, 3)]), (False, None, [(0.3, 1), (0.01, 2)])])
-def test_bits_of_a_lane_do_not_depend_on_its_company(parts, alone, monkeypatch, quantized, devices,
-                                                     company):
-    """On one device, where all lanes share a program, and on all there are."""
-    found = jax.devices()[:devices]
-    monkeypatch.setattr(jax, "devices", lambda *_: found)
-    rates, seeds = zip(*company, (0.1, 0))
-    runs, _ = training.fit(*parts, rates, seeds, make_recipe(QAT_ENABLE=quantized))
-    assert [(run.rate, run.seed) for run in runs] == [*company, (0.1, 0)]
-    assert_same_bits(runs[-1], alone(quantized))
+@pytest.mark.parametrize("quantized, rates, status", [
+    (True, [0.3, 1e-7, 0.03, 0.1], ["capped", "guessing", "capped", "capped"]),
+    (False, [1e30, 0.3, 0.1], ["diverged", "capped", "capped"])])
+def test_bits_of_a_lane_do_not_depend_on_its_company(parts, alone, monkeypatch, quantized, rates,
+                                                     status):
+    """Nor on how many devices share the lanes, nor on when another lane ends: same seed, same bits.
+    """
+    seeds, everything, last = [*range(1, len(rates)), 0], jax.devices(), len(rates) - 1
+    hyper, ends = make_hyper(QAT_ENABLE=quantized), []
+    for count in ([1, len(everything)] if quantized else [len(everything)]):
+        monkeypatch.setattr(jax, "devices", lambda *_: everything[:count])
+        *_, before, end = training.epochs(training.start(rates, seeds, hyper), *parts, hyper)
+        assert status_of(end) == status
+        assert_same_bits(lane_of(end, last), lane_of(alone(quantized)[-1], 0))
+        for lane in np.flatnonzero(before.status != training.RUNNING):      # it has ended
+            then, now = (lane_of(sweep, lane) for sweep in (before, end))
+            assert_same_bits(then._replace(history=now.history[:-1]), now._replace(
+                history=then.history))
+            assert np.isnan(now.history[-1]).all()
+        ends.append(end)
+    for lane in range(len(rates)):              # slots that pad a device leak into none of them
+        assert_same_bits(lane_of(ends[0], lane), lane_of(ends[-1], lane))
 
 
-def test_diverged_lane_is_marked_and_the_others_go_on(parts, alone):
-    recipe = make_recipe(QAT_ENABLE=False)
-    runs, _ = training.fit(*parts, [1e3, 0.1, 1e3], [0, 0, 1], recipe)
-    assert [run.status for run in runs] == ["diverged", "capped", "diverged"]
-    assert len(runs[1].history) == 3 and np.isfinite(runs[1].val_loss)
-    # Equal up to the rounding of other matrix products; the exact claim has its own test.
-    assert runs[1].val_loss == pytest.approx(alone(False).val_loss, rel=1e-4)
+def test_lanes_side_by_side_agree_with_a_lane_alone(parts, alone, monkeypatch):
+    """As on an accelerator, where the slots of a device are vmapped and shrink by halves."""
+    monkeypatch.setattr(runtime, "_one_by_one", lambda: False)
+    sweep = train(*parts, [1e30, 0.1, 1e30], [0, 0, 1], make_hyper(QAT_ENABLE=False))
+    assert status_of(sweep) == ["diverged", "capped", "diverged"]
+    # Equal up to the rounding of other matrix products.
+    np.testing.assert_allclose(sweep.history[1], alone(False)[-1].history[0], rtol=1e-3)
+    assert np.isfinite(sweep.history[1]).all()
+
+
+@given(lanes=st.integers(1, 9), devices=st.integers(1, 4), one_by_one=st.booleans(), data=st.data())
+def test_every_lane_is_dealt_one_slot_and_padding_none(lanes, devices, one_by_one, data):
+    active = sorted(data.draw(st.sets(st.integers(0, lanes - 1), min_size=1)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "_one_by_one", lambda: one_by_one)
+        rows, real, counts = runtime.deal(active, lanes, SimpleNamespace(shape={"lane": devices}))
+    assert rows[real].tolist() == active and set(rows) <= set(active)
+    by_device = real.reshape(devices, -1)
+    assert by_device.sum(1).tolist() == counts.tolist()
+    assert all((np.diff(row.astype(int)) <= 0).all() for row in by_device)      # lanes first
+    # The compiled program is the same for every epoch, or one of a few that halve.
+    assert by_device.shape[1] in ([-(-lanes // devices)] if one_by_one else [1, 2, 4, 8, 16])
 
 
 def test_interrupt_keeps_the_best_so_far(parts, monkeypatch):
     """Whatever the other lanes did: one that diverged at once must not lose the rest."""
-    evaluate, calls = stats.evaluate, []
+    evaluate, calls, sweep = stats.evaluate, [], None
 
     def interrupted(logits, labels):
         calls.append(1)
@@ -82,49 +126,46 @@ def test_interrupt_keeps_the_best_so_far(parts, monkeypatch):
         return (math.nan, 0.1) if len(calls) == 1 else (loss, accuracy)
 
     monkeypatch.setattr(stats, "evaluate", interrupted)
-    try:
-        runs, _ = training.fit(*parts, [0.1, 0.1], [0, 1], make_recipe(MAX_EPOCHS=5))
-    except KeyboardInterrupt:
-        pytest.fail("the interrupt lost the runs")
-    assert [run.status for run in runs] == ["diverged", "interrupted"]
-    assert runs[1].best_epoch == 1 and runs[1].params is not None
+    hyper = make_hyper(QAT_ENABLE=False, LAYER_SIZES=(784, 10))
+    with pytest.raises(KeyboardInterrupt):
+        for sweep in training.epochs(training.start([0.1, 0.1], [0, 1], hyper), *parts, hyper):
+            pass
+    assert status_of(sweep) == ["diverged", "running"]
+    assert sweep.epoch == 1 and sweep.best_epoch.tolist() == [0, 1]
+    assert_same_bits(best_layers(sweep, 1), jax.tree.map(lambda a: a[1], sweep.state.layers))
 
 
 @pytest.mark.parametrize("quantized", [True, False])
 def test_best_weights_give_the_recorded_loss_exactly(parts, quantized):
     """Overtrained on 200 images, so that the best epoch is long past when patience ends."""
-    train, val = (data.Split(*(a[:n] for a in part)) for part, n in zip(parts, (200, 1_000)))
-    recipe = make_recipe(QAT_ENABLE=quantized, BATCH_SIZE=10, MAX_EPOCHS=80, PATIENCE=4)
-    (run,), _ = training.fit(train, val, [0.3], [0], recipe)
-    losses = [entry["val_loss"] for entry in run.history]
-    assert run.status == "stopped" and run.best_epoch < len(losses)
-    assert run.best_epoch == 1 + int(np.argmin(losses)) and run.val_loss == min(losses)
-    assert len(losses) - run.progress[1] == recipe.patience
-    meta = {"quantized": quantized, "activation_bits": 8}
-    layers = (model.quantize(run.params, run.scales, recipe.spec) if quantized
-              else [{"w": w, "b": b} for w, b in run.params])
-    logits = main_inference.make_predictor(layers, meta)(val.images)
-    loss, accuracy = stats.evaluate(logits, val.labels)
-    assert loss - run.val_loss == 0 and accuracy == run.val_acc
+    small, val = rows_of(parts[0], 0, 200), parts[1]
+    hyper = make_hyper(QAT_ENABLE=quantized, BATCH_SIZE=10, MAX_EPOCHS=80, PATIENCE=4)
+    sweep = train(small, val, [0.3], [0], hyper)
+    losses, best = sweep.history[0, :, 1], sweep.best_epoch[0]
+    assert status_of(sweep) == ["stopped"] and best == 1 + losses.argmin() < len(losses)
+    assert len(losses) - sweep.renewed[0] == hyper.PATIENCE
+    layers = best_layers(sweep)
+    network = (model.to_network(layers, hyper) if quantized
+               else [(layer.w, layer.b) for layer in layers])
+    loss, accuracy = stats.evaluate(predict.make_predictor(network)(val.images), val.labels)
+    assert loss - losses[best - 1] == 0 and accuracy == sweep.history[0, best - 1, 2]
 
 
 def test_training_learns(trained):
-    assert trained.run.val_acc > 0.85           # chance is 0.1
-    losses = [entry["train_loss"] for entry in trained.run.history]
-    assert losses == sorted(losses, reverse=True) and losses[0] < math.log(10)
+    train_loss, _, val_acc = trained.sweep.history[0].T
+    assert val_acc[-1] > 0.85                   # chance is 0.1
+    assert (np.diff(train_loss) < 0).all() and train_loss[0] < math.log(10)
 
 
 def test_every_epoch_uses_each_image_at_most_once():
     """Image i has one lit pixel, i; so row i of a linear model moves once for each use of it."""
     count, batch, rate = 50, 8, 1e-4
     images, labels = np.eye(count, dtype=np.uint8) * 255, (np.arange(count) % 3).astype(np.uint8)
-    recipe = make_recipe(QAT_ENABLE=False, LAYER_SIZES=(count, 3), BATCH_SIZE=batch, MAX_EPOCHS=1)
+    hyper = make_hyper(QAT_ENABLE=False, LAYER_SIZES=(count, 3), BATCH_SIZE=batch, MAX_EPOCHS=1)
     split, moved = data.Split(images, labels), []
-    runs, _ = training.fit(split, split, [rate, rate], [0, 1], recipe)
-    for run in runs:
-        state = training.init_lane(np.float32(run.rate), np.uint32(run.seed), recipe)
-        (before, _), = jax.device_get(state.params)
-        (after, _), = run.params
+    begin = training.start([rate, rate], [0, 1], hyper)
+    end, = training.epochs(begin, split, split, hyper)
+    for before, after in zip(begin.state.layers[0].w, end.state.layers[0].w):
         scores = np.exp(before * np.float32(255 / 256))
         error = scores / scores.sum(1, keepdims=True) - np.eye(3)[labels]
         step = -rate * error * (255 / 256) / batch
@@ -136,87 +177,169 @@ def test_every_epoch_uses_each_image_at_most_once():
     assert not np.array_equal(*moved)           # other seeds leave other images out
 
 
-def feed(losses, accuracies=None, **changes):
-    """A Run after these validation losses, or until it stops; its params name their epoch."""
-    recipe, run = make_recipe(**{"MAX_EPOCHS": len(losses), **changes}), Run(0.1, 0)
-    for epoch, loss in enumerate(losses, 1):
-        entry = {"train_loss": loss, "val_loss": loss, "seconds": 0.0,
-                 "val_acc": 0.5 if accuracies is None else accuracies[epoch - 1]}
-        training._record(run, epoch, entry, [np.array(epoch)], None, recipe)
-        if run.status != "running":
+def feed(losses, accuracies=None, exact=None, **changes):
+    """The Sweep that judge makes of these lanes, until all have ended, and the epochs it chose.
+
+    Args:
+      losses, accuracies: floats [K, E]; exact: bools [K, E].
+    Returns:
+      (Sweep, list of [epochs that were a lane's best so far] by lane).
+    """
+    losses = np.array(losses, np.float64)
+    count, epochs = losses.shape
+    accuracies = np.full(losses.shape, 0.5) if accuracies is None else np.array(accuracies)
+    exact = np.ones(losses.shape, bool) if exact is None else np.array(exact, bool)
+    hyper, nothing = make_hyper(**{"MAX_EPOCHS": epochs, **changes}), np.zeros(count, np.int32)
+    sweep = training.Sweep(nothing, nothing, None, None, nothing, np.full(count, np.inf), nothing,
+                           nothing.astype(np.uint8), np.full((count, 0, 3), np.nan), np.zeros(0),
+                           np.zeros(()))
+    bests = [[] for _ in range(count)]
+    for epoch in range(epochs):
+        if (sweep.status != training.RUNNING).all():
             break
-    return run
+        metrics = np.stack([losses[:, epoch], losses[:, epoch], accuracies[:, epoch]], axis=1)
+        sweep, improved = training.judge(sweep, metrics, exact[:, epoch], hyper)
+        sweep = sweep._replace(seconds=np.append(sweep.seconds, 0))
+        for lane in np.flatnonzero(improved):
+            bests[lane].append(epoch + 1)
+    return sweep, bests
+
+
+def epochs_of(sweep, lane=0):
+    """How many epochs a lane ran."""
+    return int((~np.isnan(sweep.history[lane, :, 2])).sum())
 
 
 @pytest.mark.parametrize("losses, status, epochs, best", [
     ([1.0, 0.9, 0.8, 0.7], "capped", 4, 4),
     ([1.0, 0.5, 0.6, 0.7, 0.8, 0.1], "stopped", 5, 2),
     ([1.0, 0.5, 0.6, 0.4, 0.6, 0.6, 0.6], "stopped", 7, 4),
-    ([1.0, 0.5, 0.499, 0.498, 0.497, 0.4], "stopped", 5, 5),    # creeps by less than min_delta
+    ([1.0, 0.5, 0.499, 0.498, 0.497, 0.4], "stopped", 5, 5),    # creeps by less than MIN_DELTA
     ([1.0, 0.5, 0.48, 0.46, 0.44, 0.42], "capped", 6, 6),       # but such steps add up
     ([1.0, 1.0, 1.0, 1.0], "stopped", 4, 1),
     ([1.0, 0.5, math.nan], "diverged", 3, 2),
     ([math.nan], "diverged", 1, 0),
     ([math.inf], "diverged", 1, 0),
-    ([5.0, 4.0, 3.0], "diverged", 3, 3),        # never better than a uniform guess, ln 10
+    ([5.0, 4.0, 3.0], "guessing", 3, 3),        # never better than a uniform guess, ln 10
+    ([2.4, 2.4, 2.4, 2.4], "guessing", 4, 1),   # a rate too small to move anything
 ])
 def test_early_stopping(losses, status, epochs, best):
-    run = feed(losses, PATIENCE=3, MIN_DELTA=0.03)
-    assert (run.status, len(run.history), run.best_epoch) == (status, epochs, best)
-    if best:
-        assert run.params[0] == best and run.val_loss == losses[best - 1]
-    else:
-        assert run.params is None
+    sweep, bests = feed([losses], PATIENCE=3, MIN_DELTA=0.03)
+    assert (status_of(sweep), epochs_of(sweep), sweep.best_epoch.tolist()) == ([status], epochs,
+                                                                               [best])
+    assert bests[0][-1:] == [best][:best]       # the last epoch whose weights were kept
+
+
+@pytest.mark.parametrize("delta, status", [(0.25, "capped"), (0.25 + 2**-20, "stopped")])
+def test_improvement_of_exactly_min_delta_renews_patience(delta, status):
+    """In sums of powers of two, which are exact."""
+    losses = [[2.0, 1.75, 1.5, 1.25, 1.0]]
+    assert status_of(feed(losses, PATIENCE=1, MIN_DELTA=delta)[0]) == [status]
+    accuracies = [[0.25, 0.5, 0.75, 1.0]]
+    sweep, _ = feed(np.ones((1, 4)), accuracies, METRIC="val_acc", PATIENCE=1, MIN_DELTA=delta)
+    assert status_of(sweep) == [status]
 
 
 def test_accuracy_as_the_metric_picks_its_own_best():
-    run = feed([0.5, 0.4, 0.3, 0.2], [0.7, 0.9, 0.8, 0.9], METRIC="val_acc", PATIENCE=2)
-    assert (run.status, len(run.history), run.best_epoch, run.val_acc) == ("stopped", 4, 2, 0.9)
-    assert run.val_loss == 0.4                  # that epoch's, not the least
+    sweep, _ = feed([[0.5, 0.4, 0.3, 0.2]], [[0.7, 0.9, 0.8, 0.9]], METRIC="val_acc", PATIENCE=2)
+    assert (status_of(sweep), epochs_of(sweep), sweep.best_epoch[0]) == (["stopped"], 4, 2)
+    # Its loss is that epoch's, not the least.
+    np.testing.assert_array_equal(sweep.history[0, 1], [0.4, 0.4, 0.9])
 
 
-@given(losses=st.lists(st.floats(0, 2), min_size=1, max_size=30), patience=st.integers(1, 6),
-       min_delta=st.sampled_from([0.0, 0.01, 0.3]))
-def test_early_stopping_equals_its_definition(losses, patience, min_delta):
-    """A mark is a loss that beats the mark before by min_delta; `patience` epochs later it ends."""
-    run = feed(losses, PATIENCE=patience, MIN_DELTA=min_delta)
+def test_guessing_is_judged_by_the_metric_alone():
+    """86 % accuracy is no guess, whatever its loss; 10 % is one, and a loss of 2 is not."""
+    losses, accuracies = [[3.0, 3.0], [2.0, 2.0]], [[0.86, 0.86], [0.1, 0.1]]
+    sweep, _ = feed(losses, accuracies, METRIC="val_acc")
+    assert status_of(sweep) == ["stopped", "guessing"]
+    sweep, _ = feed(losses, accuracies, METRIC="val_loss")
+    assert status_of(sweep) == ["guessing", "stopped"]
+
+
+def test_epoch_that_can_not_be_deployed_is_never_the_best():
+    losses = [[1.0, 0.5, 0.7, 0.6], [1.0, 0.9, 0.8, 0.7], [1.0, 0.9, math.nan, 0.5]]
+    exact = [[True, False, True, False], [False] * 4, [False, True, True, True]]
+    sweep, bests = feed(losses, exact=exact, PATIENCE=4)
+    assert status_of(sweep) == ["capped", "inexact", "diverged"]
+    assert sweep.best_epoch.tolist() == [3, 0, 2] and bests == [[1, 3], [], [2]]
+
+
+DYADIC = st.integers(0, 12).map(lambda quarters: quarters / 4)      # meets MIN_DELTA exactly
+EPOCHS = st.lists(st.tuples(DYADIC | st.floats(0, 3), st.integers(0, 8).map(lambda n: n / 8),
+                            st.booleans()), min_size=12, max_size=12)
+
+
+def expected_end(scores, exact, guess, patience, min_delta):
+    """(status, epochs, best epoch) in plain Python.
+
+    A mark is a score that beats the mark before by min_delta; `patience` epochs later it ends.
+    """
     mark = last = 0
-    while last + 1 < len(losses) and last - mark < patience:
+    while last + 1 < len(scores) and last - mark < patience:
         last += 1
-        mark = last if losses[last] < losses[mark] - min_delta else mark
-    seen = losses[:last + 1]
-    assert len(run.history) == len(seen) and run.val_loss == min(seen)
-    assert run.best_epoch == 1 + seen.index(min(seen))
-    assert run.status == ("stopped" if last - mark == patience else "capped")
+        better = scores[mark] - scores[last]
+        mark = last if better > 0 and better >= min_delta else mark
+    seen = [(score, i) for i, score in enumerate(scores[:last + 1]) if exact[i]]
+    if not seen:
+        return "inexact", last + 1, 0
+    best, at = min(seen)
+    stopped = "stopped" if last - mark == patience else "capped"
+    return stopped if best < guess else "guessing", last + 1, at + 1
 
 
-def updates(recipe, steps, count):
+@given(lanes=st.lists(EPOCHS, min_size=1, max_size=3), patience=st.integers(1, 6),
+       min_delta=st.sampled_from([0.0, 0.01, 0.25]), metric=st.sampled_from(training.METRICS[1:]))
+def test_early_stopping_equals_its_definition(lanes, patience, min_delta, metric):
+    """For each lane, in any company."""
+    losses, accuracies, exact = np.array(lanes, np.float64).transpose(2, 0, 1)
+    sweep, _ = feed(losses, accuracies, exact, PATIENCE=patience, MIN_DELTA=min_delta,
+                    METRIC=metric)
+    scores, guess = (losses, math.log(10)) if metric == "val_loss" else (-accuracies, -0.1)
+    for lane in range(len(lanes)):
+        found = status_of(sweep)[lane], epochs_of(sweep, lane), sweep.best_epoch[lane]
+        assert found == expected_end(scores[lane], exact[lane], guess, patience, min_delta)
+
+
+def updates(hyper, steps, count):
     """What `count` steps on a constant gradient of 2 add to a weight of 1, at rate 0.1."""
-    optimizer, params, found = training.make_optimizer(recipe, 0.1, steps), np.float32(1), []
+    hyper = hyper._replace(QAT_ENABLE=False, LAYER_SIZES=(1, 1))
+    optimizer, params, found = training.make_optimizer(hyper, 0.1, steps), [np.float32(1)], []
     with jax.numpy_dtype_promotion("standard"):
         state = optimizer.init(params)
         for _ in range(count):
-            update, state = optimizer.update(np.float32(2), state, params)
+            (update,), state = optimizer.update([np.float32(2)], state, params)
             found.append(float(update))
     return np.array(found)
 
 
 def test_optimizers_follow_their_definitions():
-    np.testing.assert_allclose(updates(make_recipe(), 5, 3), -0.2, rtol=1e-6)
-    momentum = updates(make_recipe(MOMENTUM=0.9), 5, 3)
+    np.testing.assert_allclose(updates(make_hyper(), 5, 3), -0.2, rtol=1e-6)
+    momentum = updates(make_hyper(MOMENTUM=0.9), 5, 3)
     np.testing.assert_allclose(momentum, -0.2 * np.cumsum([1, 0.9, 0.81]), rtol=1e-6)
     # Adam on a constant gradient steps by the rate; optax decays weights by 1e-4 of it besides.
-    adamw = updates(make_recipe(OPTIMIZER="adamw"), 5, 3)
+    adamw = updates(make_hyper(OPTIMIZER="adamw"), 5, 3)
     np.testing.assert_allclose(adamw, -0.1 * (1 + 1e-4), rtol=1e-4)
 
 
+def test_adamw_decays_weights_but_not_scales():
+    one = np.ones((1, 1), np.float32)
+    layers = [model.Layer(one, one[0], one, one)] * 2
+    optimizer = training.make_optimizer(make_hyper(OPTIMIZER="adamw"), 0.1, 5)
+    with jax.numpy_dtype_promotion("standard"):
+        update, _ = optimizer.update(jax.tree.map(np.zeros_like, layers), optimizer.init(layers),
+                                     layers)
+    for layer in update:
+        assert (layer.w < 0).all() and (layer.b < 0).all()
+        assert not layer.x_scale.any() and not layer.w_scale.any()
+
+
 def test_cosine_schedule_warms_up_and_ends_at_zero():
-    recipe = make_recipe(SCHEDULE="cosine", WARMUP_EPOCHS=0.5, MAX_EPOCHS=4)
-    found = updates(recipe, 10, 41)             # 5 steps of warm-up, 35 of cosine, then nothing
+    hyper = make_hyper(SCHEDULE="cosine", WARMUP_EPOCHS=0.5, MAX_EPOCHS=4)
+    found = updates(hyper, 10, 41)             # 5 steps of warm-up, 35 of cosine, then nothing
     step = np.arange(41)
     factor = np.where(step < 5, step / 5, (1 + np.cos(np.pi * (step - 5) / 35)) / 2)
     np.testing.assert_allclose(found, -0.2 * factor, rtol=1e-5, atol=1e-8)
-    plain = updates(make_recipe(SCHEDULE="cosine", MAX_EPOCHS=4), 10, 40)
+    plain = updates(make_hyper(SCHEDULE="cosine", MAX_EPOCHS=4), 10, 40)
     np.testing.assert_allclose(plain, -0.1 * (1 + np.cos(np.pi * step[:40] / 40)),
                                rtol=1e-5, atol=1e-8)
 
@@ -226,23 +349,50 @@ def test_cosine_schedule_warms_up_and_ends_at_zero():
 def test_every_legal_schedule_trains(warmup, epochs, optimizer):
     settings = config.load(["--SCHEDULE=cosine", f"--OPTIMIZER={optimizer}",
                             f"--WARMUP_EPOCHS={warmup}", f"--MAX_EPOCHS={epochs}"])
-    recipe = training.recipe_of(settings)
+    hyper = config.hyper(settings)
     for steps in (1, 468):                      # init_lane asks for 1 step an epoch
-        assert np.isfinite(updates(recipe, steps, 2)).all()
-    assert (updates(recipe, 468, 3)[-1] < 0).all()
+        assert np.isfinite(updates(hyper, steps, 2)).all()
+    assert (updates(hyper, 468, 3)[-1] < 0).all()
 
 
 @pytest.mark.parametrize("rate, changes", [
     (3e-3, {"OPTIMIZER": "adamw", "SCHEDULE": "cosine", "WARMUP_EPOCHS": 0.5}),
     (0.1, {"MOMENTUM": 0.5, "POWER_OF_TWO_SCALES": False, "WEIGHT_BITS": 3})])
 def test_other_switches_train(parts, rate, changes):
-    (run,), _ = training.fit(*parts, [rate], [0], make_recipe(MAX_EPOCHS=2, **changes))
-    assert run.val_acc > 0.5                    # chance is 0.1
+    sweep = train(*parts, [rate], [0], make_hyper(MAX_EPOCHS=2, **changes))
+    assert sweep.best_epoch[0] and sweep.history[0, -1, 2] > 0.5        # chance is 0.1
 
 
 def test_all_zero_images_train_without_nan(parts):
     """Every activation and most gradients are zero; scales must not be."""
     blank = data.Split(np.zeros((128, 784), np.uint8), parts[0].labels[:128])
-    (run,), _ = training.fit(blank, blank, [0.1], [0], make_recipe(MAX_EPOCHS=2))
-    assert np.isfinite(run.val_loss)
-    assert all(np.isfinite(a).all() for a in jax.tree.leaves((run.params, run.scales)))
+    sweep = train(blank, blank, [0.1], [0], make_hyper(MAX_EPOCHS=2))
+    assert np.isfinite(sweep.history).all() and sweep.best_epoch[0]
+    assert all(np.isfinite(a).all() for a in jax.tree.leaves(sweep.best))
+
+
+def test_rate_that_outgrows_the_integers_ends_inexact_not_in_an_error(parts):
+    """One big step: float32 learns, but its integers pass 2**24 in an epoch of stale scales."""
+    hyper = make_hyper(OPTIMIZER="adamw", MAX_EPOCHS=1, LAYER_SIZES=(784, 10))
+    sweep = train(*parts, [3.0], [0], hyper)
+    layers = jax.tree.map(lambda a: a[0], sweep.state.layers)
+    with pytest.raises(ValueError, match="not below"):
+        model.to_network(layers, hyper)
+    assert status_of(sweep) == ["inexact"] and sweep.best_epoch[0] == 0
+
+
+def test_importing_our_modules_changes_nothing_in_jax():
+    """Flags are set by set_strict alone, which scripts call, and which needs an unused backend."""
+    names = sorted(path.stem for path in ROOT.glob("*.py"))
+    assert {"quant", "integer", "model", "training", "runtime", "experiment"} <= set(names)
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import jax
+before = dict(jax.config.values)
+import {", ".join(names)}
+assert dict(jax.config.values) == before
+runtime.set_strict()
+assert dict(jax.config.values) != before
+"""
+    subprocess.run([sys.executable, "-B", "-c", program], check=True)

@@ -1,9 +1,11 @@
-"""images: what a photo of a digit becomes, whatever its size, colours and paper."""
+"""photo: what a photo of a digit becomes, whatever its size, colours and paper."""
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-import images
+import data
+import photo
+from conftest import ROOT
 from files import InputError
 
 
@@ -17,7 +19,7 @@ def draw_seven(path, ink=0, paper=255, size=(200, 300), offset=(0, 0), mode="L")
 
 
 def read(path):
-    digit = images.read_digit(path, 784)
+    digit = photo.read_digit(path, 784)
     assert digit.dtype == np.uint8 and digit.shape == (784,)
     return digit.reshape(28, 28)
 
@@ -90,12 +92,12 @@ def test_single_dot_and_thin_stroke_fit(tmp_path):
         np.testing.assert_allclose(centre_of_mass(digit), [14, 14], atol=1)
 
 
-def test_mnist_images_as_files_get_the_same_class(tmp_path, mnist, trained):
-    originals = mnist[1].images[:100]
+def test_mnist_images_as_files_get_the_same_class(tmp_path, trained):
+    originals = data.load(ROOT / "datasets" / "mnist").test.images[:100]
     digits = []
     for i, image in enumerate(originals):
         Image.fromarray(image.reshape(28, 28)).save(tmp_path / f"{i}.png")
-        digits.append(images.read_digit(tmp_path / f"{i}.png", 784))
+        digits.append(photo.read_digit(tmp_path / f"{i}.png", 784))
     same = trained.predict(np.stack(digits)).argmax(1) == trained.predict(originals).argmax(1)
     assert same.sum() >= 95
 
@@ -104,7 +106,7 @@ def test_mnist_images_as_files_get_the_same_class(tmp_path, mnist, trained):
 def test_blank_image_is_refused(tmp_path, level):
     Image.new("L", (50, 50), level).save(tmp_path / "blank.png")
     with pytest.raises(InputError, match="blank"):
-        images.read_digit(tmp_path / "blank.png", 784)
+        photo.read_digit(tmp_path / "blank.png", 784)
 
 
 def write_truncated(path):
@@ -128,10 +130,10 @@ def test_unreadable_image_gives_one_line(tmp_path, make):
     path = tmp_path / "digit.png"
     make(path)
     with pytest.raises(InputError) as caught:
-        images.read_digit(path, 784)
+        photo.read_digit(path, 784)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_network_of_another_size_is_refused(tmp_path):
     with pytest.raises(InputError, match="100 pixels"):
-        images.read_digit(draw_seven(tmp_path / "a.png"), 100)
+        photo.read_digit(draw_seven(tmp_path / "a.png"), 100)

@@ -1,32 +1,62 @@
 """A photo or drawing of one digit -> the uint8 pixels that an MNIST network reads."""
+import io
+import math
 import warnings
-from pathlib import Path
 
 import numpy as np
 
-from files import InputError
+from files import InputError, read_bytes
 
-MAX_PIXELS = 50_000_000         # of an image file; more is refused before it is decoded
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")   # others decode less safely
+MAX_BYTES = 2**26               # of an image file
+# More is refused before it is decoded: Pillow takes 4 bytes a pixel, and WebP that four times.
+MAX_PIXELS, MAX_SIDE = 20_000_000, 20_000
+MAX_SCANS = 100                 # a progressive JPEG has 10 or so; each one goes over all pixels
+JPEG, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
+WORK_SIDE = 1_000               # larger images are shrunk to this first, by a whole factor
 SIDE, BOX = 28, 20              # MNIST: the digit fits 20x20; its mass is centred in 28x28
 MIN_CONTRAST = 32               # grey levels between ink and paper; less is a blank image
 INK = 0.02                       # of the darkest stroke: what counts as ink when cropping
 
 
+def _check_size(image, path):
+    """Raise InputError unless an opened image decodes within bounded memory and time."""
+    from PIL import Image
+    if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
+        raise InputError(f"{path} has more than {MAX_SIDE:,} pixels a side or {MAX_PIXELS:,} in "
+                         "all; make it smaller")
+    # Pillow decodes a few old encodings in Python: minutes for a few hostile megabytes.
+    if any(tile.codec_name in Image.DECODERS for tile in image.tile):
+        raise InputError(f"{path} is encoded in a way that takes long to read; save it as PNG")
+
+
+def _flatten(image):
+    """A Pillow image in gray, at most WORK_SIDE pixels a side; transparency becomes white paper."""
+    from PIL import Image
+    if image.has_transparency_data:
+        layered = image if image.mode == "RGBA" else image.convert("RGBA")
+        paper = Image.new("L", image.size, "white")
+        gray = Image.composite(layered.convert("L"), paper, layered.getchannel("A"))
+    else:
+        gray = image.convert("L")
+    return gray.reduce(math.ceil(max(gray.size) / WORK_SIDE))
+
+
 def _open_gray(path):
-    """The image as uint8 [H, W]; transparency becomes white paper."""
-    from PIL import Image, UnidentifiedImageError
+    """The image as uint8 [H, W], for the arithmetic in float32 at most 1,000 x 1,000."""
+    from PIL import Image
+    content = read_bytes(path, MAX_BYTES)
+    if content.startswith(JPEG) and content.count(JPEG_SCAN) > MAX_SCANS:
+        raise InputError(f"{path} has more than {MAX_SCANS} scans; save it as PNG")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # the size is judged here
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise InputError(f"{path} has more than {MAX_PIXELS:,} pixels; make it smaller")
-                layered = image.convert("RGBA")
-        paper = Image.new("RGBA", layered.size, "white")
-        return np.asarray(Image.alpha_composite(paper, layered).convert("L"))
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; give an image file") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                _check_size(image, path)
+                return np.asarray(_flatten(image))
+    except InputError:
+        raise
+    except Exception:               # Pillow raises many kinds on damage
         raise InputError(f"{path} is not a readable image; give a PNG or JPEG") from None
 
 
@@ -62,7 +92,7 @@ def read_digit(path, pixels):
     """One image file as a network input.
 
     Args:
-      path: any format Pillow reads; light strokes on dark, or dark on light (then inverted).
+      path: a PNG, JPEG, BMP, GIF, TIFF, WebP or PPM file; light strokes on dark, or dark on light (then inverted).
       pixels: the network's inputs, which must be 784.
     Returns:
       uint8 [784].
@@ -72,7 +102,7 @@ def read_digit(path, pixels):
     if pixels != SIDE * SIDE:
         raise InputError(f"this network reads {pixels} pixels, image files give {SIDE * SIDE}; "
                          "train with LAYER_SIZES[0] = 784")
-    gray = _open_gray(Path(path)).astype(np.float32)
+    gray = _open_gray(path).astype(np.float32)
     edge = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     paper = np.median(edge)                     # the border is paper, whatever its brightness
     ink = paper - gray if paper > 127 else gray - paper

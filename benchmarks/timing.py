@@ -1,0 +1,32 @@
+"""The one timing loop: contenders in turns, so that the machine's noise hits all of them alike."""
+import time
+
+import numpy as np
+
+
+def in_turns(contenders, repeats, calls=1):
+    """Seconds of one call of each contender.
+
+    Args:
+      contenders: {name: function without arguments that returns when its work is done}; a first
+        call of each, which compiles and warms up, is not timed.
+      repeats: values by name; calls: how many calls each of them is the mean of.
+    Returns:
+      {name: list of `repeats` seconds}.
+    """
+    for function in contenders.values():
+        function()
+    seconds = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, function in contenders.items():
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            seconds[name].append((time.perf_counter() - start) / calls)
+    return seconds
+
+
+def spread(values, digits):
+    """Median and range in a table's cell: "1.03 (0.82 to 1.57)"."""
+    return (f"{np.median(values):,.{digits}f} "
+            f"({min(values):,.{digits}f} to {max(values):,.{digits}f})")

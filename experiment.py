@@ -1,0 +1,247 @@
+"""Points -> rows: load the data, train, save as it goes, judge each model from its file's bytes.
+
+Points that share their hyperparameters train side by side as lanes, others in turn.
+"""
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+import checkpoint
+import config
+import data
+import integer
+import interrupt
+import model
+import predict
+import runs
+import runtime
+import training
+from files import InputError, write_atomically
+from results import environment
+
+USABLE = ("stopped", "capped")  # how a run ends whose model is worth keeping
+SWITCHES = ("LEARNING_RATE", "SEED", "VAL_EXAMPLES")    # besides Hyper, what decides the weights
+
+
+class Data(NamedTuple):
+    """A data set, split."""
+    name: str
+    sha256: str
+    train: data.Split
+    val: data.Split
+    test: data.Split
+
+
+class Outcome(NamedTuple):
+    """One point, trained and judged."""
+    settings: config.Config     # with the point's changes
+    dataset: str                # its SHA-256
+    layers: list | None         # of model.Layer, NumPy: the best epoch's
+    content: bytes | None       # of the weights file; None for free scales, which have none
+    row: dict                   # for results/*.json, the same keys in every study
+    correct: np.ndarray | None  # bool [N]: which test images it gets right
+
+
+def set_up(settings):
+    """JAX's flags, cache and processes, from the switches."""
+    runtime.set_up(settings.CACHE_DIR, settings.COORDINATOR, settings.NUM_PROCESSES,
+                   settings.PROCESS_ID)
+
+
+def load_data(settings):
+    """The Data that the switches name."""
+    dataset = data.load(settings.DATA_DIR)
+    data.check_fits(dataset, settings.LAYER_SIZES)
+    train, val = data.split_val(dataset.train, settings.VAL_EXAMPLES, settings.BATCH_SIZE)
+    return Data(dataset.name, dataset.sha256, train, val, dataset.test)
+
+
+def describe(settings):
+    """W8A8, or float32: what these switches train."""
+    return (integer.kind(settings.WEIGHT_BITS, settings.ACTIVATION_BITS) if settings.QAT_ENABLE
+            else integer.kind())
+
+
+def facts(settings, data):
+    """What decides a model's weights, as JSON; it goes into the weights file."""
+    switches = config.hyper(settings)._asdict() | {key: getattr(settings, key) for key in SWITCHES}
+    return {"dataset": {"name": data.name, "sha256": data.sha256}, "switches": switches}
+
+
+def _machine():
+    """What the bits of training may depend on besides the switches."""
+    devices = jax.devices()
+    return environment() | {"device": devices[0].device_kind, "devices": len(devices),
+                            "processes": jax.process_count()}
+
+
+def _log(sweep):
+    """One line per epoch: of the active run with the least validation loss, and how many go on."""
+    if sweep.epoch == 1:
+        tqdm.write("epoch  train loss    val loss    val acc   seconds   active runs")
+    ran = sweep.history[~np.isnan(sweep.history[:, -1]).all(1), -1]
+    train_loss, val_loss, val_acc = ran[np.nan_to_num(ran[:, 1], nan=np.inf).argmin()]
+    tqdm.write(f"{sweep.epoch:5d}  {train_loss:10.4f}  {val_loss:10.4f}  {100 * val_acc:7.2f} %  "
+               f"{sweep.seconds[-1]:8.2f}   {len(ran)} of {len(sweep.rate)}")
+
+
+def _train(lanes, data, hyper, folder, group):
+    """The finished Sweep of one group of lanes, resumed where it was left.
+
+    Args:
+      lanes: list of Config that share `hyper`; folder: Path of the run; group: number of its state.
+    Raises:
+      interrupt.Stopped: a signal came; the state is saved.
+    """
+    settings, machine, first = lanes[0], _machine(), runtime.is_first()
+    sweep = training.start([lane.LEARNING_RATE for lane in lanes], [lane.SEED for lane in lanes],
+                           hyper)
+    state, history = folder / f"state{group}.npz", folder / f"history{group}.csv"
+    content = runtime.from_first(runs.read_state(state) if first and settings.RESUME else b"")
+    if content:
+        sweep = runs.load_state(state, content, sweep, machine, hyper.MAX_EPOCHS)
+        if first:
+            print(f"going on after epoch {sweep.epoch}, from {state}")
+    with (runs.Recorder(state, history, sweep, machine, settings.LOG) if first
+          else nullcontext() as recorder,
+          interrupt.after_epoch() as asked,
+          tqdm(total=hyper.MAX_EPOCHS, initial=sweep.epoch, unit="epoch", leave=False,
+               disable=None if first else True) as bar):
+        for sweep in training.epochs(sweep, data.train, data.val, hyper):
+            stop = runtime.any_process(asked())
+            ended = not (sweep.status == training.RUNNING).any()
+            if recorder:
+                bar.update()
+                _log(sweep)
+                due = sweep.epoch % settings.CHECKPOINT_EVERY == 0
+                recorder.record(sweep, due, must=stop or ended)
+            if stop and not ended:
+                raise interrupt.Stopped(f"stopped after epoch {sweep.epoch}; the same command goes "
+                                        "on from there")
+    return sweep
+
+
+def judge(settings, layers, data, row):
+    """An Outcome: the model encoded as its file, read back, and run on val and test.
+
+    Args:
+      settings: Config; layers: list of model.Layer, NumPy; row: dict to complete.
+    """
+    hyper, content = config.hyper(settings), None
+    if hyper.QAT_ENABLE and not hyper.POWER_OF_TWO_SCALES:      # free scales have no integers
+        predictor = predict.make_predictor(layers, hyper=hyper)
+    else:
+        network = (model.to_network(layers, hyper) if hyper.QAT_ENABLE
+                   else [(layer.w, layer.b) for layer in layers])
+        known = {"val_loss": row["val_loss"]} if "val_loss" in row else {}
+        content = checkpoint.encode(network, facts(settings, data) | known)
+        network, _ = checkpoint.decode(content)
+        row = row | {"file_bytes": len(content), "sha256": checkpoint.digest(network)}
+        predictor = predict.make_predictor(network, settings.ENGINE)
+    metrics, correct = predict.evaluate(predictor, val=data.val, test=data.test)
+    if "val_loss" in row:
+        metrics["reload_change"] = metrics["val_loss"] - row["val_loss"]
+    return Outcome(settings, data.sha256, layers, content, row | metrics, correct["test"])
+
+
+def _outcome(settings, changes, sweep, lane, data):
+    """The Outcome of one lane of a finished Sweep."""
+    history = sweep.history[lane]
+    history = history[~np.isnan(history).all(1)]
+    best = int(sweep.best_epoch[lane])
+    row = {"changes": changes, "rate": settings.LEARNING_RATE, "seed": settings.SEED,
+           "status": training.STATUS[sweep.status[lane]], "epochs": len(history),
+           "best_epoch": best, "history": {name: [float(f"{value:.9g}") for value in column]
+                                           for name, column in zip(training.METRICS, history.T)}}
+    if not best:
+        return Outcome(settings, data.sha256, None, None, row | {"val_loss": None, "val_acc": None,
+                                                              "test_loss": None, "test_acc": None},
+                       None)
+    layers = jax.tree.map(lambda a: a[lane], sweep.best)
+    row |= {"val_loss": float(history[best - 1, 1]), "val_acc": float(history[best - 1, 2])}
+    return judge(settings, layers, data, row)
+
+
+def run(settings, study, points, data):
+    """Train and judge every point.
+
+    Args:
+      settings: Config; study: name of the run's folder in RUNS_DIR; points: list of dicts of
+      switches to change; data: Data.
+    Returns:
+      (list of Outcome in the points' order; the run's folder; dict of seconds: "compile",
+      "epochs"). Only the first process returns.
+    Raises:
+      interrupt.Stopped: a signal came; the same call goes on from there.
+    """
+    changed = [config.change(settings, **point) for point in points]
+    groups = {}                                 # hyperparameters -> indices of points
+    for i, point in enumerate(changed):
+        groups.setdefault(config.hyper(point), []).append(i)
+    folder = Path(settings.RUNS_DIR) / runs.name(study, [facts(point, data) for point in changed])
+    outcomes, seconds = [None] * len(points), {"compile": 0.0, "epochs": 0.0}
+    with runs.locked(folder) if runtime.is_first() else nullcontext():
+        if runtime.is_first():
+            runs.announce_others(folder, study)
+        sweeps = [_train([changed[i] for i in members], data, hyper, folder, group)
+                  for group, (hyper, members) in enumerate(groups.items())]
+        runtime.end_all_but_first()
+        for sweep, members in zip(sweeps, groups.values()):
+            seconds["compile"] += float(sweep.compile_seconds)
+            seconds["epochs"] += float(sweep.seconds.sum())
+            for lane, i in enumerate(members):
+                outcomes[i] = _outcome(changed[i], points[i], sweep, lane, data)
+    return outcomes, folder, seconds
+
+
+def quantize_after(outcome, settings, data):
+    """Post-training quantization of a float32 Outcome: the Outcome of its calibrated integers."""
+    hyper = config.hyper(settings)
+    layers = jax.device_get(model.calibrate(
+        outcome.layers, data.train.images[:training.CALIBRATION_IMAGES], hyper))
+    return judge(settings, layers, data, {"changes": {"post_training": True},
+                                          "seed": outcome.row["seed"]})
+
+
+REASONS = {"diverged": "the loss left the finite numbers", "guessing": "it got no better than "
+           "guessing", "inexact": "no epoch's integers stayed below 2**24"}
+
+
+def check_usable(row):
+    """Raise InputError unless the run of this row ended with a model worth keeping."""
+    if row["status"] not in USABLE:
+        raise InputError(f"nothing was saved: at LEARNING_RATE = {row['rate']:g}, seed "
+                         f"{row['seed']}, {REASONS[row['status']]}; choose another rate")
+
+
+def completed(content):
+    """How many runs in a study's content were ended by the early-stopping rule itself."""
+    if isinstance(content, dict):
+        return (content.get("status") == "stopped") + sum(map(completed, content.values()))
+    return sum(map(completed, content)) if isinstance(content, list) else 0
+
+
+def save(outcome, folder, settings):
+    """Write the weights file into the run's folder and, unless a better one is there, WEIGHTS_DIR.
+
+    Better: for the same data set, with a lower validation loss.
+    """
+    name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS)
+    path, size = Path(settings.WEIGHTS_DIR) / name, f"{len(outcome.content):,} bytes"
+    write_atomically(folder / name, outcome.content)
+    runs.link_latest(folder)
+    kept = None
+    if path.exists():
+        with suppress(InputError):              # what can't be read is not better
+            kept = checkpoint.load(path)[1]
+    if (kept and kept.get("dataset", {}).get("sha256") == outcome.dataset
+            and kept.get("val_loss", np.inf) < outcome.row["val_loss"]):
+        print(f"wrote {folder / name} ({size}); {path} stays: its val loss "
+              f"{kept['val_loss']:.6f} is lower")
+    else:
+        write_atomically(path, outcome.content)
+        print(f"wrote {path} ({size})")

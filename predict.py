@@ -1,0 +1,42 @@
+"""A deployed model -> logits, loss and accuracy: the only place that does this."""
+import numpy as np
+
+import integer
+import stats
+
+
+def make_predictor(network, engine="jax", hyper=None):
+    """A function from uint8 images [N, I] to float32 logits [N, classes], as NumPy.
+
+    Args:
+      network: integer.Network, which runs integer-only up to the last accumulator; or a list of
+        float (w, b), or of model.Layer with free scales, which runs in float32 by JAX.
+      engine: "jax" or "numpy", for a Network; hyper: for Layers with scales.
+    """
+    if isinstance(network, integer.Network):
+        run = integer.make_engine(network, engine)
+        return lambda images: integer.logits(network, run(images))
+    import jax
+
+    import model
+    layers = jax.device_put([model.Layer(*layer) for layer in network])
+    return lambda images: np.asarray(model.predict(layers, images, hyper=hyper))
+
+
+def evaluate(predictor, **splits):
+    """Loss and accuracy by split: {name}_loss in nats, {name}_acc as a fraction.
+
+    Args:
+      predictor: as from make_predictor; splits: data.Split by name.
+    Returns:
+      (dict of those, {name: bool [N], which examples it gets right}).
+    """
+    images = np.concatenate([split.images for split in splits.values()])    # one shape to compile
+    logits = predictor(images)
+    metrics, correct, end = {}, {}, 0
+    for name, (_, labels) in splits.items():
+        start, end = end, end + len(labels)
+        part = logits[start:end]
+        metrics[f"{name}_loss"], metrics[f"{name}_acc"] = stats.evaluate(part, labels)
+        correct[name] = part.argmax(1) == labels
+    return metrics, correct

@@ -1,0 +1,145 @@
+"""Results as JSON with what they came from, machine facts, Markdown tables and filled blocks."""
+import contextlib
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from files import InputError, read_bytes, write_atomically
+
+MAX_BYTES = 64_000_000          # of a result; more is refused
+ROOT = Path(__file__).resolve().parent
+
+
+def environment():
+    """What a result depends on besides the code: a dict for results/*.json."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+        cpu = next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), cpu)
+    cores = os.cpu_count()
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))    # those that this process may use
+    versions = {}
+    for name in ("jax", "jaxlib", "numpy", "optax"):
+        with contextlib.suppress(metadata.PackageNotFoundError):    # inference needs NumPy alone
+            versions[name] = metadata.version(name)
+    return {"cpu": cpu, "cores": cores, "platform": f"{platform.system()} {platform.machine()}",
+            "python": platform.python_version(), **versions}
+
+
+def peak_memory():
+    """The most memory that this process had resident, in bytes; None where Linux does not say."""
+    status = Path("/proc/self/status")          # not getrusage: that inherits its parent's peak
+    lines = status.read_text("utf-8", "replace").splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+
+
+def _command():
+    """The command that makes this result again, without the folders of this machine."""
+    script = Path(os.path.realpath(sys.argv[0]))
+    words = [script.name]
+    if script.parent != ROOT and script.is_relative_to(ROOT):
+        words = ["-m", ".".join(script.relative_to(ROOT).with_suffix("").parts)]
+    words += [word for word in sys.argv[1:] if not re.match(r"--[A-Z_]*_DIR=", word)]
+    return shlex.join(["python3", *words])
+
+
+def _plain(value):
+    """A value as JSON can say it: NaN and infinity become None, arrays become lists."""
+    if hasattr(value, "tolist"):                # NumPy's arrays and numbers
+        value = value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_result(path, settings, **content):
+    """Write a study as JSON, with the switches, the command and the environment it came from.
+
+    Args:
+      path: results/NAME.json.
+      settings: dict of the switches, stored as "config".
+      **content: what was measured; NaN and infinity become null.
+    Raises:
+      InputError: path can't be written.
+    """
+    result = _plain({**content, "config": settings, "command": _command(),
+                     "environment": environment()})
+    write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    print(f"wrote {path}")
+
+
+def read_result(path):
+    """The dict in a results/*.json file; InputError when it is missing or is none."""
+    try:
+        data = read_bytes(path, MAX_BYTES)
+    except InputError as error:
+        raise InputError(f"{error}; run its study first") from None
+    try:
+        result = json.loads(data)
+    except (ValueError, RecursionError):        # RecursionError: nested too deep
+        raise InputError(f"{path} is not JSON; run its study again") from None
+    if not isinstance(result, dict):
+        raise InputError(f"{path} is not the result of a study; run its study again")
+    return result
+
+
+def publish(source, folder):
+    """Copy a run's result into RESULTS_DIR, unless a better one is there.
+
+    Args:
+      source: Path of a JSON file with a "rank", higher is better; folder: of the copy.
+    Returns:
+      whether it was copied.
+    """
+    target = Path(folder) / source.name
+    rank = read_result(source)["rank"]
+    with contextlib.suppress(InputError):       # what is missing or damaged is not better
+        kept = read_result(target).get("rank")
+        if isinstance(kept, (int, float)) and kept > rank:
+            print(f"{target} stays: its rank {kept:g} is higher than {rank:g}")
+            return False
+    write_atomically(target, read_bytes(source, MAX_BYTES))
+    print(f"wrote {target}")
+    return True
+
+
+def table(header, rows):
+    """A Markdown table; the first column left, the others right.
+
+    Args:
+      header: names of the columns.
+      rows: lists of as many cells.
+    Returns:
+      str, without a newline at its end.
+    """
+    line = "|---|" + "---:|" * (len(header) - 1)
+    texts = ["| " + " | ".join(map(str, row)) + " |" for row in (header, *rows)]
+    return "\n".join([texts[0], line, *texts[1:]])
+
+
+def fill(text, blocks):
+    """Markdown with its marked blocks replaced.
+
+    Args:
+      text: lines `<!-- NAME -->` and `<!-- /NAME -->` mark the ends of a block.
+      blocks: dict of NAME -> what shall stand between them; a NAME without marks is left out.
+    Returns:
+      str.
+    """
+    for name, block in blocks.items():
+        mark = re.escape(name)
+        text = re.sub(rf"^(<!-- {mark} -->\n)(?:.*?\n)??(<!-- /{mark} -->)$",
+                      lambda match, block=block: f"{match[1]}{block}\n{match[2]}", text,
+                      flags=re.DOTALL | re.MULTILINE)
+    return text

@@ -1,0 +1,230 @@
+"""runs/NAME/: what a run makes while it runs: the state that resumes it, and its history.
+
+One state file for each group of lanes that share their hyperparameters.
+"""
+import contextlib
+import csv
+import hashlib
+import io
+import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import npz
+import training
+from files import InputError, read_bytes, write_atomically
+
+FORMAT = 1                      # of the state file
+MAX_STATE = 2**33               # bytes
+
+
+def name(study, facts):
+    """The folder of a run: the same switches give the same name, others another."""
+    text = json.dumps(facts, sort_keys=True)
+    return f"{study}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Keep other processes out of a run's folder; a killed one lets go of it by itself.
+
+    Raises:
+      InputError: another process is at work there.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:                         # not on Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InputError(f"{folder} is in use: another process runs the same switches; wait for "
+                         "it") from None
+    finally:
+        os.close(handle)
+
+
+def announce_others(folder, study):
+    """Say which unfinished runs of this study stay aside because their switches differ."""
+    folder = Path(folder)
+    others = sorted({path.parent for path in folder.parent.glob(f"{study}-*/state*.npz")})
+    for other in others:
+        if other != folder:
+            print(f"{other} is unfinished and stays: other switches; here begins {folder}")
+
+
+def finish(folder):
+    """Remove the state files of a run that has ended well."""
+    for path in Path(folder).glob("state*.npz"):
+        path.unlink(missing_ok=True)
+
+
+def link_latest(folder):
+    """Make `latest`, beside the folder, a link to it, where the file system has links."""
+    folder = Path(folder)
+    with contextlib.suppress(OSError):
+        temporary = folder.with_name(f".latest.{os.getpid()}")
+        temporary.symlink_to(folder.name)
+        temporary.replace(folder.with_name("latest"))
+
+
+def _encode(sweep, machine):
+    """A Sweep as the bytes of a state file."""
+    leaves = jax.tree.leaves(sweep)
+    return npz.encode({"format": FORMAT, "epochs": sweep.epoch, "machine": machine},
+                      {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}, compress=False)
+
+
+def _decode(content, fresh, machine, max_epochs):
+    """The Sweep in the bytes of a state file.
+
+    Args:
+      fresh: the Sweep before its first epoch, whose leaves have the shapes to expect.
+    Raises:
+      InputError: made elsewhere; ValueError and others: damaged.
+    """
+    leaves, structure = jax.tree.flatten(fresh)
+
+    def claim(meta):
+        if meta.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        if meta.get("machine") != machine:
+            raise InputError(_difference(meta.get("machine"), machine))
+        epochs = meta.get("epochs")
+        if type(epochs) is not int or not 0 <= epochs <= max_epochs:
+            raise ValueError(f"{epochs!r} epochs are not in 0..{max_epochs}")
+        grown = fresh._replace(history=np.empty((len(fresh.rate), epochs, len(training.METRICS))),
+                               seconds=np.empty(epochs))
+        return {f"leaf{i}": (leaf.dtype, leaf.shape)
+                for i, leaf in enumerate(jax.tree.leaves(grown))}
+
+    _, arrays = npz.decode(content, claim)
+    sweep = jax.tree.unflatten(structure, [arrays[f"leaf{i}"] for i in range(len(leaves))])
+    if not (np.array_equal(sweep.rate, fresh.rate) and np.array_equal(sweep.seed, fresh.seed)):
+        raise ValueError("its rates or seeds are others")
+    if (sweep.status.max() >= len(training.STATUS) or sweep.best_epoch.min() < 0
+            or max(sweep.best_epoch.max(), sweep.renewed.max()) > sweep.epoch):
+        raise ValueError("its status or epochs are out of range")
+    return sweep
+
+
+def _difference(found, machine):
+    """In words, what differs between the machine of a state file and this one."""
+    found = found if isinstance(found, dict) else {}
+    changed = [f"{key} {found.get(key)!r} there, {value!r} here"
+               for key, value in machine.items() if found.get(key) != value]
+    return f"it was begun with {', '.join(changed)}, so that the bits could differ"
+
+
+def read_state(path):
+    """The bytes of a state file; none where there is no such file."""
+    return read_bytes(path, MAX_STATE) if Path(path).exists() else b""
+
+
+def load_state(path, content, fresh, machine, max_epochs):
+    """The unfinished Sweep in the bytes of a state file.
+
+    Args:
+      path: to name in errors; content: bytes; fresh: the Sweep before its first epoch; machine:
+      dict of versions and devices that the bits may depend on.
+    Raises:
+      InputError: the file is damaged, or of another machine.
+    """
+    again = "--RESUME=False starts anew"
+    try:
+        return _decode(content, fresh, machine, max_epochs)
+    except InputError as error:
+        raise InputError(f"{path} can't be resumed here: {error}; {again}") from None
+    except ValueError as error:
+        raise InputError(f"{path} is not a saved state: {str(error).splitlines()[0]}; "
+                         f"{again}") from None
+    except Exception as error:      # zipfile, zlib, NumPy and JSON raise many kinds on damage
+        raise InputError(f"{path} is damaged ({type(error).__name__}); {again}") from None
+
+
+class Recorder:
+    """Writes a Sweep's state and history, the state beside the training of the next epoch.
+
+    A large state takes long to write: it is written seldom enough to cost MAX_COST of the time.
+    """
+    MAX_COST = 0.03
+
+    def __init__(self, state_path, history_path, sweep, machine, log="csv"):
+        self.state_path, self.history_path, self.machine = state_path, history_path, machine
+        self.events = _open_events(history_path) if log == "tensorboard" else None
+        self.writer, self.pending, self.epoch = ThreadPoolExecutor(1), None, sweep.epoch
+        self.next_save = 0.0                    # on the monotonic clock
+        write_atomically(history_path, _history_lines(sweep, 0, header=True).encode())
+
+    def record(self, sweep, due, must):
+        """Append the new epochs to the history; write the state when due, or when it must be."""
+        if must or self.pending is None or self.pending.done():
+            self._wait()
+            if must or due and time.monotonic() >= self.next_save:
+                self.pending = self.writer.submit(self._save, sweep)
+        try:
+            with open(self.history_path, "a", encoding="utf-8") as file:
+                file.write(_history_lines(sweep, self.epoch))
+        except OSError as error:
+            raise InputError(f"can't write {self.history_path}: {error.strerror}") from None
+        if self.events:
+            for lane, metrics in enumerate(sweep.history[:, -1]):
+                for name, value in zip(training.METRICS, metrics):
+                    if not np.isnan(value):
+                        self.events.add_scalar(f"{name}/rate {sweep.rate[lane]:g} seed "
+                                               f"{sweep.seed[lane]}", value, sweep.epoch)
+        self.epoch = sweep.epoch
+
+    def _save(self, sweep):
+        start = time.monotonic()
+        write_atomically(self.state_path, _encode(sweep, self.machine))
+        now = time.monotonic()
+        self.next_save = now + (now - start) / self.MAX_COST
+
+    def _wait(self):
+        """Until the last state is on disk; raises what went wrong with it."""
+        if self.pending is not None:
+            self.pending.result()
+            self.pending = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.writer.shutdown()
+        if self.events:
+            self.events.close()
+        self._wait()
+
+
+def _open_events(history_path):
+    """A writer of TensorBoard event files, beside the history and of its name."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise InputError("LOG = 'tensorboard' needs its writer: pip install tensorboardX") from None
+    return SummaryWriter(str(Path(history_path).with_suffix(".events")))
+
+
+def _history_lines(sweep, first, header=False):
+    """CSV text: a line for each epoch from `first` on and each lane that ran it."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    if header:
+        lines.writerow(["epoch", "seconds", "learning_rate", "seed", *training.METRICS])
+    for epoch in range(first, sweep.epoch):
+        for lane, (rate, seed) in enumerate(zip(sweep.rate, sweep.seed)):
+            metrics = sweep.history[lane, epoch]
+            if not np.isnan(metrics).all():
+                lines.writerow([epoch + 1, f"{sweep.seconds[epoch]:.3f}", f"{rate:g}", seed,
+                                *(f"{value:.9g}" for value in metrics)])
+    return text.getvalue()

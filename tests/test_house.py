@@ -1,0 +1,120 @@
+"""The README's house table against the imports, its line count and its neuron against the code."""
+import ast
+import re
+import subprocess
+import sys
+
+import numpy as np
+
+import integer
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FOLDERS = ("benchmarks", "deploy", "theory")
+
+
+def floors():
+    """{module or folder: floor} as the README's table has it."""
+    rows = re.findall(r"^\| (\d) \| (.+?) \|", README, re.MULTILINE)
+    return {name.removesuffix(".py").rstrip("/"): int(floor)
+            for floor, names in rows for name in re.findall(r"`([\w./]+)`", names)}
+
+
+def sources():
+    """{path from the root: its parsed code} of all code that is not a test."""
+    paths = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))]
+    return {path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def imported(tree):
+    """Every dotted name that a file imports, wherever the import stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def arrows():
+    """(importer, imported), as names of the table; within a folder, as dotted module names."""
+    for path, tree in sources().items():
+        own = path.parts[0].removesuffix(".py")
+        for name in imported(tree):
+            target = name.split(".")[0]
+            if target in floors():
+                inside = target == own and len(path.parts) > 1
+                yield (".".join(path.with_suffix("").parts), name) if inside else (own, target)
+
+
+def test_every_file_has_its_place_in_the_table():
+    assert {path.parts[0].removesuffix(".py") for path in sources()} == set(floors())
+
+
+def test_imports_only_point_down():
+    height = floors()
+    wrong = [(a, b) for a, b in arrows() if a in height and height[a] <= height[b]]
+    assert not wrong
+
+
+def test_no_folder_imports_in_a_circle():
+    inside = {(a, b) for a, b in arrows() if a not in floors()}
+    modules = {a for a, _ in inside}
+    while modules:
+        free = {m for m in modules if not any(a == m and b in modules for a, b in inside)}
+        assert free, f"a circle among {sorted(modules)}"
+        modules -= free
+
+
+def test_only_the_upper_floors_see_the_switches():
+    users = {a for a, b in arrows() if b == "config"}
+    assert users <= {name for name, floor in floors().items() if floor >= 5}
+
+
+def test_core_has_as_many_lines_as_the_readme_says():
+    numbered = re.findall(r"^[2-6]\. `(\w+\.py)`", README, re.MULTILINE)
+    sentence = re.search(r"^Files 2 to 6, (.+?) are the core: ([\d,]+) lines", README,
+                         re.MULTILINE | re.DOTALL)
+    files = numbered + re.findall(r"`(\w+\.py)`", sentence[1])
+    assert len(files) == 8
+    lines = sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files)
+    assert lines == int(sentence[2].replace(",", "")) < 1_304
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 170
+
+
+def test_links_and_files_of_the_pages_exist():
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).exists(), (page, target)
+
+
+def test_the_readmes_neuron_is_computed_right():
+    """Its codes, its float32 sum and its requantized output, from the numbers it starts with."""
+    section = README[README.index("One neuron"):README.index("The rules")]
+    x, w = np.array([200, 50]), np.rint(np.array([0.30, -0.12]) * 2**8).astype(int)
+    b = int(np.rint(0.05 * 2**16))
+    acc = int(x @ w + b)
+    floats = np.float32(x / 2**8) @ np.float32(w / 2**8) + np.float32(b / 2**16)
+    assert floats.dtype == np.float32 and float(floats) == acc / 2**16
+    out = integer.requantize(np.array([[acc]]), np.array([[9]]), 8)[0, 0]
+    for said in (f"= {w[0]} ", f"= {w[1]}.", f"to {b}.", f"= {acc}.", str(float(floats)),
+                 f"({acc} + 256) >> 9 = {out}", *(str(v) for v in (*x / 2**8, *w / 2**8))):
+        assert said in section, said
+
+
+def test_importing_changes_no_flag_of_jax_or_matplotlib():
+    program = """
+import sys; sys.path.insert(0, %r)
+import jax, matplotlib
+before = dict(jax.config.values), dict(matplotlib.rcParams)
+import ablation, checkpoint, config, data, experiment, integer, model, photo, plotting, predict
+import quant, results, runs, runtime, stats, training
+assert before == (dict(jax.config.values), dict(matplotlib.rcParams))
+assert jax._src.xla_bridge._backends == {}
+"""
+    done = subprocess.run([sys.executable, "-c", program % str(ROOT)], capture_output=True, text=True,
+                          cwd=ROOT)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,128 @@
+"""results: JSON that says where it came from, hostile results, tables and filled blocks."""
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import results
+from conftest import ROOT
+from files import InputError
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """write(content, settings, argv) -> what json reads back from the file."""
+    def call(content=None, settings=None, argv=("main_train.py",)):
+        monkeypatch.setattr(sys, "argv", list(map(str, argv)))
+        results.write_result(tmp_path / "a.json", settings or {}, **(content or {}))
+        return json.loads((tmp_path / "a.json").read_text("utf-8"))
+    return call
+
+
+def test_result_has_its_content_switches_and_environment(write, tmp_path, capsys):
+    content = {"runs": [{"seed": 0, "val_loss": 0.1 + 0.2}], "best": None, "text": "é"}
+    stored = write(content, {"LAYER_SIZES": (784, 10), "SEED": 3})
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'a.json'}\n"
+    assert stored.pop("config") == {"LAYER_SIZES": [784, 10], "SEED": 3}
+    assert stored.pop("command") == "python3 main_train.py"
+    assert stored.pop("environment") == json.loads(json.dumps(results.environment()))
+    assert stored == content                    # floats keep every bit
+    assert results.read_result(tmp_path / "a.json")["runs"] == content["runs"]
+
+
+def test_environment_names_machine_and_versions():
+    environment = results.environment()
+    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert environment["numpy"] == np.__version__ and environment["cores"] >= 1
+    assert {"cpu", "platform", "jax", "jaxlib", "optax"} <= set(environment)
+
+
+PEAK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import results
+before = results.peak_memory()
+block = bytearray(b"1") * 100_000_000
+del block
+print(before or 0, results.peak_memory() or 0)
+"""
+
+
+def test_peak_memory_remembers_what_was_freed():
+    done = subprocess.run([sys.executable, "-B", "-c", PEAK, str(ROOT)], capture_output=True,
+                          text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    if not before:
+        pytest.skip("this system does not say its peak memory")
+    assert 95e6 < after - before < 130e6        # the block, and a little around it
+
+
+def test_values_that_json_cannot_say_become_null_or_lists(write):
+    stored = write({"a": math.nan, "b": [(1.5, -math.inf)], "c": {"d": np.float32("inf")},
+                    "e": np.arange(3, dtype=np.int8), "f": np.float64("nan"), "g": np.bool_(True)},
+                   {"RATE": math.inf})
+    assert [stored[key] for key in "abcefg"] == [
+        None, [[1.5, None]], {"d": None}, [0, 1, 2], None, True]
+    assert stored["config"] == {"RATE": None}
+
+
+@pytest.mark.parametrize("argv, command", [
+    (["ablation.py", "lr", "--ABLATION_SEEDS=3"], "python3 ablation.py lr --ABLATION_SEEDS=3"),
+    (["elsewhere/main_train.py", "recipes/fast.toml"], "python3 main_train.py recipes/fast.toml"),
+    ([ROOT / "ablation.py", "lr"], "python3 ablation.py lr"),
+    ([ROOT / "benchmarks" / "training.py", "--SEED=1"], "python3 -m benchmarks.training --SEED=1"),
+    (["main_train.py", "--WEIGHTS_DIR=/a", "--DATA_DIR=b", "--CACHE_DIR=", "--SEED=2"],
+     "python3 main_train.py --SEED=2"),
+    (["main_train.py", "--LAYER_SIZES=(784, 10)", "a b.toml"],
+     "python3 main_train.py '--LAYER_SIZES=(784, 10)' 'a b.toml'")])
+def test_command_regenerates_the_result_on_any_machine(write, tmp_path, monkeypatch, argv, command):
+    monkeypatch.chdir(tmp_path)
+    assert write(argv=argv)["command"] == command
+
+
+def test_result_that_cannot_be_written_gives_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="can't write"):
+        results.write_result(tmp_path / "file" / "a.json", {})
+
+
+BAD = {"missing": None, "empty": b"", "text": b"not json", "half": b'{"a": [1, 2',
+       "not UTF-8": b'{"a": "\xff"}', "list": b"[1]", "number": b"3", "null": b"null",
+       "nested": b"[" * 100_000, "nested and closed": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
+       "long integer": b'{"a": ' + b"9" * 10_000 + b"}", "too large": b" " * 64_000_001}
+
+
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
+def test_bad_result_gives_one_line_that_says_what_to_do(tmp_path, content):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        results.read_result(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert "run its study" in str(caught.value)
+
+
+def test_committed_results_can_be_read():
+    paths = sorted((ROOT / "results").glob("*.json"))
+    assert paths
+    for path in paths:
+        assert {"config", "environment"} <= set(results.read_result(path))
+
+
+def test_table_aligns_the_first_column_left_and_others_right():
+    assert results.table(["a", "b", "c"], [["x", 1, "2 ± 1"], ["y", "", None]]) == (
+        "| a | b | c |\n|---|---:|---:|\n| x | 1 | 2 ± 1 |\n| y |  | None |")
+    assert results.table(["a"], []) == "| a |\n|---|"
+
+
+def test_filling_replaces_a_block_and_nothing_else():
+    text = ("before `<!-- a -->`\n<!-- a -->\nstale\nlines\n<!-- /a -->\nbetween\n<!-- b -->\n"
+            "<!-- /b -->\n<!-- c -->\nkept\n<!-- /c -->")
+    once = results.fill(text, {"a": r"fresh \1", "b": "new\nlines", "none": "x"})
+    assert once == ("before `<!-- a -->`\n<!-- a -->\nfresh \\1\n<!-- /a -->\nbetween\n<!-- b -->\n"
+                    "new\nlines\n<!-- /b -->\n<!-- c -->\nkept\n<!-- /c -->")
+    assert results.fill(once, {"a": r"fresh \1", "b": "new\nlines"}) == once

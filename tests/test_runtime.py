@@ -1,0 +1,173 @@
+"""runtime: lanes dealt to devices; two real processes on this machine, over loopback, against one."""
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+import config
+import runtime
+from conftest import ROOT
+from files import InputError
+
+# Quick, and few steps: summation order makes data-parallel floats drift apart over many.
+SWITCHES = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=200", "--ABLATION_SEEDS=2",
+            "--LR_ABLATION_RATES=0.1,0.01", "--ABLATION_MAX_EPOCHS=2"]
+LONG = ["--LR_ABLATION_MODE=True", "--ABLATION_MAX_EPOCHS=100000", "--PATIENCE=100000"]
+
+
+@given(lanes=st.integers(1, 40), devices=st.integers(1, 5), one_by_one=st.booleans(),
+       data=st.data())
+def test_lanes_are_dealt_evenly_and_once(lanes, devices, one_by_one, data):
+    active = sorted(data.draw(st.sets(st.integers(0, lanes - 1), min_size=1)))
+    mesh = SimpleNamespace(shape={"lane": devices})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "_one_by_one", lambda: one_by_one)
+        rows, real, counts = runtime.deal(active, lanes, mesh)
+    assert sorted(rows[real]) == active and set(rows) <= set(active)
+    assert len(rows) % devices == 0 and len(rows) <= 2 * max(lanes, devices)
+    by_device = real.reshape(devices, -1)
+    np.testing.assert_array_equal(by_device.sum(1), counts)
+    assert counts.max() - counts.min() <= 1
+    for device, count in zip(by_device, counts):
+        assert device[:count].all() and not device[count:].any()
+
+
+def test_a_finished_lane_is_not_computed():
+    """A slot beyond its device's count never runs: its function would not end."""
+    import jax
+    import jax.numpy as jnp
+    mesh = runtime.make_mesh(1, False)
+
+    def count_down(n):                          # endless for the number that is not real
+        return jax.lax.while_loop(lambda n: n != 0, lambda n: n - 2, n)
+
+    run = runtime.over_lanes(count_down, mesh, one_by_one=True)
+    lanes = jnp.array([4, 1], jnp.int32)
+    result = run(jnp.array([1], jnp.int32), lanes)
+    assert result[0] == 0
+
+
+@pytest.fixture
+def start(folder):
+    """start(path, *switches, processes) -> processes of main_train.py that find each other."""
+    def call(path, *switches, processes):
+        return begin(path, f"--DATA_DIR={folder}", *switches, processes=processes)
+    return call
+
+
+def begin(folder, *switches, processes):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    joined = ([f"--COORDINATOR={address}", f"--NUM_PROCESSES={processes}"] if processes > 1 else [])
+    folders = [f"--{name}_DIR={folder}" for name in ("RUNS", "WEIGHTS", "RESULTS", "PLOTS")]
+    return [subprocess.Popen([sys.executable, "-B", "main_train.py", *SWITCHES, *folders, *switches,
+                              *joined, *([f"--PROCESS_ID={i}"] if joined else [])],
+                             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            for i in range(processes)]
+
+
+def finish(running):
+    """Wait for all; their output, in order."""
+    outputs = [process.communicate(timeout=150)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * len(running), "\n".join(outputs)
+    return outputs
+
+
+def wait_for_epoch(process, epoch):
+    """Read the process's output up to this epoch's line; all that was read."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if re.match(rf" +{epoch} ", line):
+            return "".join(lines)
+    pytest.fail("".join(lines))
+
+
+@pytest.mark.parametrize("mode", ["lanes", "batch"])
+def test_two_processes_give_the_result_of_one(tmp_path, start, mode):
+    switches = (["--LR_ABLATION_MODE=True"] if mode == "lanes"
+                else ["--MAX_EPOCHS=2", "--DATA_PARALLEL=True"])
+    one, two = (start(tmp_path / str(n), *switches, processes=n) for n in (1, 2))
+    _, first, second = finish(one + two)
+    assert re.search(r"^ +2 ", first, re.M) and "wrote" in first
+    assert "wrote" not in second and not re.search(r"^ +1 ", second, re.M)   # written once
+    file = "lr_ablation.json" if mode == "lanes" else "train.json"
+    results = [json.loads((tmp_path / n / file).read_text()) for n in ("1", "2")]
+    if mode == "lanes":
+        assert results[0]["rows"] == results[1]["rows"]         # bit for bit, hashes too
+    else:
+        # The gradient's sum over examples is split differently, so floats round differently.
+        losses = [result["row"]["history"]["train_loss"] for result in results]
+        np.testing.assert_allclose(losses[0], losses[1], rtol=5e-3)
+
+
+def test_a_signal_to_one_of_two_processes_ends_both_and_both_go_on(tmp_path, start):
+    switches = ["--LR_ABLATION_MODE=True", "--ABLATION_MAX_EPOCHS=200", "--PATIENCE=1000"]
+    alone, = start(tmp_path / "alone", *switches, processes=1)
+    first, second = start(tmp_path / "both", *switches, processes=2)
+    wait_for_epoch(first, 2)
+    second.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert time.monotonic() - sent < 15
+    assert [process.returncode for process in (first, second)] == [130, 130], outputs
+    for output in outputs:
+        assert len(re.findall(r"^stopped after epoch", output, re.M)) == 1
+        assert "Traceback" not in output
+    assert not list((tmp_path / "both").glob("*.json"))
+    again, _ = finish(start(tmp_path / "both", *switches, processes=2))
+    assert "going on after epoch" in again
+    finish([alone])
+    rows = [json.loads((tmp_path / name / "lr_ablation.json").read_text())["rows"]
+            for name in ("alone", "both")]
+    assert rows[0] == rows[1]
+
+
+def test_a_dead_process_stops_the_others_within_a_minute(tmp_path, start):
+    first, second = start(tmp_path, *LONG, processes=2)
+    wait_for_epoch(first, 9)
+    second.kill()
+    killed = time.monotonic()
+    output = first.communicate(timeout=60)[0]
+    assert first.returncode != 0 and time.monotonic() - killed < 60
+    assert re.search("another task died|Connection closed by peer|heartbeat", output)
+    assert list(tmp_path.glob("lr_ablation-*/state0.npz"))      # from which both can go on
+    second.communicate()
+
+
+def test_a_missing_coordinator_is_one_line(monkeypatch):
+    monkeypatch.setattr(runtime, "JOIN_SECONDS", 0.1)
+    with pytest.raises(InputError, match="127.0.0.1:1.* can't be reached"):
+        runtime.set_up("", "127.0.0.1:1", 2, 1)
+
+
+def test_a_busy_coordinator_port_is_one_line(tmp_path):
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        with pytest.raises(InputError, match="in use"):
+            runtime.set_up("", f"127.0.0.1:{busy.getsockname()[1]}", 2, 0)
+
+
+def test_a_symlink_loop_as_cache_is_one_line(tmp_path):
+    os.symlink(tmp_path / "a", tmp_path / "b")
+    os.symlink(tmp_path / "b", tmp_path / "a")
+    with pytest.raises(InputError, match="CACHE_DIR"):
+        runtime.set_up(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("switch", ["--COORDINATOR=nowhere", "--PROCESS_ID=1",
+                                    "--NUM_PROCESSES=2"])
+def test_switches_that_cannot_work_together_are_refused(switch):
+    with pytest.raises(InputError, match=switch[2:].split("=")[0]):
+        config.load([switch])
