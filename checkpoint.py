@@ -4,6 +4,7 @@ A deployed model is an integer.Network or, in float32, a list of (w [I, O], b [O
 """
 import hashlib
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def default_name(quantized, weight_bits):
 def find(weights, folders, quantized, weight_bits):
     """The weights file to use: `weights` if given, else the first of the folders that has it."""
     paths = [Path(folder) / default_name(quantized, weight_bits) for folder in folders]
-    return Path(weights) if weights else next((path for path in paths if path.exists()), paths[-1])
+    return Path(weights) if weights else next(filter(os.path.exists, paths), paths[-1])
 
 
 def digest(network):
@@ -68,6 +69,8 @@ def encode(network, facts):
     Args:
       network: integer.Network, or a list of (w float32 [I, O], b float32 [O]).
       facts: dict for JSON: what the model was made from.
+    Raises:
+      ValueError: decode would refuse it; one line.
     """
     quantized = isinstance(network, integer.Network)
     meta = {"format": FORMAT, "quantized": quantized, "layer_sizes": integer.sizes(network),
@@ -86,7 +89,9 @@ def encode(network, facts):
         integer.check_sizes(meta["layer_sizes"])
         arrays = {f"{name}{i}": np.asarray(array) for i, layer in enumerate(network)
                   for name, array in zip("wb", layer, strict=True)}
-    return npz.encode(meta, arrays)
+    content = npz.encode(meta, arrays)
+    decode(content)                             # whatever is saved can be loaded
+    return content
 
 
 def save(path, network, facts):
@@ -169,7 +174,7 @@ def load(path):
         codes, non-finite floats, an accumulator that is not exact, or larger than a network of
         integer.MAX_WEIGHTS.
     """
-    if not Path(path).exists():
+    if not os.path.exists(path):                # unlike Path's, False for a name too long
         raise InputError(f"{path} is missing; run main_train.py or give --WEIGHTS=FILE")
     content = read_bytes(path, MAX_FILE)
     try:

@@ -22,6 +22,9 @@ from files import InputError, read_bytes, write_atomically
 FILES = (("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
          ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"))
 MAX_BYTES = 2**31               # of one file, packed or unpacked; more is refused
+# gzip reaches 1000:1 on zeros only. Above SMALL bytes a packed file may claim MAX_RATIO times its
+# size, so that memory stays in proportion to what the user has on disk.
+SMALL, MAX_RATIO = 2**25, 100
 SPLIT_SEED = 0                  # the val split is the same in every run, whatever SEED is
 # Datasets known by their content, wherever they lie; others are named after their folder.
 KNOWN = {"e9914cff2ade526da2ab1ac60c072f9173cc53e35b9411692de8207cb1b9009d": "MNIST",
@@ -74,10 +77,10 @@ def _read_up_to(stream, limit):
     return b"".join(pieces)
 
 
-def _parse_idx(path, ranks, stream):
+def _parse_idx(path, ranks, stream, most):
     """(array of uint8, SHA-256 digest of the unpacked file) of one open idx file.
 
-    The header's claim is checked before memory is taken for it.
+    The header's claim, `most` bytes or less, is checked before memory is taken for it.
     """
     magic = stream.read(4)
     if magic[:3] != b"\0\0\x08" or magic[3] not in ranks:
@@ -85,8 +88,8 @@ def _parse_idx(path, ranks, stream):
     sizes = stream.read(4 * magic[3])
     shape = struct.unpack(f">{magic[3]}I", sizes)
     count = math.prod(shape)
-    if not 0 < count <= MAX_BYTES:
-        raise InputError(f"{path} claims {count} bytes; 1 to {MAX_BYTES} are accepted")
+    if not 0 < count <= most:
+        raise InputError(f"{path} claims {count} bytes; 1 to {most} are accepted")
     content = _read_up_to(stream, count + 1)
     if len(content) != count:
         raise InputError(f"{path} holds {len(content)} bytes or more, its header "
@@ -105,8 +108,9 @@ def _read_idx(path, ranks, sums):
     stream = io.BytesIO(packed)
     if path.suffix == ".gz":
         stream = gzip.GzipFile(fileobj=stream)
+    most = min(MAX_BYTES, max(SMALL, MAX_RATIO * len(packed)))
     try:
-        return _parse_idx(path, ranks, stream)
+        return _parse_idx(path, ranks, stream, most)
     except (EOFError, OSError, zlib.error, struct.error, IndexError):
         raise InputError(f"{path} is truncated or damaged; copy the original again") from None
 

@@ -94,6 +94,12 @@ def make_network(layers, weight_bits, activation_bits, logit_exponent):
         if not last and layer.w_q.shape[1] != layers[i + 1].w_q.shape[0]:
             raise ValueError(f"layer {i} has {layer.w_q.shape[1]} outputs, layer {i + 1} "
                              f"{layers[i + 1].w_q.shape[0]} inputs")
+        if (layer.shift is None) != last:
+            raise ValueError(f"layer {i} {'needs no' if last else 'lacks its'} requantizing shift")
+        arrays = [array for array in layer if array is not None]
+        if ([array.dtype for array in arrays[:2]] != [np.int8, np.int32]
+                or any(array.shape != layer.w_q.shape[1:] for array in arrays[1:])):
+            raise ValueError(f"layer {i} is not int8 codes, an int32 bias and a shift an output")
         if layer.w_q.min() < qmin or layer.w_q.max() > qmax or (weight_bits == 1
                                                                and not layer.w_q.all()):
             raise ValueError(f"layer {i} holds a code that {weight_bits} bits do not have")
@@ -101,15 +107,13 @@ def make_network(layers, weight_bits, activation_bits, logit_exponent):
         if bound >= ACC_LIMIT:
             raise ValueError(f"layer {i} can reach |accumulator| {bound}, not below 2**24; "
                              "lower WEIGHT_BITS, ACTIVATION_BITS or the layer's inputs")
-        if (layer.shift is None) != last:
-            raise ValueError(f"layer {i} {'needs no' if last else 'lacks its'} requantizing shift")
         if not last:
             if layer.shift.min() < 1:
                 raise ValueError(f"layer {i} needs a requantizing shift of 1 or more, has "
                                  f"{layer.shift.min()}")
             layer = layer._replace(shift=np.minimum(layer.shift, MAX_SHIFT).astype(np.int8))
         checked.append(layer)
-    return Network(tuple(checked), weight_bits, activation_bits, logit_exponent)
+    return Network(tuple(checked), weight_bits, activation_bits, int(logit_exponent))
 
 
 def requantize(acc, shift, bits):

@@ -4,12 +4,12 @@ python3 main_export.py onnx|c|web [recipes/NAME.toml] [--KEY=value ...]
 
 WEIGHTS names the file; empty, it is the one that main_train.py saves. Output goes to deploy/out/.
 """
-from pathlib import signal
+import signal
 
 if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import Path
+from pathlib import Path
 
 import config
 from files import InputError, write_atomically

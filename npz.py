@@ -2,12 +2,14 @@
 import io
 import json
 import math
+import warnings
 import zipfile
 
 import numpy as np
 
 MAX_META = 2**22                # bytes of JSON as NumPy stores text, four a character
 HEADER = 2**10                  # more than a .npy header takes
+MAX_MEMBERS = 2**13             # zipfile takes 1 kB for each before any can be judged
 
 
 def encode(meta, arrays, compress=True):
@@ -18,7 +20,8 @@ def encode(meta, arrays, compress=True):
     """
     buffer = io.BytesIO()
     write = np.savez_compressed if compress else np.savez
-    write(buffer, meta=np.array(json.dumps(meta)), **arrays)
+    write(buffer, meta=np.array(json.dumps(meta)),
+          **{name: np.asarray(array, order="C") for name, array in arrays.items()})
     return buffer.getvalue()
 
 
@@ -41,7 +44,8 @@ def _parse_npy(content, name, dtype=None, shape=()):
     version = np.lib.format.read_magic(stream)
     reader = {(1, 0): np.lib.format.read_array_header_1_0,
               (2, 0): np.lib.format.read_array_header_2_0}[version]
-    claimed, fortran, kind = reader(stream, max_header_size=HEADER)
+    with warnings.catch_warnings(action="error"):       # Python 2's headers are not ours
+        claimed, fortran, kind = reader(stream, max_header_size=HEADER)
     if kind.hasobject:
         raise ValueError(f"{name} holds a pickle")
     if claimed != shape or fortran or (kind.kind != "U" if dtype is None else kind != dtype):
@@ -65,6 +69,8 @@ def decode(content, claim):
     Raises:
       ValueError with a reason, or what zipfile, zlib and NumPy raise on damage.
     """
+    if content.count(b"PK\1\2") > MAX_MEMBERS:         # each entry of the directory starts so
+        raise ValueError(f"it has more than {MAX_MEMBERS:,} members")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         if len(members) != len(archive.infolist()) or "meta" not in members:

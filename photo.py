@@ -25,9 +25,10 @@ def _check_size(image, path):
     if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
         raise InputError(f"{path} has more than {MAX_SIDE:,} pixels a side or {MAX_PIXELS:,} in "
                          "all; make it smaller")
-    # Pillow decodes a few old encodings in Python: minutes for a few hostile megabytes.
-    if any(tile.codec_name in Image.DECODERS for tile in image.tile):
-        raise InputError(f"{path} is encoded in a way that takes long to read; save it as PNG")
+    # Pillow decodes a few old encodings in Python: minutes for a few hostile megabytes. And libtiff,
+    # for a packed TIFF, writes on stderr itself.
+    if any(tile.codec_name in {*Image.DECODERS, "libtiff"} for tile in image.tile):
+        raise InputError(f"{path} is packed in a way that is not read here; save it as PNG")
 
 
 def _flatten(image):
@@ -92,7 +93,8 @@ def read_digit(path, pixels):
     """One image file as a network input.
 
     Args:
-      path: a PNG, JPEG, BMP, GIF, TIFF, WebP or PPM file; light strokes on dark, or dark on light (then inverted).
+      path: a PNG, JPEG, BMP, GIF, WebP, PPM or plain TIFF file; light strokes on dark, or dark on
+        light (then inverted).
       pixels: the network's inputs, which must be 784.
     Returns:
       uint8 [784].

@@ -101,7 +101,7 @@ def _decode(content, fresh, machine, max_epochs):
             raise InputError(_difference(meta.get("machine"), machine))
         epochs = meta.get("epochs")
         if type(epochs) is not int or not 0 <= epochs <= max_epochs:
-            raise ValueError(f"{epochs!r} epochs are not in 0..{max_epochs}")
+            raise ValueError(f"its epochs are not in 0..{max_epochs}")
         grown = fresh._replace(history=np.empty((len(fresh.rate), epochs, len(training.METRICS))),
                                seconds=np.empty(epochs))
         return {f"leaf{i}": (leaf.dtype, leaf.shape)

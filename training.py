@@ -139,8 +139,8 @@ def judge(sweep, metrics, exact, hyper):
     running, epoch, classes = sweep.status == RUNNING, sweep.epoch + 1, hyper.LAYER_SIZES[-1]
     metrics = np.where(running[:, None], metrics, np.nan)
     history = np.concatenate([sweep.history, metrics[:, None]], axis=1)
-    score, lanes = _score(metrics, hyper), np.arange(len(running))
-    finite = np.isfinite(metrics).all(1)
+    finite, lanes = np.isfinite(metrics).all(1), np.arange(len(running))
+    score = np.where(finite, _score(metrics, hyper), np.nan)
     had = _score(history[lanes, sweep.best_epoch - 1], hyper)
     improved = running & finite & exact & ((sweep.best_epoch == 0) | (score < had))
     best_epoch = np.where(improved, epoch, sweep.best_epoch)

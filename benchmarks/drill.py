@@ -101,7 +101,7 @@ class Home:
 
     def temporary(self, prefix=""):
         """The temporary files of a write that is going on, or was killed."""
-        return [path for path in self.folder.glob(f"*/**/.{prefix}*.tmp")]
+        return list(self.folder.glob(f"*/**/.{prefix}*.tmp"))
 
     def say(self):
         return self.log.read_text() if self.log.exists() else ""
@@ -209,8 +209,7 @@ class Drill:
                 self.ends_well(process)
                 self.is_complete(home)
                 home = self.home(command)
-        yield_last = self.recovers
-        yield_last(home)
+        self.recovers(home)
 
     def full_disk(self, command, patterns):
         """Each kind of write fails in its middle; later there is room again."""

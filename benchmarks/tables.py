@@ -1,190 +1,253 @@
-"""Write the README's tables from results/*.json and config.py, between its markers.
+"""Write the tables of README.md and docs/ from results/*.json and config.py, between their marks.
 
-python3 -m benchmarks.tables [--check]     --check: change nothing, exit 1 if a table is stale
+python3 -m benchmarks.tables [--check] [--KEY=value ...]
+
+--check changes nothing and exits 1 if a table is stale. RESULTS_DIR says where the results are.
 """
-import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+import checkpoint
 import config
+import integer
+import results
 import stats
-from files import read_result, run_script, write_atomically
+from benchmarks import inference, timing
+from experiment import USABLE
+from files import InputError, read_bytes, write_atomically
 
-README = Path(__file__).parent.parent / "README.md"
+WHOLE_RUNS = {"default": "`main_train.py`", "fast": "`recipes/fast.toml`",
+              "fast_again": "the same, compiled before"}
 
 
-def _machine(result):
-    """The line under a table: what it was measured on."""
+def _source(result):
+    """The line under a table: the command that makes it again, and what it was measured on."""
     e = result["environment"]
-    return (f"{e['cpu']}, {e['cores']} cores; Python {e['python']}, JAX {e['jax']}, "
-            f"NumPy {e['numpy']}.")
+    machine = (f"{e['cpu']}, {e['cores']} cores; Python {e['python']}, JAX {e['jax']}, "
+               f"NumPy {e['numpy']}.")
+    return f"`{result['command']}` measured it on {machine}"
 
 
-def _table(header, rows):
-    """A Markdown table; the first column left, the others right."""
-    line = "|---|" + "---:|" * (len(header) - 1)
-    return "\n".join("| " + " | ".join(row) + " |" if row is not None else line
-                     for row in (header, None, *rows))
+def _range(values):
+    """"10 to 12", or "10" where they are all the same."""
+    low, high = min(values), max(values)
+    return f"{low} to {high}" if low < high else str(low)
 
 
-def expected_output():
-    """What the committed reference run of main_train.py printed last."""
-    result = read_result("results/train.json")
-    run, metrics = result["run"], result["metrics"]
+def _verdict(name, comparison):
+    """"QAT minus float32", and what the difference is worth, of a quant_vs_unquant comparison."""
+    words = name.replace("ptq", "PTQ").replace("qat", "QAT").replace(" - ", " minus ")
+    return f"{words}: {stats.describe(comparison['test_acc'])}"
+
+
+def expected_output(read):
+    """What the reference run of main_train.py printed last."""
+    result = read("train")
+    row, switches = result["row"], result["config"]
+    name = checkpoint.default_name(switches["QAT_ENABLE"], switches["WEIGHT_BITS"])
+    best = row["history"]["val_loss"][row["best_epoch"] - 1]
     return "\n".join([
         "```",
-        f"{run['status']} after {run['epochs']} epochs; best epoch {run['best_epoch']}: "
-        f"val loss {run['val_loss']:.6f} nats, val accuracy {100 * run['val_acc']:.2f} %",
-        f"saved model: val loss {metrics['val_loss']:.6f} nats "
-        f"({metrics['val_loss'] - run['val_loss']:+g} from training), "
-        f"test accuracy {100 * metrics['test_acc']:.2f} %",
-        f"wrote weights/weights_int8.npz ({result['file_bytes']:,} bytes), "
+        f"{row['status']} after {row['epochs']} epochs; best epoch {row['best_epoch']}: "
+        f"val loss {best:.6f} nats, val accuracy {100 * row['val_acc']:.2f} %",
+        f"saved model: val loss {row['val_loss']:.6f} nats ({row['reload_change']:+g} from "
+        f"training), test accuracy {100 * row['test_acc']:.2f} %",
+        f"wrote weights/{name} ({row['file_bytes']:,} bytes)",
         f"{result['wall_seconds']:.1f} s from start, {result['seconds']['epochs']:.1f} s of it "
         "epochs",
         "```"])
 
 
-def models():
+def models(read):
     """Quantized against unquantized."""
-    result = read_result("results/quant_vs_unquant.json")
-    rows = []
-    for name, entry in result["models"].items():
-        acc, loss = entry["test_acc"], entry["val_loss"]
-        size = np.mean([run["file_bytes"] for run in entry["runs"]])
-        changes = [run["reload_change_of_val_loss"] for run in entry["runs"]
-                   if "reload_change_of_val_loss" in run]
-        rows.append([entry["label"].replace("\n", ", "),
-                     f"{100 * acc['mean']:.2f} ± {100 * acc['std']:.2f}", str(acc["n"]),
-                     f"{loss['mean']:.4f} ± {loss['std']:.4f}", f"{size:,.0f}",
-                     f"{max(map(abs, changes)):g}" if changes else "–"])
-    lines = [_table(["model", "test accuracy, mean ± std (%)", "seeds", "val loss (nats)",
-                     "weights file (bytes)", "reloading changes val loss by"], rows), ""]
-    for name, comparison in result["against_float32"].items():
-        differing = sum(test["measured"] for test in comparison["mcnemar"])
-        lines.append(f"- {name.upper()} minus float32: {stats.describe(comparison['test_acc'])}. "
-                     f"Exact McNemar tests on the same 10,000 images: {differing} of "
-                     f"{len(comparison['mcnemar'])} seeds differ at 5 %.")
-    return "\n".join(lines + ["", f"± is the standard deviation over seeds. {_machine(result)}"])
+    result, rows = read("quant_vs_unquant"), []
+    for entry in result["models"].values():
+        sizes = stats.summarize([row.get("file_bytes") for row in entry["rows"]])["mean"]
+        changes = [abs(row["reload_change"]) for row in entry["rows"] if "reload_change" in row]
+        rows.append([entry["label"].replace("\n", ", "), stats.spread(entry["test_acc"], 2, 100),
+                     entry["test_acc"]["n"], stats.spread(entry["val_loss"], 4),
+                     "–" if sizes is None else f"{sizes:,.0f}",
+                     f"{max(changes):g}" if changes else "–"])
+    lines = [results.table(["model", "test accuracy (%)", "seeds", "val loss (nats)",
+                            "weights file (bytes)", "reloading changes val loss by"], rows), ""]
+    for name, comparison in result["comparisons"].items():
+        tests = comparison["mcnemar"]
+        lines.append(f"- {_verdict(name, comparison)}. Exact McNemar tests on the same test images: "
+                     f"{sum(test['measured'] for test in tests)} of {len(tests)} seeds differ at "
+                     "5 %.")
+    return "\n".join([*lines, "", f"{result['dataset']['name']}; ± is the standard deviation over "
+                      f"seeds. {_source(result)}"])
 
 
-def learning_rates():
+def learning_rates(read):
     """The learning-rate ablation."""
-    result = read_result("results/lr_ablation.json")
-    rows = []
-    for rate in sorted({run["rate"] for run in result["runs"]}, reverse=True):
-        runs = [run for run in result["runs"] if run["rate"] == rate]
-        losses = [run["val_loss"] for run in runs if run["val_loss"] is not None]
-        epochs = [run["epochs"] for run in runs]
-        kinds = ("stopped", "capped", "interrupted", "diverged")
-        ends = ", ".join(f"{n} {status}" for status in kinds
-                         if (n := sum(run["status"] == status for run in runs)))
-        rows.append([f"{rate:g}", f"{np.mean(losses):.4f} ± {np.std(losses, ddof=1):.4f}",
-                     f"{min(epochs)} to {max(epochs)}", ends])
-    return "\n".join([_table(["learning rate", "best val loss, mean ± std (nats)", "epochs",
-                              "how the runs ended"], rows), "",
-                      f"Least mean validation loss: {result['best_rate']:g}. {_machine(result)}"])
+    result, rows = read("lr_ablation"), []
+    for rate in sorted({row["rate"] for row in result["rows"]}, reverse=True):
+        group = [row for row in result["rows"] if row["rate"] == rate]
+        losses = [row["val_loss"] if row["status"] in USABLE else None for row in group]
+        ends = Counter(row["status"] for row in group)
+        rows.append([f"{rate:g}", stats.spread(stats.summarize(losses), 4),
+                     _range([row["epochs"] for row in group]),
+                     ", ".join(f"{count} {status}" for status, count in ends.items())])
+    header = ["learning rate", "best val loss (nats)", "epochs", "how the runs ended"]
+    return "\n".join([results.table(header, rows), "",
+                      f"Least mean validation loss: {result['best_rate']:g}. Mean ± standard "
+                      "deviation over the seeds that ended with a usable model. "
+                      f"{_source(result)}"])
 
 
-def training_speed():
-    """The training benchmark."""
-    result = read_result("results/training_bench.json")
-    ours = np.median(result["epochs"]["QAT epoch"])
-    rows = [[name, f"{np.median(times):.3f}", f"{min(times):.3f} to {max(times):.3f}",
-             f"{np.median(times) / ours:.2f}"] for name, times in result["epochs"].items()]
-    single, sweep = (np.median(result["lane_epochs"][name]) for name in ("single run", "sweep"))
-    lines = [_table(["one epoch of", "median (s)", "range (s)", "× our QAT epoch"], rows), "",
-             f"A lane-epoch takes {sweep:.3f} s in a sweep of 27 runs and {single:.3f} s in a "
-             f"single run ({sweep / single:.2f} times). Measured GEMM rate: "
-             f"{result['gemm_gflops']:.0f} GFLOP/s.", ""]
-    rows = []
-    for name, label in (("default", "`main_train.py`"), ("fast", "`recipes/fast.toml`"),
-                        ("fast_again", "the same, compiled before")):
-        runs = result[name]
-        parts = {part: np.median([run["parts"][part] for run in runs]) for part in runs[0]["parts"]}
-        rows.append([label, f"{np.median([run['start_to_saved_seconds'] for run in runs]):.1f}",
-                     str(round(np.median([run["epoch_count"] for run in runs]))),
-                     *(f"{seconds:.2f}" for seconds in parts.values()),
-                     f"{np.mean([100 * run['test_acc'] for run in runs]):.2f}", str(len(runs)),
-                     f"{max(run['peak_memory_bytes'] for run in runs) / 1e6:.0f}"])
-    lines.append(_table(["whole run", "total (s)", "epochs", *(f"{part} (s)" for part in parts),
-                         "mean test accuracy (%)", "seeds", "memory (MB)"], rows))
-    return "\n".join(lines + ["", f"Medians, taken in turns in one process. {_machine(result)}"])
-
-
-def optimizers():
+def optimizers(read):
     """The optimizer study."""
-    result = read_result("results/optimizer.json")
-    rows = [[name, f"{entry['best_rate']:g}",
-             f"{entry['val_loss']['mean']:.4f} ± {entry['val_loss']['std']:.4f}",
-             f"{entry['epochs']['mean']:.1f}", f"{100 * entry['test_acc']['mean']:.2f}",
-             str(entry["test_acc"]["n"])] for name, entry in result["optimizers"].items()]
-    lines = [_table(["optimizer", "best rate", "val loss there (nats)", "epochs to stop",
-                     "test accuracy (%)", "seeds"], rows), ""]
+    result = read("optimizer")
+    rows = [[name, f"{entry['best_rate']:g}", stats.spread(entry["val_loss"], 4),
+             stats.spread(entry["epochs"], 1), stats.spread(entry["test_acc"], 2, 100),
+             entry["test_acc"]["n"]] for name, entry in result["optimizers"].items()]
+    lines = [results.table(["optimizer", "best rate", "val loss there (nats)", "epochs to stop",
+                            "test accuracy (%)", "seeds"], rows), ""]
     lines += [f"- {name} minus SGD, validation loss: {stats.describe(comparison, 'nats', 1)}."
               for name, comparison in result["val_loss_against_sgd"].items()]
-    return "\n".join(lines + ["", f"Rates are chosen on validation. {_machine(result)}"])
+    return "\n".join([*lines, "", "Rates are chosen on validation. ± is the standard deviation over "
+                      f"seeds. {_source(result)}"])
 
 
-def scaling():
+def _whole_runs(result):
+    """The table of whole runs of main_train.py."""
+    rows, parts = [], result["default"][0]["parts"]
+    for key, label in WHOLE_RUNS.items():
+        runs = result[key]
+        accuracies = stats.summarize([run["test_acc"] for run in runs])
+        peaks = [run["peak_memory_bytes"] for run in runs if run["peak_memory_bytes"]]
+        rows.append([label, f"{np.median([run['start_to_saved_seconds'] for run in runs]):.1f}",
+                     _range([run["epoch_count"] for run in runs]),
+                     *(f"{np.median([run['parts'][part] for run in runs]):.2f}" for part in parts),
+                     stats.spread(accuracies, 2, 100), len(runs),
+                     f"{max(peaks) / 1e6:.0f}" if peaks else "–"])
+    return results.table(["whole run", "total (s)", "epochs", *(f"{part} (s)" for part in parts),
+                          "test accuracy (%)", "seeds", "memory (MB)"], rows)
+
+
+def training_speed(read):
+    """The training benchmark."""
+    result = read("training_bench")
+    ours = np.median(result["epochs"]["QAT epoch"])
+    rows = [[name, timing.spread(times, 3), f"{np.median(times) / ours:.2f}"]
+            for name, times in result["epochs"].items()]
+    single, sweep = (np.median(result["lane_epochs"][name]) for name in ("single run", "sweep"))
+    return "\n".join([
+        results.table(["one epoch of", "median (range) (s)", "× our QAT epoch"], rows), "",
+        "Epochs are taken in turns, in one process.", "",
+        f"A lane-epoch takes {sweep:.3f} s in a sweep of {result['lanes']} runs and {single:.3f} s "
+        f"in a single run ({sweep / single:.2f} times). Measured GEMM rate: "
+        f"{result['gemm_gflops']:.0f} GFLOP/s.", "", _whole_runs(result), "",
+        "Whole runs follow one another, each in a process of its own; seconds are medians. "
+        f"{_source(result)}"])
+
+
+def scaling(read):
     """The ends of each axis of the scaling study."""
-    result = read_result("results/scaling.json")
-    rows = []
+    result, rows = read("scaling"), []
     for axis, points in result["points"].items():
-        for point in (points[0], points[-1]):
+        for point in (points[0], points[-1]) if len(points) > 1 else points:
             seconds = np.median(point["seconds"])
             rows.append([f"{axis} = {point[axis]}", f"{seconds:.3f}", f"{point['gemm_limit']:.3f}",
                          f"{seconds / point['gemm_limit']:.1f}"])
-    return "\n".join([_table(["QAT W8A8, one lane-epoch at", "median (s)",
-                              f"its operations at {result['gemm_gflops']:.0f} GFLOP/s (s)",
-                              "ratio"],
-                             rows), "", _machine(result)])
+    switches = result["config"]
+    header = [f"QAT {integer.kind(switches['WEIGHT_BITS'], switches['ACTIVATION_BITS'])}, one "
+              "lane-epoch at", "median (s)",
+              f"its operations at {result['gemm_gflops']:.0f} GFLOP/s (s)", "ratio"]
+    return f"{results.table(header, rows)}\n\n{_source(result)}"
 
 
-def inference_speed():
+def inference_speed(read):
     """The inference benchmark, as its own module prints it."""
-    from benchmarks import inference
-    result = read_result("results/inference_bench.json")
-    seconds = {name: {int(batch): times for batch, times in by_batch.items()}
-               for name, by_batch in result["seconds"].items()}
-    return "\n".join([inference.table(seconds), "",
-                      f"W{result['bits'][0]}A{result['bits'][1]}; medians and ranges of "
-                      f"{result['repeats']}. C runs on one core, an image at a time; the others "
-                      f"use every core. {_machine(result)}"])
+    result = read("inference_bench")
+    return "\n".join([inference.table(result["seconds"]), "",
+                      f"{integer.kind(*result['bits'])}; medians and ranges of {result['repeats']}. "
+                      "C runs on one core, an image at a time; the others use every core. "
+                      f"{_source(result)}"])
 
 
-def switches():
+def findings(read):
+    """The studies in a line each."""
+    quant, sweep, optimizer = read("quant_vs_unquant"), read("lr_ablation"), read("optimizer")
+    speed, engines = read("training_bench"), read("inference_bench")
+    epochs = {name: np.median(times) for name, times in speed["epochs"].items()}
+    names = list(optimizer["optimizers"])
+    losses = [f"{name} {stats.spread(optimizer['optimizers'][name]['val_loss'], 4)}"
+              for name in names]
+    by_batch = engines["seconds"]["JAX int8"]
+    largest = max(by_batch, key=int)
+    images = int(largest) / np.median(by_batch[largest])
+    width = quant["models"]["qat"]["label"].replace("\n", " ")
+    return "\n".join([
+        *(f"- {width}, {_verdict(name, comparison)}."
+          for name, comparison in quant["comparisons"].items()),
+        f"- Learning rate: {sweep['best_rate']:g} has the least mean validation loss.",
+        f"- Optimizers, each at its best rate, val loss in nats: {'; '.join(losses)}.",
+        f"- A QAT epoch takes {epochs['QAT epoch']:.2f} s, "
+        f"{epochs['QAT epoch'] / epochs['matrix products and update alone']:.2f} times its matrix "
+        "products and update alone.",
+        f"- The int8 engine in JAX classifies {images:,.0f} images a second, {int(largest):,} at a "
+        "time."])
+
+
+def switches(_):
     """Every switch of config.py."""
-    rows = re.findall(r"^  --([A-Z_]+)=(.+)\n +(.+)$", config.usage(""), re.MULTILINE)
-    return _table(["switch", "value", "what it does"],
-                  [[f"`{key}`", f"`{value}`", reason] for key, value, reason in rows])
+    return results.table(["switch", "value", "what it does"],
+                         [[f"`{name}`", f"`{text}`", reason] for name, text, reason in config.rows()])
 
 
 TABLES = {table.__name__: table for table in (
-    expected_output, models, learning_rates, optimizers, inference_speed, training_speed, scaling,
-    switches)}
+    expected_output, models, findings, learning_rates, optimizers, training_speed, inference_speed,
+    scaling, switches)}
+PAGES = {"README.md": ["models", "expected_output", "findings"],
+         "docs/results.md": ["learning_rates", "optimizers"],
+         "docs/speed.md": ["training_speed", "inference_speed", "scaling"],
+         "docs/switches.md": ["switches"]}
 
 
-def render(text):
-    """The README with every marked block replaced by its table."""
-    for name, table in TABLES.items():
-        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)",
-                      lambda match: f"{match[1]}{table()}\n{match[2]}", text, flags=re.DOTALL)
-    return text
+def render(text, names, read):
+    """A page with its tables.
+
+    Args:
+      text: of the page; names: of its tables; read: function from a result's name to its dict.
+    Raises:
+      InputError: a result is missing, or lacks what its table shows.
+    """
+    blocks = {}
+    for name in names:
+        try:
+            blocks[name] = TABLES[name](read)
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise InputError(f"the results lack what table {name} shows ({error!r}); run its study "
+                             "again") from None
+    return results.fill(text, blocks)
 
 
 def main(argv):
-    if "--help" in argv:
-        print(__doc__)
-        return
-    text = README.read_text()
-    fresh = render(text)
-    if "--check" in argv:
-        sys.exit(fresh != text)
-    write_atomically(README, fresh.encode())
-    print(f"wrote {README}")
+    settings = config.load(argv, __doc__, also=("--check",))
+
+    def read(name):
+        return results.read_result(Path(settings.RESULTS_DIR) / f"{name}.json")
+
+    stale = {}
+    for page, names in PAGES.items():
+        path = results.ROOT / page
+        text = read_bytes(path, results.MAX_BYTES).decode("utf-8")
+        fresh = render(text, names, read)
+        if fresh != text:
+            stale[path] = fresh
+    for path, fresh in stale.items():
+        if "--check" in argv:
+            print(f"{path} is stale", file=sys.stderr)
+        else:
+            write_atomically(path, fresh.encode())
+            print(f"wrote {path}")
+    sys.exit(1 if stale and "--check" in argv else 0)
 
 
 if __name__ == "__main__":
-    run_script(main)
+    config.run_script(main)

@@ -108,8 +108,8 @@ def plain_loop_epoch(hyper, rate, train):
     return epoch
 
 
-def torch_epoch(hyper, rate, train, qat):
-    """Some steps of eager PyTorch, float32 or its own QAT (torch.ao); None without PyTorch."""
+def torch_epoch(hyper, rate, train, qat, count):
+    """`count` steps of eager PyTorch, float32 or its own QAT (torch.ao); None without PyTorch."""
     try:
         import torch
     except ImportError:
@@ -130,8 +130,8 @@ def torch_epoch(hyper, rate, train, qat):
     labels = torch.from_numpy(train.labels.astype(np.int64))
 
     def steps():
-        order = torch.randperm(len(images))[:TORCH_STEPS * hyper.BATCH_SIZE]
-        for rows in order.reshape(TORCH_STEPS, hyper.BATCH_SIZE):
+        order = torch.randperm(len(images))[:count * hyper.BATCH_SIZE]
+        for rows in order.reshape(count, hyper.BATCH_SIZE):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(net(images[rows]), labels[rows]).backward()
             optimizer.step()
@@ -155,10 +155,11 @@ def epoch_contenders(settings, train):
     if settings.POWER_OF_TWO_SCALES:            # else bfloat16 would not be exact
         hyper = config.hyper(settings, QAT_ENABLE=True, COMPUTE_DTYPE="bfloat16")
         contenders["QAT epoch, bfloat16 operands"] = our_epoch(hyper, rate, train), 1
+    count = min(TORCH_STEPS, steps)
     for name, qat in (("PyTorch eager, float32", False), ("PyTorch QAT (torch.ao)", True)):
-        function = torch_epoch(floats, rate, train, qat)
+        function = torch_epoch(floats, rate, train, qat, count)
         if function:
-            contenders[name] = function, steps / TORCH_STEPS
+            contenders[name] = function, steps / count
     return contenders
 
 

@@ -1,7 +1,10 @@
 """What the tests share: the import path, strict JAX, MNIST, and one small trained network."""
 import gzip
+import os
+import shutil
 import struct
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,11 +24,19 @@ import predict
 import runtime
 import training
 
-runtime.set_strict()            # before any other use of JAX: it sets the number of host devices
+# Programs compiled in this session, shared by its workers and the scripts they start.
+CACHE = Path(tempfile.gettempdir()) / ("nanoqat-tests-"
+                                       + os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())))
+runtime.set_up(str(CACHE))      # before any other use of JAX: it sets the number of host devices
 # The same examples in every run, and no deadline: the first call of a JAX function compiles.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None,
                                        max_examples=50)
 hypothesis.settings.load_profile("fixed")
+
+
+def pytest_sessionfinish(session):
+    if "PYTEST_XDIST_WORKER" not in os.environ:         # the process that ends last
+        shutil.rmtree(CACHE, ignore_errors=True)
 
 
 @pytest.fixture

@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 
 import checkpoint
+import data
+import integer
 import main_export
 import oracle
 from benchmarks import parity
-from conftest import ROOT, write_idx
+from conftest import ROOT, write_folder, write_idx
 from deploy import engines, to_c, to_web
 
 SIZES = (784, 37, 22, 10)       # no multiple of a SIMD width or of the fields in a word
@@ -16,12 +18,10 @@ WIDTHS = [(8, 8), (7, 5), (5, 1), (4, 8), (3, 4), (2, 2), (1, 8), (1, 1)]
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-O2")
 
 
-def make_network(weight_bits=8, activation_bits=8, sizes=SIZES, per_channel=True):
-    """Random legal layers and the meta that checkpoint.load would give with them."""
-    layers = oracle.random_layers(np.random.default_rng(weight_bits), sizes, weight_bits,
-                                  activation_bits, per_channel)
-    return layers, {"quantized": True, "weight_bits": weight_bits, "per_channel": per_channel,
-                    "activation_bits": activation_bits, "layer_sizes": list(sizes)}
+def make_network(weight_bits=8, activation_bits=8, sizes=SIZES):
+    """A random legal Network, the same at every call."""
+    return oracle.random_network(np.random.default_rng(weight_bits), sizes, weight_bits,
+                                 activation_bits)
 
 
 def random_images(count, inputs=784):
@@ -54,25 +54,18 @@ def onnx():
 
 
 @pytest.fixture(scope="module")
-def saved():
-    """(layers, meta) of the committed weights."""
-    return checkpoint.load(ROOT / "weights" / "weights_int8.npz")
+def many(trained, mnist):
+    """The test images and as many of random bytes, and the oracle's logits of a trained network."""
+    noise = np.random.default_rng(2).integers(0, 256, mnist.test.images.shape, dtype=np.uint8)
+    images = np.concatenate([mnist.test.images, noise])
+    return images, parity.oracle(trained.network, images)
 
 
 @pytest.fixture(scope="module")
-def hundred_thousand(saved):
-    """100,000 random images and the oracle's logits of the committed weights on them."""
-    images = np.random.default_rng(2).integers(0, 256, (100_000, 784), dtype=np.uint8)
-    parts = [parity.oracle(saved[0], saved[1]["activation_bits"], images[at:at + 10_000])
-             for at in range(0, len(images), 10_000)]
-    return images, np.concatenate(parts)
-
-
-@pytest.fixture(scope="module")
-def browser_page(tmp_path_factory, saved):
-    """The page of the committed weights in a browser, and its address."""
+def browser_page(tmp_path_factory, trained):
+    """The page of a trained network in a browser, and its address."""
     path = tmp_path_factory.mktemp("page") / "mlp.html"
-    path.write_text(to_web.export(*saved))
+    path.write_text(to_web.export(trained.network), "utf-8")
     try:
         with engines.open_page(path) as opened:
             yield opened, path.as_uri()
@@ -102,96 +95,98 @@ def drag(page, *points):
 
 @pytest.mark.parametrize("weight_bits, activation_bits", WIDTHS)
 def test_parity_oracle_equals_int64_oracle(weight_bits, activation_bits):
-    layers, meta = make_network(weight_bits, activation_bits)
-    images = random_images(200)
-    np.testing.assert_array_equal(parity.oracle(layers, activation_bits, images),
-                                  oracle.run(layers, activation_bits, images))
+    network, images = make_network(weight_bits, activation_bits), random_images(200)
+    np.testing.assert_array_equal(parity.oracle(network, images), oracle.run(network, images))
 
 
 @pytest.mark.parametrize("weight_bits, activation_bits", WIDTHS)
 def test_training_forward_equals_oracle(weight_bits, activation_bits):
-    layers, meta = make_network(weight_bits, activation_bits)
-    images = random_images(200)
-    np.testing.assert_array_equal(parity.training_forward(layers, meta)(images),
-                                  oracle.run(layers, activation_bits, images))
+    network, images = make_network(weight_bits, activation_bits), random_images(200)
+    np.testing.assert_array_equal(parity.training_forward(network)(images),
+                                  oracle.run(network, images))
 
 
 @pytest.mark.parametrize("weight_bits, activation_bits", WIDTHS)
 def test_onnx_equals_oracle(onnx, weight_bits, activation_bits):
-    layers, meta = make_network(weight_bits, activation_bits)
-    images = random_images(500)
-    run = engines.make_onnx(onnx.export(layers, meta))
-    want = oracle.run(layers, activation_bits, images)
+    network, images = make_network(weight_bits, activation_bits), random_images(500)
+    run = engines.make_onnx(onnx.export(network))
+    want = oracle.run(network, images)
     for batch in (1, 128, len(images)):
         got = parity.in_batches(run, batch)(images)
         assert got.dtype == np.int32
         np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("sizes, per_channel", [((784, 10), True), ((784, 33, 10), False),
-                                                ((5, 3, 2), True)])
-def test_any_shape_in_onnx_and_c(onnx, need, sizes, per_channel):
-    layers, meta = make_network(8, 8, sizes, per_channel)
-    images = random_images(100, sizes[0])
-    want = oracle.run(layers, 8, images)
-    np.testing.assert_array_equal(engines.make_onnx(onnx.export(layers, meta))(images), want)
-    np.testing.assert_array_equal(need(engines.make_c, to_c.export(layers, meta)[0])(images), want)
+@pytest.mark.parametrize("sizes", [(784, 10), (784, 33, 10), (5, 3, 2), (9, 1, 1, 1, 3)])
+def test_any_shape_in_onnx_and_c(onnx, need, sizes):
+    network, images = make_network(8, 8, sizes), random_images(100, sizes[0])
+    want = oracle.run(network, images)
+    np.testing.assert_array_equal(engines.make_onnx(onnx.export(network))(images), want)
+    np.testing.assert_array_equal(need(engines.make_c, to_c.export(network)[0])(images), want)
+
+
+def test_any_shift_in_onnx_and_c(onnx, need):
+    """From the least to the largest, which gives 0 whatever the accumulator is."""
+    network = make_network(8, 8, (20, integer.MAX_SHIFT, 10))
+    shifts = np.arange(1, integer.MAX_SHIFT + 1, dtype=np.int8)
+    first = network.layers[0]._replace(shift=shifts)
+    network = network._replace(layers=(first, network.layers[1]))
+    images = random_images(300, 20)
+    want = oracle.run(network, images)
+    np.testing.assert_array_equal(parity.oracle(network, images), want)
+    np.testing.assert_array_equal(engines.make_onnx(onnx.export(network))(images), want)
+    np.testing.assert_array_equal(need(engines.make_c, to_c.export(network)[0])(images), want)
 
 
 def test_onnx_does_not_saturate_products(onnx):
     """Largest codes everywhere: pairs of products leave int16, where u8 x s8 kernels saturate."""
-    layers, meta = make_network(8, 8, (400, 64, 10))
-    for layer in layers:
-        layer["w_q"] = np.where(layer["w_q"] >= 0, 127, -127).astype(np.int8)
-    layers[0]["w_q"][:, ::2] = 127
-    images = random_images(50, 400)
-    np.testing.assert_array_equal(engines.make_onnx(onnx.export(layers, meta))(images),
-                                  oracle.run(layers, 8, images))
+    layers = []
+    for i, layer in enumerate(make_network(8, 8, (400, 64, 10)).layers):
+        w_q = np.where(layer.w_q >= 0, 127, -127).astype(np.int8)
+        w_q[:, ::2] = 127 if i == 0 else w_q[:, ::2]
+        layers.append(layer._replace(w_q=w_q))
+    network, images = integer.make_network(layers, 8, 8, 0), random_images(50, 400)
+    np.testing.assert_array_equal(engines.make_onnx(onnx.export(network))(images),
+                                  oracle.run(network, images))
 
 
-def test_onnx_class_is_argmax_and_fuses(onnx, saved, mnist, tmp_path):
+def test_onnx_class_is_argmax_and_fuses(onnx, trained, mnist, tmp_path):
     import onnx as format
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3              # it warns that such a file fits this machine only
-    session = onnxruntime.InferenceSession(onnx.export(*saved), options,
+    session = onnxruntime.InferenceSession(onnx.export(trained.network), options,
                                            providers=["CPUExecutionProvider"])
-    logits, classes = session.run(None, {"image": mnist[1].images})
+    logits, classes = session.run(None, {"image": mnist.test.images})
     assert classes.dtype == np.int64
     np.testing.assert_array_equal(classes, logits.argmax(1))
     nodes = [node.op_type for node in format.load(options.optimized_model_filepath).graph.node]
     assert nodes == ["QGemm", "QGemm", "MatMulInteger", "Add", "ArgMax"]
 
 
-def test_onnx_of_committed_weights_on_all_images(onnx, saved, mnist, hundred_thousand):
-    run = engines.make_onnx(onnx.export(*saved))
-    images, want = hundred_thousand
-    np.testing.assert_array_equal(run(images), want)
-    want = parity.oracle(saved[0], saved[1]["activation_bits"], mnist[1].images)
-    for batch in (1, 128, 10_000):
-        np.testing.assert_array_equal(parity.in_batches(run, batch)(mnist[1].images), want)
+def test_onnx_of_trained_network_on_many_images(onnx, trained, many):
+    run, (images, want) = engines.make_onnx(onnx.export(trained.network)), many
+    for batch in (128, len(images)):
+        np.testing.assert_array_equal(parity.in_batches(run, batch)(images), want)
+    np.testing.assert_array_equal(parity.in_batches(run, 1)(images[:1_000]), want[:1_000])
 
 
 @pytest.mark.parametrize("weight_bits, activation_bits", WIDTHS)
 def test_c_equals_oracle(need, weight_bits, activation_bits):
-    layers, meta = make_network(weight_bits, activation_bits)
-    images = random_images(500)
-    run = need(engines.make_c, to_c.export(layers, meta)[0])
-    np.testing.assert_array_equal(run(images), oracle.run(layers, activation_bits, images))
+    network, images = make_network(weight_bits, activation_bits), random_images(500)
+    run = need(engines.make_c, to_c.export(network)[0])
+    np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
-def test_c_of_committed_weights_on_all_images(need, saved, mnist, hundred_thousand):
-    run = need(engines.make_c, to_c.export(*saved)[0])
-    images, want = hundred_thousand
-    np.testing.assert_array_equal(run(images), want)
-    np.testing.assert_array_equal(
-        run(mnist[1].images), parity.oracle(saved[0], saved[1]["activation_bits"], mnist[1].images))
+def test_c_of_trained_network_on_many_images(need, trained, many):
+    images, want = many
+    np.testing.assert_array_equal(need(engines.make_c, to_c.export(trained.network)[0])(images), want)
 
 
 @pytest.fixture
 def compiled(tmp_path, need):
-    """compiled(compiler, *flags, bits) -> (C program of a random network, its layers)."""
+    """compiled(compiler, *flags, bits) -> (C program of a random network, the network)."""
     def build(compiler, *flags, bits=8):
         compiler = need(engines.find_compiler, compiler)
         probe = subprocess.run([compiler, *flags, "-x", "c", "-", "-o", tmp_path / "probe"],
@@ -199,13 +194,13 @@ def compiled(tmp_path, need):
                                capture_output=True)
         if probe.returncode:
             pytest.skip(f"{compiler} can't link {' '.join(flags)}: its libraries are missing")
-        layers, meta = make_network(bits)
-        for name, text in to_c.export(layers, meta)[0].items():
-            (tmp_path / name).write_text(text)
+        network = make_network(bits)
+        for name, text in to_c.export(network)[0].items():
+            (tmp_path / name).write_text(text, "utf-8")
         built = subprocess.run([compiler, *STRICT, *flags, "-DMLP_MAIN", "mlp.c", "-o", "mlp"],
                                cwd=tmp_path, capture_output=True, text=True)
         assert (built.returncode, built.stderr) == (0, "")
-        return tmp_path / "mlp", layers
+        return tmp_path / "mlp", network
     return build
 
 
@@ -214,9 +209,9 @@ def compiled(tmp_path, need):
                                    ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")])
 @pytest.mark.parametrize("bits", [8, 3, 1])
 def test_c_program_is_clean_and_classifies(compiled, tmp_path, compiler, flags, bits):
-    program, layers = compiled(compiler, *flags, bits=bits)
+    program, network = compiled(compiler, *flags, bits=bits)
     images = random_images(60)
-    classes = oracle.run(layers, 8, images).argmax(1)
+    classes = oracle.run(network, images).argmax(1)
     write_idx(tmp_path / "images", images.reshape(-1, 28, 28))
     half_wrong = classes + (np.arange(len(classes)) >= 31)
     write_idx(tmp_path / "labels", half_wrong.astype(np.uint8))
@@ -248,7 +243,7 @@ def test_c_program_refuses_bad_files_in_one_line(compiled, tmp_path):
 
 
 def test_c_engine_uses_no_floating_point_and_no_heap():
-    engine, program = (ROOT / "deploy" / "engine.c").read_text().split("#ifdef MLP_MAIN")
+    engine, program = (ROOT / "deploy" / "engine.c").read_text("utf-8").split("#ifdef MLP_MAIN")
     assert len(engine.splitlines()) < 150
     for word in ("float", "double", "malloc", "#include <", "%"):
         assert word not in engine.replace("no floating point", "")
@@ -256,32 +251,31 @@ def test_c_engine_uses_no_floating_point_and_no_heap():
 
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_packed_words_hold_every_code(bits):
-    layers, _ = make_network(bits)
     width = to_c.FIELD_BITS[bits]
-    for layer in layers:
-        words = to_c.pack_words(layer["w_q"], bits)
-        inputs, outputs = layer["w_q"].shape
+    for layer in make_network(bits).layers:
+        words = to_c.pack_words(layer.w_q, bits)
+        inputs, outputs = layer.w_q.shape
         places = np.arange(0, 32, width, dtype=np.uint32)[:, None]
         fields = words[:, None] >> places & (1 << width) - 1
         fields = fields.reshape(inputs, -1)[:, :outputs].astype(np.int16)
         codes = 2 * fields - 1 if bits == 1 else fields - 2 ** (bits - 1)
-        np.testing.assert_array_equal(codes, layer["w_q"])
+        np.testing.assert_array_equal(codes, layer.w_q)
 
 
-def test_page_equals_oracle_on_test_images(page, saved, mnist):
-    images = mnist[1].images[:1_000]
+def test_page_equals_oracle_on_test_images(page, trained, mnist):
+    images = mnist.test.images[:500]
     np.testing.assert_array_equal(engines.run_page(page, images),
-                                  parity.oracle(saved[0], saved[1]["activation_bits"], images))
+                                  parity.oracle(trained.network, images))
 
 
 def test_page_equals_oracle_at_every_width(page, tmp_path):
     images = random_images(20)
     for weight_bits, activation_bits in WIDTHS:
-        layers, meta = make_network(weight_bits, activation_bits)
-        (tmp_path / "other.html").write_text(to_web.export(layers, meta))
+        network = make_network(weight_bits, activation_bits)
+        (tmp_path / "other.html").write_text(to_web.export(network), "utf-8")
         page.goto((tmp_path / "other.html").as_uri())
         np.testing.assert_array_equal(engines.run_page(page, images),
-                                      oracle.run(layers, activation_bits, images))
+                                      oracle.run(network, images))
 
 
 def test_page_reads_a_drawn_stroke(page, tmp_path):
@@ -341,15 +335,15 @@ def test_page_needs_no_network_and_fits_a_phone(page):
     assert colours[0] != colours[1]
 
 
-def test_page_centres_as_mnist_does(page, saved, mnist):
+def test_page_centres_as_mnist_does(page, trained, mnist):
     """Digits nine times larger, in a corner of the pad, come back as they were, only blurred."""
-    images, labels = mnist[1].images[:100], mnist[1].labels[:100]
+    images, labels = mnist.test.images[:100], mnist.test.labels[:100]
     centred = page.evaluate("""images => images.map(image => centre(Uint8Array.from(
         {length: 280 * 280}, (_, i) => {
             const x = Math.floor(i % 280 / 9), y = Math.floor(i / 280 / 9);
             return x < 28 && y < 28 ? image[28 * y + x] : 0;
         }), 280)).map(image => Array.from(image))""", images.tolist())
-    direct, drawn = (parity.oracle(saved[0], saved[1]["activation_bits"], x).argmax(1) == labels
+    direct, drawn = (parity.oracle(trained.network, x).argmax(1) == labels
                      for x in (images, np.array(centred, np.uint8)))
     assert drawn.mean() >= direct.mean() - 0.03
 
@@ -358,8 +352,7 @@ def test_page_centres_as_mnist_does(page, saved, mnist):
                                          ("web", ["mlp.html"])])
 def test_script_writes_a_saved_file_whole(script, tmp_path, monkeypatch, onnx, form, names):
     monkeypatch.chdir(tmp_path)
-    layers, meta = make_network(3, 4)
-    checkpoint.save("w.npz", layers, meta)
+    checkpoint.save("w.npz", make_network(3, 4), {})
     code, out, err = script(main_export.main, form, "--WEIGHTS=w.npz")
     assert (code, err) == (0, [])
     folder = tmp_path / "deploy" / "out"
@@ -371,18 +364,59 @@ def test_script_writes_a_saved_file_whole(script, tmp_path, monkeypatch, onnx, f
 
 def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    layers, meta = make_network()
-    checkpoint.save("w.npz", layers, meta)
-    checkpoint.save("wide.npz", *make_network(sizes=(100, 10)))
-    checkpoint.save("float.npz", [{"w": np.zeros((784, 10), np.float32),
-                                   "b": np.zeros(10, np.float32)}], {})
+    checkpoint.save("w.npz", make_network(), {})
+    checkpoint.save("wide.npz", make_network(sizes=(100, 10)), {})
+    checkpoint.save("float.npz", [(np.zeros((784, 10), np.float32), np.zeros(10, np.float32))], {})
     (tmp_path / "damaged.npz").write_bytes((tmp_path / "w.npz").read_bytes()[:-100])
     cases = [("c", "--WEIGHTS=float.npz"), ("c", "--WEIGHTS=damaged.npz"),
-             ("c", "--WEIGHTS=absent.npz"), ("c", "--WEIGHTS=w.npz", "--POWER_OF_TWO_SCALES=False"),
-             ("web", "--WEIGHTS=wide.npz"), ("tflite", "--WEIGHTS=w.npz"), (),
+             ("c", "--WEIGHTS=absent.npz"), ("web", "--WEIGHTS=wide.npz"), ("tflite", "--WEIGHTS=w.npz"), (),
              ("c", "--WEIGHTZ=w.npz")]
     for arguments in cases:
         code, out, err = script(main_export.main, *arguments)
         assert (code, out, len(err)) == (2, [], 1), arguments
         assert err[0].startswith("error: ")
     assert not (tmp_path / "deploy").exists()
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Parity on 200 random images instead of 100,000."""
+    monkeypatch.setattr(parity, "CHUNK", 200)
+    monkeypatch.setattr(parity, "RANDOM_IMAGES", 200)
+    monkeypatch.setattr(parity, "SLOW_RANDOM_IMAGES", 0)
+
+
+def test_parity_skips_what_is_missing_and_goes_on(script, few_images, tmp_path, monkeypatch, rng):
+    """A network of 20 x 20 pixels: the page can't draw for it, the others run."""
+    split = data.Split(rng.integers(0, 256, (100, 400), dtype=np.uint8), np.arange(100, dtype="u1") % 10)
+    write_folder(tmp_path, split, split, side=20)
+    checkpoint.save(tmp_path / "w.npz", make_network(8, 8, (400, 16, 10)), {})
+
+    def no_compiler(_):
+        raise engines.Missing("no gcc")
+    monkeypatch.setattr(parity, "make_c", no_compiler)
+    code, out, err = script(parity.main, f"--WEIGHTS={tmp_path / 'w.npz'}", f"--DATA_DIR={tmp_path}",
+                            "--CACHE_DIR=")
+    assert (code, err) == (0, [])
+    rows = {line.split(" | ")[0].strip("| "): line for line in out if line.startswith("| ")}
+    assert rows["C"] == "| C | skipped: no gcc | – | – |"
+    assert "skipped: the page draws 28 x 28" in rows["JavaScript"]
+    for name in ("training forward (float32)", "NumPy int32", "JAX int8"):
+        assert rows[name].split(" | ")[2] == "0"
+
+
+def test_parity_counts_every_wrong_logit(few_images, monkeypatch):
+    network, images = make_network(sizes=(30, 8, 3)), random_images(8, 30)
+
+    def lie(network):
+        def run(images):
+            acc = parity.oracle(network, images)
+            acc[0, :2] += 1
+            return acc
+        return run
+    monkeypatch.setattr(parity, "make_c", lie)
+    monkeypatch.setattr(parity, "make_onnx", lambda network, batch: lie(network))
+    rows, different = parity.compare(network, images)
+    by_name = {row[0]: row for row in rows}
+    assert different == 4 * 2 * 2               # four liars, two chunks, two logits
+    assert by_name["C"][1:3] == ["210", 4] and by_name["JAX int8"][2] == 0

@@ -1,4 +1,4 @@
-"""integer: both engines against int64, rounding against fractions, and no float in between."""
+"""integer: both engines against an oracle, rounding against fractions, and no float in between."""
 import re
 import subprocess
 import sys
@@ -51,13 +51,21 @@ def test_requantize_rounds_ties_to_even(bits):
 @pytest.mark.parametrize("weight_bits, activation_bits, sizes", [
     (8, 8, (60, 20, 13, 10)), (4, 8, (60, 20, 13, 10)), (2, 4, (60, 20, 13, 10)),
     (1, 1, (60, 20, 13, 10)), (8, 1, (7, 1, 2)), (3, 5, (784, 10))])
-def test_engine_equals_int64(rng, engine, weight_bits, activation_bits, sizes):
+def test_engine_equals_oracle(rng, engine, weight_bits, activation_bits, sizes):
     network = oracle.random_network(rng, sizes, weight_bits, activation_bits)
     images = rng.integers(0, 256, (50, sizes[0]), dtype=np.uint8)
     images[0], images[1] = 0, 255
     acc = integer.make_engine(network, engine)(images)
     assert type(acc) is np.ndarray and acc.dtype == np.int32
     np.testing.assert_array_equal(acc, oracle.run(network, images))
+
+
+@pytest.mark.parametrize("bits", [(8, 8), (3, 2), (1, 1)])
+def test_oracle_equals_python_integers(rng, bits):
+    network = oracle.random_network(rng, (60, 20, 13, 10), *bits)
+    images = rng.integers(0, 256, (5, 60), dtype=np.uint8)
+    assert oracle.run(network, images).tolist() == [oracle.run_slowly(network, image)
+                                                    for image in images]
 
 
 @pytest.mark.parametrize("engine", ["numpy", "jax"])

@@ -15,12 +15,12 @@ from hypothesis import given, strategies as st
 
 import config
 import runtime
-from conftest import ROOT
+from conftest import CACHE, ROOT
 from files import InputError
 
 # Quick, and few steps: summation order makes data-parallel floats drift apart over many.
 SWITCHES = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=200", "--ABLATION_SEEDS=2",
-            "--LR_ABLATION_RATES=0.1,0.01", "--ABLATION_MAX_EPOCHS=2"]
+            "--LR_ABLATION_RATES=0.1,0.01", "--ABLATION_MAX_EPOCHS=2", f"--CACHE_DIR={CACHE}"]
 LONG = ["--LR_ABLATION_MODE=True", "--ABLATION_MAX_EPOCHS=100000", "--PATIENCE=100000"]
 
 

@@ -12,10 +12,10 @@ from PIL import Image
 
 import main_inference
 import main_train
-from conftest import ROOT, write_folder
+from conftest import CACHE, ROOT, write_folder
 
 TINY = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1", "--BATCH_SIZE=32",
-        "--CACHE_DIR="]
+        f"--CACHE_DIR={CACHE}"]
 
 
 def places(folder, tmp_path):

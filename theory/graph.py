@@ -4,21 +4,19 @@ A row is one equation of the loss. What differentiating it put on the tape stand
 `trace` runs part 1 of autodiff.py inside a named scope per row and finds the rows again in the
 scopes of the jaxpr that part 1 made.
 """
-import io
 import re
 from typing import NamedTuple
 
 import jax
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from files import write_atomically
+import plotting
 from theory.autodiff import DERIVATIVES, Dual, differentiate, interpret
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"     # Okabe and Ito
+BLUE, GREEN, ORANGE = (plotting.COLORS[i] for i in (0, 2, 5))
+GREY = "#777777"
 
 
 class Value(NamedTuple):
@@ -137,8 +135,8 @@ def _arrow(axes, start, end, color, curve=0.0, style="-"):
 
 
 def _box(axes, x, y, text, color):
-    axes.add_patch(plt.Rectangle((x - HALF[x], y - TALL), 2 * HALF[x], 2 * TALL, facecolor="white",
-                                 edgecolor=color, zorder=2))
+    axes.add_patch(Rectangle((x - HALF[x], y - TALL), 2 * HALF[x], 2 * TALL, facecolor="white",
+                             edgecolor=color, zorder=2))
     axes.text(x, y, text, ha="center", va="center", fontsize=8.5, zorder=3)
 
 
@@ -208,7 +206,8 @@ def _draw_backward(axes, graph, height):
 def draw(graph, path):
     """Draw a Graph as a PNG: forward pass down the left, backward pass up the right."""
     count = len(graph.rows)
-    figure, axes = plt.subplots(figsize=(13, 0.42 * count + 1.2))
+    figure = Figure(figsize=(13, 0.42 * count + 1.2), dpi=110)
+    axes = figure.add_axes((0, 0, 1, 1))
 
     def height(row):
         return count - row
@@ -226,13 +225,4 @@ def draw(graph, path):
         axes.text(x, count + 0.9, title, color=color, ha="center", fontsize=12)
     axes.set(xlim=(-1.8, 13.0), ylim=(0.4, count + 1.3))
     axes.axis("off")
-    save(figure, path)
-
-
-def save(figure, path):
-    """Write a figure as PNG and close it."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, bbox_inches="tight")
-    plt.close(figure)
-    write_atomically(path, buffer.getvalue())
-    print(f"wrote {path}")
+    plotting.save(figure, path)

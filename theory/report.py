@@ -2,7 +2,6 @@
 
 Times and training curves are not here: theory/study.py measures those.
 """
-import re
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -10,19 +9,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import data
+import config
 import model
 import quant
+import training
+from results import table
 from theory import autodiff, graph
 from theory.autodiff import DERIVATIVES, TRANSPOSITIONS, Dual, differentiate, interpret
 
-SPECS = {"float32": None, "W8A8": quant.Spec(8, 8), "W2A4": quant.Spec(2, 4)}
+WIDTHS = {"float32": None, "W8A8": (8, 8), "W2A4": (2, 4)}      # of weights and activations
+
+
+def loss_of(params, images, labels, layers, hyper):
+    """model.loss as a function of its list of (w, b); the scales are those of `layers`."""
+    layers = [layer._replace(w=w, b=b) for layer, (w, b) in zip(layers, params)]
+    return model.loss(layers, images, labels, hyper)
 
 
 class Case(NamedTuple):
     """A loss(params, images, labels) with arguments to call it on."""
-    loss: Any
-    params: list
+    loss: Any                   # loss_of with its layers and hyper given
+    params: list                # of (w, b)
     images: jax.Array           # uint8 [B, I]
     labels: jax.Array           # uint8 [B]
 
@@ -31,20 +38,31 @@ class Case(NamedTuple):
         return lambda params: self.loss(params, self.images, self.labels)
 
 
-def load_splits(settings):
-    """(train, val), each a data.Split."""
-    train, _ = data.load(settings.DATASET, settings.DATA_DIR, settings.LAYER_SIZES)
-    return data.split_val(train, settings.VAL_EXAMPLES, settings.BATCH_SIZE)
+def hyper_of(settings, name):
+    """The Hyper of a name in WIDTHS."""
+    if WIDTHS[name] is None:
+        return config.hyper(settings, QAT_ENABLE=False)
+    weight_bits, activation_bits = WIDTHS[name]
+    return config.hyper(settings, QAT_ENABLE=True, WEIGHT_BITS=weight_bits,
+                        ACTIVATION_BITS=activation_bits)
+
+
+def start(settings, hyper, train):
+    """The initial Layers, with scales calibrated on train images unless in float32."""
+    layers = model.init(jax.random.key(settings.SEED), hyper)
+    if not hyper.QAT_ENABLE:
+        return layers
+    return model.calibrate(layers, train.images[:training.CALIBRATION_IMAGES], hyper)
 
 
 def make_cases(settings, train):
-    """dict of name -> Case: initial parameters, first batch, scales calibrated on 1,024 images."""
-    params = model.init(jax.random.key(settings.SEED), settings.LAYER_SIZES)
-    batch = [jnp.asarray(part[:settings.BATCH_SIZE]) for part in train]
-    cases, calibrate = {}, jax.jit(model.calibrate, static_argnames="spec")
-    for name, spec in SPECS.items():
-        scales = spec and calibrate(params, train.images[:1024], spec=spec)
-        cases[name] = Case(partial(model.loss, scales=scales, spec=spec), params, *batch)
+    """dict of name -> Case: initial parameters and the first batch."""
+    batch, cases = [jnp.asarray(part[:settings.BATCH_SIZE]) for part in train], {}
+    for name in WIDTHS:
+        hyper = hyper_of(settings, name)
+        layers = start(settings, hyper, train)
+        params = [(layer.w, layer.b) for layer in layers]
+        cases[name] = Case(partial(loss_of, layers=layers, hyper=hyper), params, *batch)
     return cases
 
 
@@ -83,12 +101,6 @@ TRUE = look_inside(DERIVATIVES)
 EDITED = look_inside({**DERIVATIVES, "round": lambda i, t, *_: t})
 WHOLE_TIES = dict.fromkeys(["max", "min"], lambda i, t, y, xs, _: jnp.where(xs[i] == y, t, 0.0))
 EDITED_TIES = look_inside({**DERIVATIVES, "round": lambda i, t, *_: t, **WHOLE_TIES})
-
-
-def table(head, *rows):
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def fence(*lines):
@@ -144,7 +156,7 @@ def rules_block(cases):
         used = [f"{uses.get(name, 0)}, {transposed.get(name, 0)}" for uses, transposed in counts]
         rows.append([f"`{name}`", *FORMULAS[name], *used])
     return table(["primitive", "derivative: dy of y = f(a, b)", "transposition: from ct of dy",
-                  "float32 uses", "W8A8 uses"], *rows)
+                  "float32 uses", "W8A8 uses"], rows)
 
 
 def reverse_block(cases):
@@ -182,10 +194,10 @@ def ste_block(cases):
             autodiff.grad(case.loss, rules)(*args) for rules in (TRUE, EDITED, EDITED_TIES)
         ])(*case[1:])
         moved = sum(np.count_nonzero(leaf) for leaf in jax.tree.leaves(true))
-        spec, scales = SPECS[name], case.loss.keywords["scales"]
-        codes = [np.asarray(quant.quantize(w, w_scale, spec.weight_bits))
-                 for (w, _), (_, w_scale) in zip(case.params, scales)]
-        last = quant.code_range(spec.weight_bits)[1]
+        bits = WIDTHS[name][0]
+        codes = [np.asarray(quant.quantize(layer.w, layer.w_scale, bits))
+                 for layer in case.loss.keywords["layers"]]
+        last = quant.code_range(bits)[1]
         ends = sum(np.count_nonzero(np.abs(q) == last) for q in codes) / sum(q.size for q in codes)
         lines += [f"{name}: {100 * ends:.1f} % of the weight codes stand at an end of their range",
                   f"{name}: true gradient of rounding: {moved} of {parameter_count(case):,} "
@@ -217,7 +229,7 @@ def residuals_block(cases):
     totals = [f"{sum(at[n][0].values()):,} | {sum(at[n][1].values()) - sum(at[n][0].values()):,}"
               for n in names]
     return table(["residuals, bytes", "float32, B = 128", "per further image", "W8A8, B = 128",
-                  "per further image"], *rows, ["all", *totals])
+                  "per further image"], [*rows, ["all", *totals]])
 
 
 def largest_residuals_block(cases):
@@ -264,11 +276,3 @@ def jax_bytes_block(cases):
 BLOCKS = {"jaxpr": jaxpr_block, "rules": rules_block, "reverse": reverse_block, "ste": ste_block,
           "residuals": residuals_block, "largest": largest_residuals_block,
           "jax-bytes": jax_bytes_block}
-
-
-def fill(text, blocks):
-    """text with the content between <!-- NAME --> and <!-- end --> replaced by blocks[NAME]."""
-    for name, block in blocks.items():
-        text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)",
-                      lambda match: match.group(1) + block + match.group(2), text, flags=re.DOTALL)
-    return text

@@ -6,22 +6,28 @@ Writes results/autodiff.json, plots/autodiff_graph.png, plots/autodiff_ste.png, 
 between markers in theory/README.md. About a minute; run it on a quiet machine: it takes times.
 With arguments the README stays as it is.
 """
-import statistics
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))      # also as python3 theory/study.py
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
 
 import config
+import experiment
 import model
-from files import read_result, run_script, write_atomically, write_result
+import plotting
+import training
+from benchmarks import timing
+from files import check_writable, read_bytes, write_atomically
+from results import MAX_BYTES, fill, read_result, table, write_result
 from theory import autodiff, graph, report
 from theory.autodiff import DERIVATIVES
-from theory.report import EDITED, SPECS, TRUE, saved_bytes, table
+from theory.report import EDITED, TRUE, saved_bytes
 
 README = Path(__file__).parent / "README.md"
 BLOCK = 64                      # forward-mode directions in one vmapped pass
@@ -30,15 +36,20 @@ BATCHES = (128, 8192)           # images, for recomputation
 STE_EXAMPLES, STE_EPOCHS, STE_RATE = 4096, 8, 0.1
 
 
-def measure(function, *args):
-    """Median and range of REPEATS calls of a compiled function, in milliseconds."""
-    jax.block_until_ready(function(*args))
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        jax.block_until_ready(function(*args))
-        times.append(1e3 * (time.perf_counter() - start))
-    return {"ms": statistics.median(times), "least": min(times), "most": max(times)}
+def measure(programs):
+    """Median and range of REPEATS calls, in milliseconds.
+
+    Args:
+      programs: {name: (compiled function, its arguments)}.
+    Returns:
+      {name: {"ms", "least", "most"}}.
+    """
+    def call(function, args):
+        return jax.block_until_ready(function(*args))
+    seconds = timing.in_turns({name: partial(call, *pair) for name, pair in programs.items()},
+                              REPEATS)
+    return {name: {"ms": 1e3 * float(np.median(times)), "least": 1e3 * min(times),
+                   "most": 1e3 * max(times)} for name, times in seconds.items()}
 
 
 def unit_directions(params, count):
@@ -56,13 +67,13 @@ def measure_modes(case):
     many = unit_directions(case.params, BLOCK)
     one = jax.tree.map(lambda leaf: leaf[0], many)
     batch = case.images, case.labels
-    return {
-        "loss": measure(jax.jit(case.loss), case.params, *batch),
-        "jvp": measure(jax.jit(along), case.params, one, *batch),
-        "jvp_block": measure(jax.jit(along_many), case.params, many, *batch),
-        "our_grad": measure(jax.jit(autodiff.grad(case.loss)), case.params, *batch),
-        "jax_grad": measure(jax.jit(jax.grad(case.loss)), case.params, *batch),
-    }
+    return measure({
+        "loss": (jax.jit(case.loss), (case.params, *batch)),
+        "jvp": (jax.jit(along), (case.params, one, *batch)),
+        "jvp_block": (jax.jit(along_many), (case.params, many, *batch)),
+        "our_grad": (jax.jit(autodiff.grad(case.loss)), (case.params, *batch)),
+        "jax_grad": (jax.jit(jax.grad(case.loss)), (case.params, *batch)),
+    })
 
 
 def measure_recomputation(case, train):
@@ -73,39 +84,41 @@ def measure_recomputation(case, train):
               "keep arguments only": jax.checkpoint(case.loss)}
     rows = []
     for images in BATCHES:
-        batch = [jnp.asarray(part[:images]) for part in train]
+        batch, programs = [jnp.asarray(part[:images]) for part in train], {}
         for name, loss in losses.items():
             # Not grad: without the loss to return, the first forward pass would be dead code.
             program = jax.jit(jax.value_and_grad(loss)).lower(case.params, *batch).compile()
-            rows.append({"policy": name, "batch": images,
-                         "kept_bytes": saved_bytes(loss, case.params, *batch),
-                         "scratch_bytes": program.memory_analysis().temp_size_in_bytes,
-                         **measure(program, case.params, *batch)})
+            programs[name] = program, (case.params, *batch)
+        times = measure(programs)
+        rows += [{"policy": name, "batch": images,
+                  "kept_bytes": saved_bytes(losses[name], case.params, *batch),
+                  "scratch_bytes": program.memory_analysis().temp_size_in_bytes, **times[name]}
+                 for name, (program, _) in programs.items()]
     return rows
 
 
-def train_with(rules, spec, train, val, settings):
+def train_with(rules, hyper, train, val, settings):
     """Validation loss in nats before training and after each epoch, with our grad under `rules`."""
-    params = model.init(jax.random.key(settings.SEED), settings.LAYER_SIZES)
+    layers = model.init(jax.random.key(settings.SEED), hyper)
     steps = STE_EXAMPLES // settings.BATCH_SIZE
     images, labels = (jnp.asarray(part[:steps * settings.BATCH_SIZE]) for part in train)
-    calibrate = jax.jit(model.calibrate, static_argnames="spec")
-    loss = jax.jit(model.loss, static_argnames="spec")
+    loss = jax.jit(model.loss, static_argnames="hyper")
 
     @jax.jit
-    def run_epoch(params, scales, images, labels):
+    def run_epoch(layers, images, labels):
         def step(params, batch):
-            grads = autodiff.grad(model.loss, rules)(params, *batch, scales, spec)
+            grads = autodiff.grad(report.loss_of, rules)(params, *batch, layers, hyper)
             return jax.tree.map(lambda p, g: p - STE_RATE * g, params, grads), None
         batches = (images.reshape(steps, -1, images.shape[1]), labels.reshape(steps, -1))
-        return jax.lax.scan(step, params, batches)[0]
+        params = jax.lax.scan(step, [(layer.w, layer.b) for layer in layers], batches)[0]
+        return [layer._replace(w=w, b=b) for layer, (w, b) in zip(layers, params)]
 
     losses = []
     for epoch in range(STE_EPOCHS + 1):
-        scales = calibrate(params, images[:1024], spec=spec)
-        losses.append(float(loss(params, *val, scales, spec=spec)))
+        layers = model.calibrate(layers, images[:training.CALIBRATION_IMAGES], hyper)
+        losses.append(float(loss(layers, *val, hyper=hyper)))
         if epoch < STE_EPOCHS:
-            params = run_epoch(params, scales, images, labels)
+            layers = run_epoch(layers, images, labels)
     return losses
 
 
@@ -116,14 +129,14 @@ RULES = {"true gradient of rounding": TRUE, "round edited": EDITED,
 def measure_training(train, val, settings):
     """dict of spec name -> rule name -> validation losses in nats, one per epoch from 0."""
     val = jax.device_put(tuple(val))
-    return {name: {rule: train_with(rules, SPECS[name], train, val, settings)
+    return {name: {rule: train_with(rules, report.hyper_of(settings, name), train, val, settings)
                    for rule, rules in RULES.items()} for name in ("W8A8", "W2A4")}
 
 
 def draw_training(result, path):
     """Validation loss by epoch under each rule, one panel per width."""
-    plt = graph.plt
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
     styles = [(graph.GREY, "s", ":"), (graph.BLUE, "^", "--"), (graph.ORANGE, "o", "-")]
     for axes, (name, losses) in zip(panels, result.items()):
         for (rule, values), (color, marker, line) in zip(losses.items(), styles):
@@ -132,8 +145,7 @@ def draw_training(result, path):
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("validation loss (nats)")
     panels[1].legend(loc="center right", frameon=False)
-    figure.tight_layout()
-    graph.save(figure, path)
+    plotting.save(figure, path)
 
 
 def modes_table(result):
@@ -147,25 +159,26 @@ def modes_table(result):
     return table(
         ["under jit, float32, B = 128", "one pass, ms: median (range)",
          f"all {parameters:,} derivatives"],
-        [*row("the loss alone", "loss", 1)[:2], "none"],
-        row("forward mode, one direction", "jvp", parameters),
-        row(f"forward mode, {BLOCK} directions by vmap", "jvp_block", parameters / BLOCK),
-        row("reverse mode, our grad", "our_grad", 1), row("reverse mode, jax.grad", "jax_grad", 1))
+        [[*row("the loss alone", "loss", 1)[:2], "none"],
+         row("forward mode, one direction", "jvp", parameters),
+         row(f"forward mode, {BLOCK} directions by vmap", "jvp_block", parameters / BLOCK),
+         row("reverse mode, our grad", "our_grad", 1),
+         row("reverse mode, jax.grad", "jax_grad", 1)])
 
 
 def recomputation_table(result):
     return table(["jax.checkpoint", "B", "bytes kept by jax.vjp", "scratch bytes under jit",
                   "loss and gradient under jit, ms: median (range)"],
-                 *([r["policy"], r["batch"], f"{r['kept_bytes']:,}", f"{r['scratch_bytes']:,}",
-                    f"{r['ms']:.1f} ({r['least']:.1f} to {r['most']:.1f})"]
-                   for r in result["recomputation"]))
+                 [[r["policy"], r["batch"], f"{r['kept_bytes']:,}", f"{r['scratch_bytes']:,}",
+                   f"{r['ms']:.1f} ({r['least']:.1f} to {r['most']:.1f})"]
+                  for r in result["recomputation"]])
 
 
 def training_table(result):
     rows = [[name, rule, f"{values[0]:.3f}", f"{values[-1]:.3f}"]
             for name, losses in result["training"].items() for rule, values in losses.items()]
     return table(["width", "rule", "validation loss before, nats", f"after {STE_EPOCHS} epochs"],
-                 *rows)
+                 rows)
 
 
 TABLES = {"modes": modes_table, "recomputation": recomputation_table, "training": training_table}
@@ -173,23 +186,26 @@ TABLES = {"modes": modes_table, "recomputation": recomputation_table, "training"
 
 def main(argv):
     settings = config.load(argv, __doc__)
-    train, val = report.load_splits(settings)
-    cases = report.make_cases(settings, train)
+    check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
+    experiment.set_up(settings)
+    data = experiment.load_data(settings)
+    cases = report.make_cases(settings, data.train)
     plots, path = Path(settings.PLOTS_DIR), Path(settings.RESULTS_DIR) / "autodiff.json"
     case = cases["float32"]
-    training = measure_training(train, val, settings)
-    write_result(path, settings, repeats=REPEATS, block=BLOCK, modes=measure_modes(case),
+    losses = measure_training(data.train, data.val, settings)
+    write_result(path, settings._asdict(), repeats=REPEATS, block=BLOCK, modes=measure_modes(case),
                  parameters=report.parameter_count(case),
-                 recomputation=measure_recomputation(case, train), training=training)
+                 recomputation=measure_recomputation(case, data.train), training=losses)
     graph.draw(graph.trace(case.loss, *case[1:]), plots / "autodiff_graph.png")
-    draw_training(training, plots / "autodiff_ste.png")
+    draw_training(losses, plots / "autodiff_ste.png")
     if argv:
         return                                  # the README tells of the default configuration
     blocks = {name: make(cases) for name, make in report.BLOCKS.items()}
     blocks |= {name: make(read_result(path)) for name, make in TABLES.items()}
-    write_atomically(README, report.fill(README.read_text(), blocks).encode())
+    text = read_bytes(README, MAX_BYTES).decode("utf-8")
+    write_atomically(README, fill(text, blocks).encode())
     print(f"wrote {README}")
 
 
 if __name__ == "__main__":
-    run_script(main)
+    config.run_script(main)
