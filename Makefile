@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: setup train inference ablation test parity bench readme clean
+.PHONY: setup train inference ablation test parity bench drill soak fuzz readme clean
 
 setup: .venv/installed
 .venv/installed: requirements.txt
@@ -35,6 +35,15 @@ bench: .venv/installed-bench
 	$(PY) -B -m benchmarks.parity
 	$(PY) -B -m benchmarks.training $(ARGS)
 	$(PY) -B -m benchmarks.inference $(ARGS)
+
+drill: .venv/installed
+	$(PY) -B -m benchmarks.drill $(ARGS)
+
+soak: .venv/installed
+	$(PY) -B -m benchmarks.soak $(ARGS)
+
+fuzz: .venv/installed
+	$(PY) -B -m benchmarks.fuzz $(ARGS)
 
 readme: .venv/installed
 	$(PY) -B -m benchmarks.tables

@@ -148,9 +148,9 @@ def run(study, settings):
                          rank=experiment.completed(content), **content,
                          dataset={"name": data.name, "sha256": data.sha256},
                          wall_seconds=time.perf_counter() - start)
-    plotting.draw(name, folder, folder)
+    plot = plotting.draw(name, folder, folder)
     if results.publish(folder / f"{name}.json", settings.RESULTS_DIR):
-        plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)
+        results.copy(plot, settings.PLOTS_DIR)
     runs.finish(folder)
 
 

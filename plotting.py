@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure        # not pyplot: no screen is needed, nothing global
-from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator, ScalarFormatter
 
 import stats
 from files import write_atomically
@@ -31,7 +31,7 @@ def save(figure, path):
 def _power_ticks(axis):
     """Log ticks that read 1e-4, 1e-3, ... and nothing between."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{round(np.log10(value))}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def _plain_log(axis):
@@ -42,7 +42,7 @@ def _plain_log(axis):
     ticks = [step * 10.0**power for power in range(-4, 6) for step in steps]
     axis.set_ticks([tick for tick in ticks if low <= tick <= high])
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def _values(rows, key, worst):
@@ -231,7 +231,7 @@ def _scaling(result):
         axes.set(xscale="log", yscale="log", xlabel=labels[axis])
         axes.set_xticks(x[::2] if len(x) > 4 else x)
         axes.xaxis.set_major_formatter(ScalarFormatter())
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
         if axis != "width":
             axes.set_ylim(0.1, 2)
         _plain_log(axes.yaxis)
@@ -248,8 +248,9 @@ PLOTS = {"lr_ablation": (_lr_ablation, "lr_ablation.png"),
 
 
 def draw(name, results_dir, plots_dir):
-    """Draw results_dir/NAME.json into its PNG in plots_dir."""
+    """Draw results_dir/NAME.json into its PNG in plots_dir; returns the PNG's path."""
     function, file = PLOTS[name]
-    result = read_result(Path(results_dir) / f"{name}.json")
+    result, path = read_result(Path(results_dir) / f"{name}.json"), Path(plots_dir) / file
     with matplotlib.rc_context(STYLE):
-        save(function(result), Path(plots_dir) / file)
+        save(function(result), path)
+    return path

@@ -102,16 +102,21 @@ def publish(source, folder):
     Returns:
       whether it was copied.
     """
-    target = Path(folder) / source.name
-    rank = read_result(source)["rank"]
+    target, rank = Path(folder) / source.name, read_result(source)["rank"]
     with contextlib.suppress(InputError):       # what is missing or damaged is not better
         kept = read_result(target).get("rank")
         if isinstance(kept, (int, float)) and kept > rank:
             print(f"{target} stays: its rank {kept:g} is higher than {rank:g}")
             return False
+    copy(source, folder)
+    return True
+
+
+def copy(source, folder):
+    """Copy a file into a folder, atomically."""
+    target = Path(folder) / source.name
     write_atomically(target, read_bytes(source, MAX_BYTES))
     print(f"wrote {target}")
-    return True
 
 
 def table(header, rows):

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -112,6 +113,7 @@ class Drill:
 
     def __init__(self, folder, rng, commands=(RUN, SWEEP)):
         self.folder, self.rng, self.homes, self.resumed = Path(folder), rng, 0, 0
+        self.running = {}                       # command -> the Home whose run is being killed
         full = data.load(ROOT / "datasets" / "mnist")
         for pair, split, rows in zip(data.FILES, (full.train, full.test), (1_000, 200)):
             part = Split(split.images[:rows].reshape(-1, 28, 28), split.labels[:rows])
@@ -187,175 +189,144 @@ class Drill:
         self.finish(home)
         self.is_complete(home)
 
-    # The faults. Each yields what it does to one run: a function that raises Failed.
+    # The faults. Each is one test of one run, and raises Failed.
 
-    def kills(self, command, times, in_save):
-        """kill -9, over and over, of a run that goes on after each until it ends."""
-        home, killed = self.home(command), 0
-        while killed < times:
+    def kill(self, command, in_save, last=False):
+        """kill -9 of a run that goes on after each until it ends; the last time, let it end."""
+        home = self.running.pop(command, None) or self.home(command)
+        while not self._killed(home, in_save):
+            self.is_complete(home)
+            home = self.home(command)
+        self.is_whole(home)
+        if last:
+            self.recovers(home)
+        else:
+            self.running[command] = home
+
+    def _killed(self, home, in_save):
+        """Whether the kill came before the end; in a save it must have left a temporary file."""
+        while True:
             process = self.start(home)
             if in_save:
                 _wait_for_save(process, home, self.rng)
             else:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(self.rng.uniform(0, self.seconds[command]))
+                    process.wait(self.rng.uniform(0, self.seconds[home.command]))
             process.kill()
-            if process.wait() == -9:
-                process.stderr.close()
-                if not in_save or home.temporary():
-                    killed += 1
-                    yield lambda: self.is_whole(home)
-            else:
+            if process.wait() != -9:
                 self.ends_well(process)
-                self.is_complete(home)
-                home = self.home(command)
+                return False
+            process.stderr.close()
+            if not in_save or home.temporary():
+                return True
+
+    def full_disk(self, command, pattern):
+        """A write of one kind fails in its middle; later there is room again."""
+        home = self.home(command)
+        self.is_refused(self.start(home, inject=("disk", pattern)))
         self.recovers(home)
 
-    def full_disk(self, command, patterns):
-        """Each kind of write fails in its middle; later there is room again."""
-        for pattern in patterns:
-            home = self.home(command)
+    def small_disk(self, command, name, size):
+        """A folder is a tmpfs on which its files fit no second time."""
+        home = self.home(command)
+        with _tmpfs(home, name):
+            _mount("-o", f"remount,size={size}", home.folder / name)
+            self.is_refused(self.start(home))
+            _mount("-o", "remount,size=64m", home.folder / name)
+            self.recovers(home)
 
-            def strike():
-                self.is_refused(self.start(home, inject=("disk", pattern)))
-                self.recovers(home)
-            yield strike
-
-    def small_disk(self, command, sizes, mount):
-        """A tmpfs on which one kind of file fits no second time."""
-        for name, size in sizes.items():
-            home = self.home(command)
-
-            def strike():
-                with mount(home, name):
-                    _mount("-o", f"remount,size={size}", home.folder / name)
-                    self.is_refused(self.start(home))
-                    _mount("-o", "remount,size=64m", home.folder / name)
-                    self.recovers(home)
-            yield strike
-
-    def read_only(self, command, names, mount):
+    def read_only(self, command, name):
         """A folder becomes read-only after the first epochs."""
-        for name in names:
-            home = self.home(command)
+        home = self.home(command)
+        with _tmpfs(home, name):
+            process = self.start(home)
+            _wait_for_state(process, home)
+            while subprocess.run(["mount", "-o", "remount,ro", home.folder / name],
+                                 stderr=subprocess.DEVNULL).returncode:
+                time.sleep(0.001)               # busy: a file is being written
+            self.is_refused(process)
+            _mount("-o", "remount,rw", home.folder / name)
+            self.recovers(home)
 
-            def strike():
-                with mount(home, name):
-                    process = self.start(home)
-                    _wait_for_state(process, home)
-                    while subprocess.run(["mount", "-o", "remount,ro", home.folder / name],
-                                         stderr=subprocess.DEVNULL).returncode:
-                        time.sleep(0.001)       # busy: a file is being written
-                    self.is_refused(process)
-                    _mount("-o", "remount,rw", home.folder / name)
-                    self.recovers(home)
-            yield strike
-
-    def lost_folder(self, command, names):
+    def lost_folder(self, command, name):
         """A folder is taken away after the first epochs, and a file stands in its place."""
-        for name in names:
-            home = self.home(command)
+        home = self.home(command)
+        process, folder = self.start(home), home.folder / name
+        _wait_for_state(process, home)
+        aside = folder.rename(home.folder / "aside")
+        while not folder.is_file():             # the run may make the folder again
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                folder.touch(exist_ok=False)
+        self.is_refused(process)
+        folder.unlink()
+        aside.rename(folder)
+        self.recovers(home)
 
-            def strike():
-                process, folder = self.start(home), home.folder / name
-                _wait_for_state(process, home)
-                aside = folder.rename(home.folder / "aside")
-                while not folder.is_file():
-                    shutil.rmtree(folder, ignore_errors=True)
-                    with contextlib.suppress(OSError):
-                        folder.touch(exist_ok=False)
-                self.is_refused(process)
-                folder.unlink()
-                aside.rename(folder)
-                self.recovers(home)
-            yield strike
-
-    def twins(self, command, times):
+    def twins(self, command):
         """The same command twice at once: both end the same way, or one is refused."""
-        for _ in range(times):
-            home = self.home(command)
+        home = self.home(command)
+        pair = [self.start(home) for _ in range(2)]
+        said = [process.communicate()[1] for process in pair]
+        ends = sorted((process.returncode, text.count("\n")) for process, text in zip(pair, said))
+        require(ends in ([(0, 0), (0, 0)], [(0, 0), (2, 1)]), f"{ends}: {said}")
+        self.is_complete(home)
 
-            def strike():
-                pair = [self.start(home), self.start(home)]
-                for process in pair:
-                    process.stderr_text = process.communicate()[1]
-                codes = sorted(process.returncode for process in pair)
-                require(codes in ([0, 0], [0, 2]), f"exits {codes}")
-                for process in pair:
-                    require(process.stderr_text.count("\n") == bool(process.returncode),
-                            process.stderr_text)
-                self.is_complete(home)
-            yield strike
-
-    def rivals(self, times):
+    def rivals(self):
         """Runs of two seeds write the same weights at once: one of them wins whole."""
-        for _ in range(times):
-            home = self.home(RUN)
+        home = self.home(RUN)
+        for process in [self.start(home, f"--SEED={seed}") for seed in (0, 1)]:
+            self.ends_well(process)
+        for folder, name in (("WEIGHTS", "weights_int8.npz"), ("RESULTS", "train.json")):
+            each = [comparable(path) for path in home.folder.glob(f"RUNS/train-*/{name}")]
+            require(len(each) == 2 and comparable(home.folder / folder / name) in each,
+                    f"{name} is of neither")
+        require(not home.temporary(), "a temporary file is left")
 
-            def strike():
-                pair = [self.start(home, f"--SEED={seed}") for seed in (0, 1)]
-                for process in pair:
-                    self.ends_well(process)
-                for folder, name in (("WEIGHTS", "weights_int8.npz"), ("RESULTS", "train.json")):
-                    each = [comparable(path) for path in home.folder.glob(f"RUNS/train-*/{name}")]
-                    require(len(each) == 2 and comparable(home.folder / folder / name) in each,
-                            f"{name} is of neither")
-                require(not home.temporary(), "a temporary file is left")
-            yield strike
+    def blow_up(self, quantized):
+        """A learning rate that leaves nothing to use."""
+        home = self.home(RUN)
+        before = home.content()
+        self.is_refused(self.start(home, "--LEARNING_RATE=1000", f"--QAT_ENABLE={quantized}"))
+        after = {path: content for path, content in home.content().items()
+                 if path.suffix != ".csv"}
+        require(after == before, f"changed or left: {sorted(map(str, after.keys() ^ before))}")
 
-    def blow_up(self, kinds):
-        """A learning rate at which the loss leaves the finite numbers."""
-        for quantized in kinds:
-            home = self.home(RUN)
-
-            def strike():
-                before = {path: comparable(home.folder / path) for path in home.files()}
-                self.is_refused(self.start(home, "--LEARNING_RATE=1000",
-                                           f"--QAT_ENABLE={quantized}"))
-                after = home.content() if not list(home.folder.glob("RUNS/*/state*")) else None
-                require(after is not None, "the state of a run that can't go on stays")
-                require(all(after.get(path) == before[path] for path in before), "old files changed")
-                require(not list(home.folder.glob("RUNS/*/weights*")), "weights were saved")
-            yield strike
-
-    def clock(self, command, times):
+    def clock(self, command):
         """The time of day goes back an hour at the first save."""
-        for _ in range(times):
-            home = self.home(command)
+        home = self.home(command)
+        self.finish(home, inject=("clock", "state*.npz"))
+        self.is_complete(home)
 
-            def strike():
-                self.finish(home, inject=("clock", "state*.npz"))
-                self.is_complete(home)
-            yield strike
-
-    def damaged_cache(self, kinds):
-        """Every compiled program is cut off, garbled, emptied, or its writer killed."""
-        for damage in kinds:
-            home = self.home(RUN)
-            cache = home.folder / "cache"
-
-            def strike():
-                process = self.start(home, cache=cache)
-                if damage == "killed":
-                    while not list(cache.rglob("*jit_on_mesh*")) and process.poll() is None:
-                        time.sleep(0.0001)
-                    process.kill()
-                    process.communicate()
-                else:
-                    self.ends_well(process)
-                    for path in cache.rglob("*-cache"):
-                        path.write_bytes(_damage(path.read_bytes(), damage, self.rng))
-                for _ in range(2):              # rebuilt by the first, used by the second
-                    self.finish(home, cache=cache)
-                    self.is_complete(home)
-            yield strike
+    def damaged_cache(self, damage):
+        """Every compiled program is cut off, garbled or emptied, or its writer is killed."""
+        home = self.home(RUN)
+        cache = home.folder / "cache"
+        process = self.start(home, cache=cache)
+        if damage == "killed":
+            while process.poll() is None and not list(cache.rglob("jit_on_mesh*-cache")):
+                time.sleep(0.0001)
+            process.kill()
+            process.communicate()
+        else:
+            self.ends_well(process)
+            for path in cache.rglob("*-cache"):
+                path.write_bytes(_damage(path.read_bytes(), damage, self.rng))
+        for _ in range(2):                      # rebuilt by the first, used by the second
+            self.finish(home, cache=cache)
+            self.is_complete(home)
 
 
 def _damage(content, kind, rng):
     """The bytes of a file, damaged."""
-    return {"truncated": content[:rng.randrange(len(content))], "emptied": b"",
-            "garbled": rng.randbytes(64) + content[64:],
-            "one bit": content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]}[kind]
+    if kind == "truncated":
+        return content[:rng.randrange(len(content))]
+    if kind == "garbled":
+        return rng.randbytes(64) + content[64:]
+    if kind == "one bit":
+        middle = len(content) // 2
+        return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1:]
+    return b""
 
 
 def _wait_for_state(process, home):
@@ -404,54 +375,51 @@ def can_mount():
 
 
 def plan(drill, kills):
-    """[(fault, how many times, its generator)], the whole drill."""
+    """[(fault, its tests)], the whole drill."""
     late = {RUN: ("WEIGHTS/weights*", "RUNS/*/train.json", "RESULTS/train.json"),
             SWEEP: ("RUNS/*/*.json", "RUNS/*/*.png", "RESULTS/*.json", "PLOTS/*.png")}
+    sizes = {"RUNS": "128k", "WEIGHTS": "64k", "RESULTS": "4k"}     # less than twice what is there
     plans = []
     for what, command in (("a run", RUN), ("a sweep", SWEEP)):
-        plans += [(f"kill -9 of {what} at a random moment", kills - kills // 2,
-                   drill.kills(command, kills - kills // 2, in_save=False)),
-                  (f"kill -9 of {what} inside a save", kills // 2,
-                   drill.kills(command, kills // 2, in_save=True))]
-        patterns = ("state*.npz", "history*.csv", "append", *late[command])
-        plans.append((f"disk full in {what} (file size limit)", len(patterns),
-                      drill.full_disk(command, patterns)))
+        for in_save, moment in ((False, "at a random moment"), (True, "inside a save")):
+            times = kills // 2
+            plans.append((f"kill -9 of {what} {moment}",
+                          [partial(drill.kill, command, in_save, last=i == times - 1)
+                           for i in range(times)]))
+        plans.append((f"disk full in {what} (file size limit)",
+                      [partial(drill.full_disk, command, pattern)
+                       for pattern in ("state*.npz", "history*.csv", "append", *late[command])]))
     if can_mount():
-        sizes = {"RUNS": "128k", "WEIGHTS": "64k", "RESULTS": "4k"}
-        plans += [("disk full in a run (small tmpfs)", 3, drill.small_disk(RUN, sizes, _tmpfs)),
-                  ("folder turns read-only in a run", 3, drill.read_only(RUN, sizes, _tmpfs))]
+        plans += [("disk full in a run (small tmpfs)",
+                   [partial(drill.small_disk, RUN, *size) for size in sizes.items()]),
+                  ("folder turns read-only in a run",
+                   [partial(drill.read_only, RUN, name) for name in sizes])]
     else:
-        print("small tmpfs, read-only folders: skipped, because mounting needs root")
+        print("small tmpfs and read-only folders: skipped, because mounting needs root")
     return plans + [
-        ("folder lost in a run", 3, drill.lost_folder(RUN, FOLDERS[:3])),
-        ("the same run twice at once", 5, drill.twins(RUN, 5)),
-        ("two runs, the same weights file at once", 5, drill.rivals(5)),
-        ("learning rate that blows up", 2, drill.blow_up((True, False))),
-        ("clock that goes back an hour", 2, drill.clock(RUN, 2)),
-        ("damaged compile cache", 5, drill.damaged_cache(
-            ("truncated", "emptied", "garbled", "one bit", "killed")))]
+        ("folder lost in a run", [partial(drill.lost_folder, RUN, name) for name in sizes]),
+        ("the same run twice at once", [partial(drill.twins, RUN)] * 5),
+        ("two runs, the same weights file at once", [drill.rivals] * 5),
+        ("learning rate that blows up", [partial(drill.blow_up, flag) for flag in (True, False)]),
+        ("clock that goes back an hour", [partial(drill.clock, RUN), partial(drill.clock, SWEEP)]),
+        ("damaged compile cache", [partial(drill.damaged_cache, damage) for damage in
+                                   ("truncated", "emptied", "garbled", "one bit", "killed")])]
 
 
 def run(plans, bar):
     """[{fault, times, survived, failures}] of a plan."""
     rows = []
-    for fault, times, strikes in plans:
-        failures, done = [], 0
-        try:
-            for strike in strikes:
-                done += 1
-                try:
-                    strike()
-                except (Failed, OSError, ValueError, zipfile.BadZipFile) as error:
-                    failures.append(f"{type(error).__name__}: {error}")
-                bar.update()
-        except (Failed, OSError, ValueError) as error:      # a run that could not go on
-            failures.append(f"{type(error).__name__}: {error}")
-            bar.update(times - done)
-        rows.append({"fault": fault, "times": times, "survived": times - len(failures),
+    for fault, tests in plans:
+        failures = []
+        for test in tests:
+            try:
+                test()
+            except (Failed, OSError, ValueError, zipfile.BadZipFile) as error:
+                failures.append(f"{type(error).__name__}: {error}")
+                bar.write(f"{fault}: {failures[-1]}")
+            bar.update()
+        rows.append({"fault": fault, "times": len(tests), "survived": len(tests) - len(failures),
                      "failures": failures})
-        for failure in failures:
-            bar.write(f"{fault}: {failure}")
     return rows
 
 
@@ -463,7 +431,7 @@ def main(argv):
     with tempfile.TemporaryDirectory() as folder:
         drill = Drill(folder, random.Random(settings["seed"]))
         plans = plan(drill, settings["kills"])
-        with tqdm(total=sum(times for _, times, _ in plans), unit="fault") as bar:
+        with tqdm(total=sum(len(tests) for _, tests in plans), unit="fault") as bar:
             rows = run(plans, bar)
     print(results.table(["fault", "times", "survived"],
                         [[row["fault"], row["times"], row["survived"]] for row in rows]))

@@ -26,6 +26,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Callable, NamedTuple
+from unittest import mock
 
 import numpy as np
 from tqdm import tqdm
@@ -122,7 +123,13 @@ def recipes(folder):
     # JSON's lists, texts and truth values are TOML's.
     seeds.append("".join(f"{name} = {json.dumps(every[name])}\n" for name in every).encode())
     seeds.append(b'a.b = {c = [1, 0x1f, 1979-05-27, \'x\']}\n[t]\n[[u.v]]\nw = """y"""\n')
-    return Loader(seeds, mutate.text, path.write_bytes, lambda: config.load([str(path)]))
+    constants = config._read_constants()        # of config.py itself, 95 % of the time
+
+    def load():
+        with mock.patch.object(config, "_read_constants", lambda: constants):
+            return config.load([str(path)])
+
+    return Loader(seeds, mutate.text, path.write_bytes, load)
 
 
 def idx(folder):

@@ -52,7 +52,8 @@ def float_onnx(params):
 
 def make_contenders(network):
     """Name to function from images to logits; engines that are missing are named and left out."""
-    params = [(layer.w, layer.b) for layer in model.from_network(network)[0]]
+    params = [(layer.w.astype(np.float32), layer.b.astype(np.float32))
+              for layer in model.from_network(network)[0]]
 
     def onnx_int8():
         from deploy import to_onnx

@@ -127,9 +127,9 @@ def _npy(random, content):
             values = raw(random, values)
         case 3 | 4:                             # a value, or any token
             tokens = re.findall(r"'[^']*'|\([^)]*\)|\w+|.", header.rstrip())
-            wide = [i for i, token in enumerate(tokens) if len(token) > 1]
-            new = random.choice(HEADERS)
-            tokens[random.choice(wide)] = random.choice((new, repr(new)))
+            wide = [i for i, token in enumerate(tokens) if len(token) > 1] or [len(tokens)]
+            at, new = random.choice(wide), random.choice(HEADERS)
+            tokens[at:at + 1] = [random.choice((new, repr(new)))]
             header = "".join(tokens)
         case 5:
             header = raw(random, header.encode("latin-1")).decode("latin-1")
@@ -159,10 +159,11 @@ def _members(random, members):
         case 3 | 4 | 5:
             at = next((i for i, member in enumerate(members) if member[0] == "meta.npy"), at)
             name, content = members[at]
+            length = int.from_bytes(content[8:10], "little")
             try:
-                meta = json.loads(str(np.load(io.BytesIO(content))))
+                meta = json.loads(content[10 + length:].decode("utf-32-le"))
                 new = [(name, npy_of_text(_json(random, meta)))]
-            except (ValueError, EOFError, SyntaxError):     # no JSON, or changed already
+            except (ValueError, RecursionError):    # no JSON, or changed already
                 new = [(name, b"")]
         case _:
             new = [(name, _npy(random, content) if len(content) > 99 else b"")]

@@ -8,8 +8,9 @@ import checkpoint
 import data
 import integer
 import main_export
+import model
 import oracle
-from benchmarks import parity
+from benchmarks import inference, parity
 from conftest import ROOT, write_folder, write_idx
 from deploy import engines, to_c, to_web
 
@@ -376,6 +377,19 @@ def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeyp
         assert (code, out, len(err)) == (2, [], 1), arguments
         assert err[0].startswith("error: ")
     assert not (tmp_path / "deploy").exists()
+
+
+def test_benchmarked_engines_give_the_logits_of_their_network(onnx, need):
+    """The integer ones exactly; the float32 ones those of its unrounded weights."""
+    need(engines.find_compiler)
+    network, images = make_network(sizes=(30, 8, 3)), random_images(20, 30)
+    got = {name: run(images) for name, run in inference.make_contenders(network).items()}
+    for name in ("JAX int8", "ONNX Runtime int8", "C"):
+        np.testing.assert_array_equal(got[name], oracle.run(network, images))
+    want = oracle.forward(model.from_network(network)[0], images)
+    for name in ("JAX float32", "ONNX Runtime float32"):
+        assert got[name].dtype == np.float32
+        np.testing.assert_allclose(got[name], want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
 
 
 @pytest.fixture

@@ -57,6 +57,14 @@ def written(path):
     return found
 
 
+@pytest.fixture(autouse=True)
+def blank_plots(monkeypatch):
+    """Figures take longer to draw than these runs to train; other tests look at them."""
+    import plotting
+    monkeypatch.setattr(plotting, "PLOTS", {name: (lambda result: plotting.Figure((1, 1)), file)
+                                            for name, (_, file) in plotting.PLOTS.items()})
+
+
 @pytest.fixture(scope="module")
 def undisturbed(folder, tmp_path_factory):
     """undisturbed(study) -> what it writes when nothing happens."""

@@ -1,18 +1,255 @@
-"""The README's generated blocks."""
+"""The generated blocks of README.md and docs/, and the measurements that they show."""
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
-from benchmarks import tables
+import jax
+import numpy as np
+import pytest
+
+import config
+import main_train
+import results
+import stats
+from benchmarks import scaling, tables, timing, training
+from conftest import CACHE, ROOT
+from files import InputError
+
+MADE = {"command": "python3 study.py --X=1",
+        "environment": {"cpu": "Abacus", "cores": 2, "python": "3.11.7", "jax": "0.10.2",
+                        "numpy": "2.4.6"},
+        "config": {"QAT_ENABLE": True, "WEIGHT_BITS": 8, "ACTIVATION_BITS": 8}}
+FROM_RESULTS = [name for name in tables.TABLES if name not in ("expected_output", "switches",
+                                                                "findings")]
 
 
-def test_every_marker_in_the_readme_has_its_table_and_every_table_its_marker():
-    text = tables.README.read_text()
-    opened, closed = (re.findall(rf"<!-- {slash}(\w+) -->", text) for slash in ("", "/"))
-    assert opened == closed and sorted(opened) == sorted(tables.TABLES)
+def entry_of(label, accuracies):
+    """A model of quant_vs_unquant with one row by accuracy; None for a seed that failed."""
+    rows = [{"test_acc": value, "val_loss": None if value is None else 1 - value,
+             "file_bytes": 207_041, "reload_change": 0.0} for value in accuracies]
+    return {"label": label, "rows": rows,
+            **{key: stats.summarize([row[key] for row in rows]) for key in ("test_acc", "val_loss")}}
+
+
+def quant_result(float32, qat):
+    """results/quant_vs_unquant.json of these test accuracies; free scales have no file."""
+    ptq = entry_of("W8A8\nafter training", qat)
+    for row in ptq["rows"]:
+        del row["file_bytes"], row["reload_change"]
+    tests = [stats.mcnemar(np.array([True, False]), np.array([True, True])) for _ in qat]
+    return {"dataset": {"name": "MNIST"}, "seeds": list(range(len(qat))),
+            "models": {"float32": entry_of("float32", float32), "ptq": ptq,
+                       "qat": entry_of("W8A8\nQAT", qat)},
+            "comparisons": {"qat - float32": {"test_acc": stats.compare_seeds(float32, qat),
+                                              "mcnemar": tests}}, **MADE}
+
+
+def optimizer_result(losses):
+    """results/optimizer.json with the same validation losses for both optimizers."""
+    entry = {"rows": [], "best_rate": 0.1, **{key: stats.summarize(losses)
+                                              for key in ("val_loss", "test_acc", "epochs")}}
+    return {"optimizers": {"SGD": entry, "AdamW": entry},
+            "val_loss_against_sgd": {"AdamW": stats.compare_seeds(losses, losses)}, **MADE}
+
+
+def rate_row(rate, seed, val_loss, status="stopped"):
+    return {"rate": rate, "seed": seed, "val_loss": val_loss, "status": status, "epochs": 9 + seed}
+
+
+def run_of(seed):
+    """A whole run of training_bench."""
+    return {"seed": seed, "start_to_saved_seconds": 20.0, "parts": {"imports": 1.0, "epochs": 15.0},
+            "epoch_count": 22 + seed, "test_acc": 0.98 + seed / 1000, "file_bytes": 207_041,
+            "peak_memory_bytes": None}
+
+
+def made_up(seeds):
+    """Every result that a table shows, with this many seeds."""
+    values = [0.97 + seed / 1000 for seed in range(seeds)]
+    times = [0.5, 0.4, 0.6]
+    runs = [run_of(seed) for seed in range(seeds)]
+    return {
+        "quant_vs_unquant": quant_result(values, values[::-1]),
+        "lr_ablation": {"rows": [rate_row(0.1, seed, value) for seed, value in enumerate(values)],
+                        "best_rate": 0.1, **MADE},
+        "optimizer": optimizer_result(values),
+        "training_bench": {"epochs": {"QAT epoch": times, "matrix products and update alone": times},
+                           "lane_epochs": {"single run": times, "sweep": times}, "lanes": 27,
+                           "gemm_gflops": 100.0, "default": runs, "fast": runs, "fast_again": runs,
+                           **MADE},
+        "inference_bench": {"seconds": {"JAX int8": {"1": times, "10000": times}}, "bits": [8, 8],
+                            "repeats": 3, **MADE},
+        "scaling": {"points": {"lanes": [{"lanes": 1, "seconds": times, "gemm_limit": 0.25}]},
+                    "gemm_gflops": 100.0, **MADE},
+    }
+
+
+def test_every_mark_has_its_table_and_every_table_its_mark():
+    for page, names in tables.PAGES.items():
+        text = (ROOT / page).read_text("utf-8")
+        opened, closed = (re.findall(rf"^<!-- {slash}(\w+) -->$", text, re.MULTILINE)
+                          for slash in ("", "/"))
+        assert opened == closed and sorted(opened) == sorted(names), page
+    assert sorted(name for names in tables.PAGES.values() for name in names) == sorted(tables.TABLES)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("name", FROM_RESULTS)
+def test_table_is_whole_and_says_how_to_make_it_again(name, seeds):
+    text = tables.TABLES[name](made_up(seeds).__getitem__)
+    assert "nan" not in text and "None" not in text
+    assert "`python3 study.py --X=1`" in text and "Abacus, 2 cores" in text
+    for part in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
+        assert len({line.count("|") for line in part.splitlines()}) == 1
+
+
+def test_one_seed_has_no_spread():
+    read = made_up(1).__getitem__
+    assert "| float32 | 97.00 | 1 | 0.0300 | 207,041 | 0 |" in tables.models(read)
+    assert "| W8A8, after training | 97.00 | 1 | 0.0300 | – | – |" in tables.models(read)
+    assert "| 0.1 | 0.9700 | 9 | 1 stopped |" in tables.learning_rates(read)
+    assert "| 98.00 | 1 | – |" in tables.training_speed(read)
+
+
+def test_only_surviving_seeds_are_averaged_and_the_table_says_so():
+    quant = quant_result([0.97, 0.98, 0.99], [0.97, None, 0.99])
+    text = tables.models({"quant_vs_unquant": quant}.__getitem__)
+    assert "| W8A8, QAT | 98.00 ± 1.41 (2 of 3) | 2 | 0.0200 ± 0.0141 (2 of 3) |" in text
+    rows = [rate_row(1.0, 0, None, "diverged"), rate_row(1.0, 1, 0.9, "diverged"),
+            rate_row(0.1, 0, 0.1), rate_row(0.1, 1, 0.3, "capped"), rate_row(0.1, 2, None, "inexact"),
+            rate_row(1e-4, 0, 2.3, "guessing")]
+    text = tables.learning_rates({"lr_ablation": {"rows": rows, "best_rate": 0.1, **MADE}}.get)
+    assert "| 1 | – | 9 to 10 | 2 diverged |" in text
+    assert "| 0.1 | 0.2000 ± 0.1414 (2 of 3) | 9 to 11 | 1 stopped, 1 capped, 1 inexact |" in text
+    assert "| 0.0001 | – | 9 | 1 guessing |" in text
+
+
+def test_a_finding_is_a_line():
+    lines = tables.findings(made_up(3).__getitem__).splitlines()
+    assert len(lines) == 5 and all(line.startswith("- ") for line in lines)
+
+
+def test_switches_are_those_of_the_configuration():
+    lines = tables.switches(None).splitlines()
+    assert [line.split("`")[1] for line in lines[2:]] == list(config.Config._fields)
+
+
+def test_result_without_what_a_table_shows_is_an_input_error():
+    with pytest.raises(InputError, match="table scaling") as caught:
+        tables.render("", ["scaling"], {"scaling": {"points": {}}}.__getitem__)
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_rendering_replaces_a_block_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(tables, "TABLES", {"models": lambda: "fresh"})
+    monkeypatch.setitem(tables.TABLES, "models", lambda read: "fresh")
     text = "before\n<!-- models -->\nstale\nlines\n<!-- /models -->\nafter"
-    once = tables.render(text)
+    once = tables.render(text, ["models"], None)
     assert once == "before\n<!-- models -->\nfresh\n<!-- /models -->\nafter"
-    assert tables.render(once) == once
+    assert tables.render(once, ["models"], None) == once
+
+
+def test_check_tells_a_stale_page_and_writing_mends_it(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "PAGES", {"docs/switches.md": ["switches"]})
+    (tmp_path / "docs").mkdir()
+    page = Path(shutil.copy(ROOT / "docs" / "switches.md", tmp_path / "docs"))
+    assert script(tables.main)[0] == 0
+    fresh = page.read_text("utf-8")
+    assert "`LEARNING_RATE`" in fresh and script(tables.main, "--check") == (0, [], [])
+    page.write_text(fresh.replace("LEARNING_RATE", "OLD_RATE"), "utf-8")
+    assert script(tables.main, "--check") == (1, [], [f"{page} is stale"])
+    assert "OLD_RATE" in page.read_text("utf-8")
+    assert script(tables.main) == (0, [f"wrote {page}"], []) and page.read_text("utf-8") == fresh
+
+
+def test_expected_output_is_what_training_prints(script, folder, tmp_path):
+    code, out, _ = script(
+        main_train.main, "--LAYER_SIZES=784,10", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1",
+        "--BATCH_SIZE=32", f"--CACHE_DIR={CACHE}", f"--DATA_DIR={folder}",
+        *(f"--{name}={tmp_path / name}" for name in training.FOLDERS))
+    path = tmp_path / "RESULTS_DIR" / "train.json"
+    text = tables.expected_output({"train": results.read_result(path)}.get)
+    text = text.replace("weights/", f"{tmp_path / 'WEIGHTS_DIR'}/")
+    end = next(i for i, line in enumerate(out) if line.startswith("capped"))
+    assert code == 0 and text.splitlines()[1:-1] == out[end:end + 4]
+
+
+def test_contenders_take_turns_after_a_first_call_each():
+    calls = []
+    times = timing.in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, 2, 3)
+    assert "".join(calls) == "ab" + 2 * "aaabbb"
+    assert [len(times[name]) for name in "ab"] == [2, 2]
+
+
+@pytest.mark.parametrize("sizes", [(6, 3), (6, 5, 4, 3)])
+def test_floor_epoch_computes_every_layers_update(sizes):
+    """Two steps against the same products in float64, in the order of the chain rule."""
+    hyper = config.hyper(config.load([]), LAYER_SIZES=sizes, BATCH_SIZE=7, QAT_ENABLE=False)
+    x = np.float64(jax.random.uniform(jax.random.key(1), (7, 6))) * 1e-2
+    weights = [np.float64(w) for w, _ in training.float_params(hyper)]
+    for _ in range(2):
+        inputs = [x]
+        for w in weights:
+            inputs.append(inputs[-1] @ w)
+        d, updates = inputs.pop(), []
+        for h, w in zip(inputs[::-1], weights[::-1]):
+            updates.insert(0, h.T @ d)
+            d = d @ w.T
+        weights = [w - 1e-6 * update for w, update in zip(weights, updates)]
+    for ours, want in zip(training.floor_epoch(hyper, 2)(), weights, strict=True):
+        np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-7)    # float32 rounding
+
+
+def test_operations_of_an_epoch_are_those_of_its_products():
+    """Forward and dw for each layer, dx for all but the first: 2 operations a multiply-add."""
+    assert training.flops_per_epoch((5, 3), 2, 7) == 2 * 7 * 2 * (2 * 15)
+    assert training.flops_per_epoch((5, 3, 4), 2, 7) == 2 * 7 * 2 * (2 * 15 + 3 * 12)
+
+
+@pytest.fixture
+def fake_training(monkeypatch):
+    """main_train.py replaced: it notes its arguments and writes the train.json it is asked for."""
+    calls = []
+
+    def run(command, **options):
+        given = dict(word[2:].split("=", 1) for word in command if word.startswith("--"))
+        calls.append((command, given))
+        if given["SEED"] == "13":
+            return subprocess.CompletedProcess(command, 2, "", "noise\nerror: bad luck\n")
+        row = {"epochs": 4, "test_acc": 0.98, "file_bytes": 1}
+        results.write_result(f"{given['RESULTS_DIR']}/train.json", {}, row=row, seconds={"data": 1.0},
+                             wall_seconds=2.0, peak_memory_bytes=3)
+        return subprocess.CompletedProcess(command, 0, "", "")
+    monkeypatch.setattr(subprocess, "run", run)
+    return calls
+
+
+def test_whole_runs_use_the_given_switches_and_folders_of_their_own(fake_training):
+    runs = training.whole_runs(["recipes/fast.toml", "--WEIGHT_BITS=4", "--RESULTS_DIR=mine"],
+                               range(5, 7))
+    assert [run["seed"] for run in runs] == [5, 6] and runs[0]["epoch_count"] == 4
+    for command, given in fake_training:
+        assert "recipes/fast.toml" in command and given["WEIGHT_BITS"] == "4"
+        assert given["CACHE_DIR"] == ""
+        places = {given[name] for name in training.FOLDERS}
+        assert len(places) == 4 and not any(ROOT.is_relative_to(p) or p == "mine" for p in places)
+
+
+def test_cached_runs_share_a_cache_that_one_more_run_fills(fake_training):
+    assert len(training.whole_runs([], range(2), cached=True)) == 2
+    caches = [given["CACHE_DIR"] for _, given in fake_training]
+    assert len(caches) == 3 and len(set(caches)) == 1 and caches[0]
+
+
+def test_a_failed_run_is_an_input_error_with_its_reason(fake_training):
+    with pytest.raises(InputError, match="bad luck") as caught:
+        training.whole_run([], 13)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_point_of_the_scaling_study_changes_its_axis_alone():
+    settings = config.load(["--LAYER_SIZES=100,7,5,3", "--BATCH_SIZE=32"])
+    assert scaling.changes(settings) == {"BATCH_SIZE": 32, "LAYER_SIZES": (100, 7, 5, 3)}
+    assert scaling.changes(settings, batch=64)["BATCH_SIZE"] == 64
+    assert scaling.changes(settings, width=64)["LAYER_SIZES"] == (100, 64, 32, 3)
