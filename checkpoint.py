@@ -86,7 +86,6 @@ def encode(network, facts):
             if layer.shift is not None:
                 arrays[f"shift{i}"] = layer.shift
     else:
-        integer.check_sizes(meta["layer_sizes"])
         arrays = {f"{name}{i}": np.asarray(array) for i, layer in enumerate(network)
                   for name, array in zip("wb", layer, strict=True)}
     content = npz.encode(meta, arrays)
@@ -95,13 +94,7 @@ def encode(network, facts):
 
 
 def save(path, network, facts):
-    """encode into a file; the old one stays whole until the new one is.
-
-    Returns:
-      the file's size in bytes.
-    Raises:
-      InputError: the path can't be written.
-    """
+    """encode into a file, atomically: its size in bytes. InputError: it can't be written."""
     content = encode(network, facts)
     write_atomically(path, content)
     return len(content)
@@ -179,11 +172,8 @@ def load(path):
     content = read_bytes(path, MAX_FILE)
     try:
         return decode(content)
-    except ValueError as error:
-        reason = str(error).splitlines()[0] if str(error) else "damaged"
-        raise InputError(f"{path} is not a weights file: {reason}; train it again") from None
-    except Exception as error:      # zipfile, zlib, NumPy and JSON raise many kinds on damage
-        raise InputError(f"{path} is not a readable npz ({type(error).__name__}); train it "
+    except Exception as error:
+        raise InputError(f"{path} is not a weights file: {npz.reason(error)}; train it "
                          "again") from None
 
 

@@ -22,9 +22,7 @@ from files import InputError, read_bytes, write_atomically
 FILES = (("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
          ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"))
 MAX_BYTES = 2**31               # of one file, packed or unpacked; more is refused
-# gzip reaches 1000:1 on zeros only. Above SMALL bytes a packed file may claim MAX_RATIO times its
-# size, so that memory stays in proportion to what the user has on disk.
-SMALL, MAX_RATIO = 2**25, 100
+SMALL, MAX_RATIO = 2**25, 100   # above SMALL bytes, a packed file may claim MAX_RATIO times its own
 SPLIT_SEED = 0                  # the val split is the same in every run, whatever SEED is
 # Datasets known by their content, wherever they lie; others are named after their folder.
 KNOWN = {"e9914cff2ade526da2ab1ac60c072f9173cc53e35b9411692de8207cb1b9009d": "MNIST",

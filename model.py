@@ -179,7 +179,7 @@ def from_network(network):
         exponent = (np.array([network.logit_exponent + integer.PIXEL_BITS])
                     if layer.shift is None else -layer.shift.astype(np.int32))
         w_scale = np.ldexp(np.float32(1), exponent)[None]
-        layers.append(Layer(layer.w_q * w_scale, layer.b_q * (x_scale * w_scale)[0], x_scale,
-                            w_scale))
+        b = layer.b_q.astype(np.float32) * (x_scale * w_scale)[0]      # |b_q| < 2**24: exact
+        layers.append(Layer(layer.w_q * w_scale, b, x_scale, w_scale))
     hyper = namedtuple("Hyper", "WEIGHT_BITS ACTIVATION_BITS COMPUTE_DTYPE")
     return layers, hyper(network.weight_bits, network.activation_bits, "float32")

@@ -57,6 +57,12 @@ def _parse_npy(content, name, dtype=None, shape=()):
     return np.frombuffer(content, kind, offset=stream.tell()).reshape(claimed)
 
 
+def reason(error):
+    """Why decode failed, in one line: zipfile, zlib, NumPy and JSON raise many kinds on damage."""
+    text = str(error) if isinstance(error, ValueError) else f"damaged ({type(error).__name__})"
+    return text.splitlines()[0] if text else "damaged"
+
+
 def decode(content, claim):
     """The inverse of encode, for bytes from anywhere.
 

@@ -25,8 +25,8 @@ def _check_size(image, path):
     if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
         raise InputError(f"{path} has more than {MAX_SIDE:,} pixels a side or {MAX_PIXELS:,} in "
                          "all; make it smaller")
-    # Pillow decodes a few old encodings in Python: minutes for a few hostile megabytes. And libtiff,
-    # for a packed TIFF, writes on stderr itself.
+    # Pillow decodes a few encodings in Python, minutes for some hostile megabytes, and packed TIFF
+    # by libtiff, which writes on stderr itself.
     if any(tile.codec_name in {*Image.DECODERS, "libtiff"} for tile in image.tile):
         raise InputError(f"{path} is packed in a way that is not read here; save it as PNG")
 

@@ -144,11 +144,8 @@ def load_state(path, content, fresh, machine, max_epochs):
         return _decode(content, fresh, machine, max_epochs)
     except InputError as error:
         raise InputError(f"{path} can't be resumed here: {error}; {again}") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not a saved state: {str(error).splitlines()[0]}; "
-                         f"{again}") from None
-    except Exception as error:      # zipfile, zlib, NumPy and JSON raise many kinds on damage
-        raise InputError(f"{path} is damaged ({type(error).__name__}); {again}") from None
+    except Exception as error:
+        raise InputError(f"{path} is not a saved state: {npz.reason(error)}; {again}") from None
 
 
 class Recorder:

@@ -52,8 +52,7 @@ def float_onnx(params):
 
 def make_contenders(network):
     """Name to function from images to logits; engines that are missing are named and left out."""
-    params = [(layer.w.astype(np.float32), layer.b.astype(np.float32))
-              for layer in model.from_network(network)[0]]
+    params = [(layer.w, layer.b) for layer in model.from_network(network)[0]]
 
     def onnx_int8():
         from deploy import to_onnx
@@ -110,8 +109,8 @@ def main(argv):
     experiment.set_up(settings)
     network, dataset, path = load_network(settings)
     seconds = measure(make_contenders(network), dataset.test.images)
-    print(f"{table(seconds)}\n\nC runs on one core, an image at a time, called from Python once per "
-          "batch; the others use every core.")
+    print(f"{table(seconds)}\n\nC runs on one core, an image at a time, called from Python once "
+          "per batch; the others use every core.")
     versions = {name: metadata.version(name) for name in ("onnx", "onnxruntime")
                 if "ONNX Runtime int8" in seconds}
     results.write_result(Path(settings.RESULTS_DIR) / "inference_bench.json", settings._asdict(),

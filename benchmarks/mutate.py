@@ -18,20 +18,22 @@ import numpy as np
 
 INTEGERS = (0, 1, 2, 3, 7, 8, 9, 64, 65, 127, 128, 255, 256, 32_767, 65_535, 65_536, 2**24, 2**26,
             2**31 - 1, 2**31, 2**32 - 1, 2**63)
-WORDS = ("[", "]", "{", "}", ",", ":", "=", ".", "\"", "'", "\\", "\n", "\0", "#", "[[", "]]", '"""',
-         "true", "false", "null", "nan", "inf", "-inf", "NaN", "-Infinity", "-", "1e999", "-1", "1.5",
-         "0x1f", "1_000", "1979-05-27T07:32:00Z", "\\ud800", "\\u0000", "☃", "é", "\ud7ff", "\r",
+WORDS = ("[", "]", "{", "}", ",", ":", "=", ".", "\"", "'", "\\", "\n", "\0", "#", "[[", '"""',
+         "true", "false", "null", "nan", "inf", "-inf", "NaN", "-Infinity", "-", "1e999", "-1",
+         "0x1f", "1_000", "1979-05-27T07:32:00Z", "\\ud800", "\\u0000", "☃", "é", "\r", "1.5",
          "9" * 5_000, "[" * 2_000, "{\"a\":" * 2_000, "a." * 200, "x" * 5_000, "__import__('os')",
          "SEED", "LAYER_SIZES", "WEIGHT_BITS", "COORDINATOR", "DATA_DIR", "meta", "facts", "SHA256")
 VALUES = (None, True, False, -1, 0, 1, 2, 8, 9, 100, 101, -128, 2**31, 2**63, -2**63, 10**400, 1.5,
-          1e308, math.nan, math.inf, -math.inf, "", "x", "a\nb", "\0", "é☃", "\ud800", "9" * 5_000,
+          1e308, math.nan, math.inf, -math.inf, "", "x", "a\nb", "\0", "é☃", "\ud800", "9" * 5000,
           [], {}, [[]], [7, 5, 3], [65_536, 65_536], [2**31] * 3, [0, -1], [1] * 66, {"a": {}})
-HEADERS = ("|i1", "|u1", "<i4", ">i4", "<f4", "<f8", "|O", "<U9", "<U999999", "|S9", "|b1", "<M8[s]",
-           "|V9", "<c16", "[('a', '|i1')]", "()", "(7,)", "(7, 5)", "(-1,)", "(0,)", "(2**40,)",
+HEADERS = ("|i1", "|u1", "<i4", ">i4", "<f4", "<f8", "|O", "<U9", "<U999999", "|S9", "|b1",
+           "<M8[s]", "|V9", "<c16", "[('a', '|i1')]", "()", "(7,)", "(7, 5)", "(-1,)", "(0,)",
            "(99999999999,)", "(4294967296, 4294967296)", "(7L, 5L)", "True", "None", "'shape'",
            "__import__('os').abort()", "(" * 150, "-" * 400 + "1", "{}", "fortran_order")
 NAMES = ("meta.npy", "meta", "w0_q.npy", "b0.npy", "leaf0.npy", "leaf99.npy", "../../x.npy",
          "/tmp/x.npy", "..\\x.npy", "", ".npy", "a/../meta.npy", "é☃.npy", "x" * 60_000)
+CHUNKS = (b"tRNS", b"PLTE", b"iCCP", b"zTXt", b"iTXt", b"acTL", b"fcTL", b"fdAT", b"eXIf", b"IDAT")
+TAGS = (256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 317, 320, 322, 324, 330, 338, 339, 347)
 
 
 def _field(random, content):
@@ -122,7 +124,8 @@ def _npy(random, content):
             at = random.randrange(len(values) + 1)
             new = random.choice((random.randbytes(4), b"\x80", b"\0", b"\xff" * 8, b"\0\0\xc0\x7f",
                                  b"\0\0\x80\x7f", b"\0\0\0\x80", b"\xff\xff\xff\x7f"))
-            return content[:10 + length] + (values[:at] + new + values[at + len(new):])[:len(values)]
+            changed = values[:at] + new + values[at + len(new):]
+            return content[:10 + length] + changed[:len(values)]
         case 2:
             values = raw(random, values)
         case 3 | 4:                             # a value, or any token
@@ -264,9 +267,8 @@ def _png(random, content):
             case 1:
                 new = [(kind, body)] * 2
             case 2:
-                new = [(kind, body), (random.choice((b"tRNS", b"PLTE", b"iCCP", b"zTXt", b"iTXt", b"acTL",
-                                                     b"fcTL", b"fdAT", b"eXIf", b"gAMA", b"IDAT")),
-                                      random.choice((b"", bytes(26), body, zlib.compress(bytes(999)))))]
+                more = random.choice((b"", bytes(26), body, zlib.compress(bytes(999))))
+                new = [(kind, body), (random.choice(CHUNKS), more)]
             case 3 if kind == b"IDAT":          # the pixels; none if they were changed already
                 with contextlib.suppress(zlib.error):
                     body = zlib.decompress(body)
@@ -290,8 +292,7 @@ def _tiff(random, content):
     tag, kind, length, value = struct.unpack(f"{order}HHII", content[at:at + 12])
     match random.randrange(4):
         case 0:
-            tag = random.choice((256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 317, 320, 322, 324,
-                                 330, 338, 339, 347, 530, 34675, 34665))
+            tag = random.choice(TAGS)
         case 1:
             kind = random.randrange(16)
         case 2:
@@ -327,7 +328,7 @@ def image_seeds():
     wanted += [("TIFF", "1", {"compression": "group4"}), ("TIFF", "RGBA", {}), ("TIFF", "F", {})]
     wanted += [("WEBP", "RGB", {}), ("WEBP", "RGBA", {"lossless": True})]
     wanted += [("PPM", mode, {}) for mode in ("1", "L", "RGB", "F")]
-    wanted += [(name, "RGB", {}) for name in ("DDS", "AVIF", "TGA", "ICO", "PCX", "SGI", "JPEG2000")]
+    wanted += [(name, "RGB", {}) for name in ("DDS", "AVIF", "TGA", "ICO", "PCX", "JPEG2000")]
     wanted += [("SPIDER", "F", {}), ("BLP", "P", {})]
     seeds = [b"P3 2 2 255\n0 0 0 255 255 255 9 9 9 0 0 0\n", b"P2 2 1 9 1 2\n", b"P1 2 1 1 0\n",
              b"P5 2 2 65535\n\0\0\xff\xff\0\0\xff\xff"]

@@ -75,8 +75,8 @@ def models(read):
                             "weights file (bytes)", "reloading changes val loss by"], rows), ""]
     for name, comparison in result["comparisons"].items():
         tests = comparison["mcnemar"]
-        lines.append(f"- {_verdict(name, comparison)}. Exact McNemar tests on the same test images: "
-                     f"{sum(test['measured'] for test in tests)} of {len(tests)} seeds differ at "
+        lines.append(f"- {_verdict(name, comparison)}. Exact McNemar tests on the same test "
+                     f"images: {sum(test['measured'] for test in tests)} of {len(tests)} seeds differ at "
                      "5 %.")
     return "\n".join([*lines, "", f"{result['dataset']['name']}; ± is the standard deviation over "
                       f"seeds. {_source(result)}"])
@@ -109,8 +109,8 @@ def optimizers(read):
                             "test accuracy (%)", "seeds"], rows), ""]
     lines += [f"- {name} minus SGD, validation loss: {stats.describe(comparison, 'nats', 1)}."
               for name, comparison in result["val_loss_against_sgd"].items()]
-    return "\n".join([*lines, "", "Rates are chosen on validation. ± is the standard deviation over "
-                      f"seeds. {_source(result)}"])
+    return "\n".join([*lines, "", "Rates are chosen on validation. ± is the standard deviation "
+                      f"over seeds. {_source(result)}"])
 
 
 def _whole_runs(result):
@@ -165,8 +165,8 @@ def inference_speed(read):
     """The inference benchmark, as its own module prints it."""
     result = read("inference_bench")
     return "\n".join([inference.table(result["seconds"]), "",
-                      f"{integer.kind(*result['bits'])}; medians and ranges of {result['repeats']}. "
-                      "C runs on one core, an image at a time; the others use every core. "
+                      f"{integer.kind(*result['bits'])}; medians and ranges of "
+                      f"{result['repeats']}. C runs on one core, an image at a time; the others use every core. "
                       f"{_source(result)}"])
 
 
@@ -196,8 +196,8 @@ def findings(read):
 
 def switches(_):
     """Every switch of config.py."""
-    return results.table(["switch", "value", "what it does"],
-                         [[f"`{name}`", f"`{text}`", reason] for name, text, reason in config.rows()])
+    rows = [[f"`{name}`", f"`{text}`", reason] for name, text, reason in config.rows()]
+    return results.table(["switch", "value", "what it does"], rows)
 
 
 TABLES = {table.__name__: table for table in (

@@ -11,7 +11,7 @@ import main_export
 import model
 import oracle
 from benchmarks import inference, parity
-from conftest import ROOT, write_folder, write_idx
+from conftest import CACHE, ROOT, write_folder, write_idx
 from deploy import engines, to_c, to_web
 
 SIZES = (784, 37, 22, 10)       # no multiple of a SIMD width or of the fields in a word
@@ -182,7 +182,8 @@ def test_c_equals_oracle(need, weight_bits, activation_bits):
 
 def test_c_of_trained_network_on_many_images(need, trained, many):
     images, want = many
-    np.testing.assert_array_equal(need(engines.make_c, to_c.export(trained.network)[0])(images), want)
+    run = need(engines.make_c, to_c.export(trained.network)[0])
+    np.testing.assert_array_equal(run(images), want)
 
 
 @pytest.fixture
@@ -370,7 +371,8 @@ def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeyp
     checkpoint.save("float.npz", [(np.zeros((784, 10), np.float32), np.zeros(10, np.float32))], {})
     (tmp_path / "damaged.npz").write_bytes((tmp_path / "w.npz").read_bytes()[:-100])
     cases = [("c", "--WEIGHTS=float.npz"), ("c", "--WEIGHTS=damaged.npz"),
-             ("c", "--WEIGHTS=absent.npz"), ("web", "--WEIGHTS=wide.npz"), ("tflite", "--WEIGHTS=w.npz"), (),
+             ("c", "--WEIGHTS=absent.npz"), ("web", "--WEIGHTS=wide.npz"),
+             ("tflite", "--WEIGHTS=w.npz"), (),
              ("c", "--WEIGHTZ=w.npz")]
     for arguments in cases:
         code, out, err = script(main_export.main, *arguments)
@@ -402,15 +404,16 @@ def few_images(monkeypatch):
 
 def test_parity_skips_what_is_missing_and_goes_on(script, few_images, tmp_path, monkeypatch, rng):
     """A network of 20 x 20 pixels: the page can't draw for it, the others run."""
-    split = data.Split(rng.integers(0, 256, (100, 400), dtype=np.uint8), np.arange(100, dtype="u1") % 10)
+    images = rng.integers(0, 256, (100, 400), dtype=np.uint8)
+    split = data.Split(images, np.arange(100, dtype=np.uint8) % 10)
     write_folder(tmp_path, split, split, side=20)
     checkpoint.save(tmp_path / "w.npz", make_network(8, 8, (400, 16, 10)), {})
 
     def no_compiler(_):
         raise engines.Missing("no gcc")
     monkeypatch.setattr(parity, "make_c", no_compiler)
-    code, out, err = script(parity.main, f"--WEIGHTS={tmp_path / 'w.npz'}", f"--DATA_DIR={tmp_path}",
-                            "--CACHE_DIR=")
+    code, out, err = script(parity.main, f"--WEIGHTS={tmp_path / 'w.npz'}",
+                            f"--DATA_DIR={tmp_path}", f"--CACHE_DIR={CACHE}")
     assert (code, err) == (0, [])
     rows = {line.split(" | ")[0].strip("| "): line for line in out if line.startswith("| ")}
     assert rows["C"] == "| C | skipped: no gcc | – | – |"

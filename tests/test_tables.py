@@ -29,7 +29,8 @@ def entry_of(label, accuracies):
     rows = [{"test_acc": value, "val_loss": None if value is None else 1 - value,
              "file_bytes": 207_041, "reload_change": 0.0} for value in accuracies]
     return {"label": label, "rows": rows,
-            **{key: stats.summarize([row[key] for row in rows]) for key in ("test_acc", "val_loss")}}
+            **{key: stats.summarize([row[key] for row in rows])
+               for key in ("test_acc", "val_loss")}}
 
 
 def quant_result(float32, qat):
@@ -74,7 +75,8 @@ def made_up(seeds):
         "lr_ablation": {"rows": [rate_row(0.1, seed, value) for seed, value in enumerate(values)],
                         "best_rate": 0.1, **MADE},
         "optimizer": optimizer_result(values),
-        "training_bench": {"epochs": {"QAT epoch": times, "matrix products and update alone": times},
+        "training_bench": {"epochs": dict.fromkeys(
+                               ("QAT epoch", "matrix products and update alone"), times),
                            "lane_epochs": {"single run": times, "sweep": times}, "lanes": 27,
                            "gemm_gflops": 100.0, "default": runs, "fast": runs, "fast_again": runs,
                            **MADE},
@@ -91,7 +93,7 @@ def test_every_mark_has_its_table_and_every_table_its_mark():
         opened, closed = (re.findall(rf"^<!-- {slash}(\w+) -->$", text, re.MULTILINE)
                           for slash in ("", "/"))
         assert opened == closed and sorted(opened) == sorted(names), page
-    assert sorted(name for names in tables.PAGES.values() for name in names) == sorted(tables.TABLES)
+    assert sorted(sum(tables.PAGES.values(), [])) == sorted(tables.TABLES)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -117,8 +119,8 @@ def test_only_surviving_seeds_are_averaged_and_the_table_says_so():
     text = tables.models({"quant_vs_unquant": quant}.__getitem__)
     assert "| W8A8, QAT | 98.00 ± 1.41 (2 of 3) | 2 | 0.0200 ± 0.0141 (2 of 3) |" in text
     rows = [rate_row(1.0, 0, None, "diverged"), rate_row(1.0, 1, 0.9, "diverged"),
-            rate_row(0.1, 0, 0.1), rate_row(0.1, 1, 0.3, "capped"), rate_row(0.1, 2, None, "inexact"),
-            rate_row(1e-4, 0, 2.3, "guessing")]
+            rate_row(0.1, 0, 0.1), rate_row(0.1, 1, 0.3, "capped"),
+            rate_row(0.1, 2, None, "inexact"), rate_row(1e-4, 0, 2.3, "guessing")]
     text = tables.learning_rates({"lr_ablation": {"rows": rows, "best_rate": 0.1, **MADE}}.get)
     assert "| 1 | – | 9 to 10 | 2 diverged |" in text
     assert "| 0.1 | 0.2000 ± 0.1414 (2 of 3) | 9 to 11 | 1 stopped, 1 capped, 1 inexact |" in text
@@ -218,8 +220,8 @@ def fake_training(monkeypatch):
         if given["SEED"] == "13":
             return subprocess.CompletedProcess(command, 2, "", "noise\nerror: bad luck\n")
         row = {"epochs": 4, "test_acc": 0.98, "file_bytes": 1}
-        results.write_result(f"{given['RESULTS_DIR']}/train.json", {}, row=row, seconds={"data": 1.0},
-                             wall_seconds=2.0, peak_memory_bytes=3)
+        results.write_result(f"{given['RESULTS_DIR']}/train.json", {}, row=row,
+                             seconds={"data": 1.0}, wall_seconds=2.0, peak_memory_bytes=3)
         return subprocess.CompletedProcess(command, 0, "", "")
     monkeypatch.setattr(subprocess, "run", run)
     return calls

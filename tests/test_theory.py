@@ -35,9 +35,8 @@ def test_grad_equals_jax_grad_on_a_real_batch(line):
     assert f"\n{line}\n" in README
 
 
-@pytest.mark.parametrize("name", ["float32", "W8A8"])
-def test_jvp_equals_jax_jvp_and_the_pullback_is_its_transpose(cases, name):
-    case = cases[name]
+def test_jvp_equals_jax_jvp_and_the_pullback_is_its_transpose(cases):
+    case = cases["W8A8"]        # it uses every rule that the float32 loss uses
     rng = np.random.default_rng(1)
     t = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), case.params)
     loss = case.of_params()
