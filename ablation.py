@@ -50,6 +50,10 @@ def learning_rate(settings, data):
     outcomes, folder, seconds = experiment.run(settings, "lr_ablation", points, data)
     rows = [outcome.row for outcome in outcomes]
     best = best_rate(rows)
+    capped = sum(row["status"] == "capped" for row in rows)
+    if capped:
+        print(f"{capped} of {len(rows)} runs were cut at ABLATION_MAX_EPOCHS = "
+              f"{settings.ABLATION_MAX_EPOCHS}; they would have gone on")
     print(f"best learning rate on validation: {best:g} (mean of {settings.ABLATION_SEEDS} seeds)")
     return "lr_ablation", folder, {"rows": rows, "best_rate": best, "seconds": seconds}
 

@@ -66,6 +66,8 @@ NUM_PROCESSES = 1               # how many processes there are
 PROCESS_ID = 0                  # which one this is, 0 .. NUM_PROCESSES - 1
 DATA_PARALLEL = False           # share each batch over all devices; False: they share the lanes
 
+_MAX_RECIPE = 10_000            # bytes; tomllib takes the square of the time for a key of many dots
+
 # What a switch is, whatever the lines above say. kind: its type, or its items' if the default is a
 # tuple; legal: inclusive bounds, or words; hyper: a run depends on it, besides its rate and seed.
 _Switch = namedtuple("_Switch", "kind default legal hyper", defaults=(None, False))
@@ -228,7 +230,7 @@ def _given_here():
 
 def _read_recipe(path):
     """The switches of a TOML recipe, as a dict."""
-    data = read_bytes(path, 1_000_000)
+    data = read_bytes(path, _MAX_RECIPE)
     try:
         return tomllib.loads(data.decode("utf-8"))
     except ValueError as error:

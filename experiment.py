@@ -101,7 +101,8 @@ def _train(lanes, data, hyper, folder, group):
     sweep = training.start([lane.LEARNING_RATE for lane in lanes], [lane.SEED for lane in lanes],
                            hyper)
     state, history = folder / f"state{group}.npz", folder / f"history{group}.csv"
-    content = runtime.from_first(runs.read_state(state) if first and settings.RESUME else b"")
+    content = runtime.from_first(runs.read_state(state, sweep, hyper.MAX_EPOCHS)
+                                 if first and settings.RESUME else b"")
     if content:
         sweep = runs.load_state(state, content, sweep, machine, hyper.MAX_EPOCHS)
         if first:
@@ -229,19 +230,24 @@ def save(outcome, folder, settings):
     """Write the weights file into the run's folder and, unless a better one is there, WEIGHTS_DIR.
 
     Better: for the same data set, with a lower validation loss.
+    Returns:
+      whether the file in WEIGHTS_DIR has changed.
     """
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS)
     path, size = Path(settings.WEIGHTS_DIR) / name, f"{len(outcome.content):,} bytes"
     write_atomically(folder / name, outcome.content)
     runs.link_latest(folder)
-    kept = None
+    kept = {}
     if path.exists():
         with suppress(InputError):              # what can't be read is not better
             kept = checkpoint.load(path)[1]
-    if (kept and kept.get("dataset", {}).get("sha256") == outcome.dataset
+    if (kept.get("dataset", {}).get("sha256") == outcome.dataset
             and kept.get("val_loss", np.inf) < outcome.row["val_loss"]):
         print(f"wrote {folder / name} ({size}); {path} stays: its val loss "
               f"{kept['val_loss']:.6f} is lower")
-    else:
+        return False
+    changed = not path.exists() or path.read_bytes() != outcome.content
+    if changed:
         write_atomically(path, outcome.content)
-        print(f"wrote {path} ({size})")
+    print(f"wrote {path} ({size})")
+    return changed

@@ -20,27 +20,27 @@ def evaluate_file(path, network, facts, settings):
     import data
     import integer
     import predict
-    import stats
     from results import write_result
     dataset = data.load(settings.DATA_DIR)
     data.check_fits(dataset, integer.sizes(network))
     predictor = predict.make_predictor(network, settings.ENGINE)
     start = time.perf_counter()
-    logits = predictor(dataset.test.images)
+    metrics, correct = predict.evaluate(predictor, test=dataset.test)
     first = time.perf_counter() - start         # compiles, for JAX
     repeats = []
     for _ in range(5 if settings.ENGINE == "jax" else 1):
         start = time.perf_counter()
         predictor(dataset.test.images)
         repeats.append(time.perf_counter() - start)
-    loss, accuracy = stats.evaluate(logits, dataset.test.labels)
+    count = len(correct["test"])
     quantized = isinstance(network, integer.Network)
     kind = f"{integer.name(network)}{' integer-only' if quantized else ''}"
     size = Path(path).stat().st_size
-    speed = len(logits) / np.median(repeats)
+    speed = count / np.median(repeats)
     print(f"{path}: {kind}, engine {settings.ENGINE if quantized else 'jax'}\n"
-          f"data           {dataset.name}, {len(logits):,} test images\n"
-          f"test accuracy  {100 * accuracy:.2f} %\ntest loss      {loss:.6f} nats\n"
+          f"data           {dataset.name}, {count:,} test images\n"
+          f"test accuracy  {100 * metrics['test_acc']:.2f} %\n"
+          f"test loss      {metrics['test_loss']:.6f} nats\n"
           f"speed          {speed:,.0f} images/s ({first:.2f} s for the first call)\n"
           f"file           {size:,} bytes")
     trained_on = facts.get("dataset", {})
@@ -50,7 +50,7 @@ def evaluate_file(path, network, facts, settings):
     write_result(Path(settings.RUNS_DIR) / "inference.json", facts.get("switches", {}),
                  file=str(path), kind=kind, trained_on=trained_on,
                  dataset={"name": dataset.name, "sha256": dataset.sha256}, engine=settings.ENGINE,
-                 test_acc=accuracy, test_loss=loss, images=len(logits), file_bytes=size,
+                 **metrics, images=count, file_bytes=size,
                  first_call_seconds=first, seconds=repeats)
 
 

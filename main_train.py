@@ -23,7 +23,7 @@ def main(argv):
     import experiment
     import runs
     from files import InputError, check_writable
-    from results import peak_memory, publish, write_result
+    from results import copy, peak_memory, write_result
     check_writable(settings.RUNS_DIR, settings.WEIGHTS_DIR, settings.RESULTS_DIR)
     if settings.QAT_ENABLE and not settings.POWER_OF_TWO_SCALES:
         raise InputError("POWER_OF_TWO_SCALES = False has no integers to save: it is for the "
@@ -43,16 +43,17 @@ def main(argv):
           f"val accuracy {100 * row['val_acc']:.2f} %")
     print(f"saved model: val loss {row['val_loss']:.6f} nats ({row['reload_change']:+g} from "
           f"training), test accuracy {100 * row['test_acc']:.2f} %")
-    experiment.save(outcome, folder, settings)
+    changed = experiment.save(outcome, folder, settings)
     wall = time.perf_counter() - START
     seconds = {"imports": imported - START, "data": loaded - imported, **seconds,
                "evaluate and save": wall - (loaded - START) - seconds["compile"]
                - seconds["epochs"]}
     print(f"{wall:.1f} s from start, {seconds['epochs']:.1f} s of it epochs")
-    write_result(folder / "train.json", settings._asdict(), rank=-row["val_loss"], row=row,
+    write_result(folder / "train.json", settings._asdict(), row=row,
                  dataset={"name": data.name, "sha256": data.sha256}, seconds=seconds,
                  wall_seconds=wall, peak_memory_bytes=peak_memory())
-    publish(folder / "train.json", settings.RESULTS_DIR)
+    if changed:                                 # the result belongs to the weights in WEIGHTS_DIR
+        copy(folder / "train.json", settings.RESULTS_DIR)
     runs.finish(folder)
 
 

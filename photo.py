@@ -1,5 +1,6 @@
 """A photo or drawing of one digit -> the uint8 pixels that an MNIST network reads."""
 import io
+import logging
 import math
 import warnings
 
@@ -16,7 +17,9 @@ JPEG, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
 WORK_SIDE = 1_000               # larger images are shrunk to this first, by a whole factor
 SIDE, BOX = 28, 20              # MNIST: the digit fits 20x20; its mass is centred in 28x28
 MIN_CONTRAST = 32               # grey levels between ink and paper; less is a blank image
-INK = 0.02                       # of the darkest stroke: what counts as ink when cropping
+INK = 0.02                      # of the darkest stroke: what counts as ink when cropping
+# Pillow logs some damage before it raises: a second line where nobody has set logging up.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 def _check_size(image, path):

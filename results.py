@@ -12,7 +12,7 @@ from pathlib import Path
 
 from files import InputError, read_bytes, write_atomically
 
-MAX_BYTES = 64_000_000          # of a result; more is refused
+MAX_BYTES = 8_000_000           # of a result; JSON takes up to 24 times its size in memory
 ROOT = Path(__file__).resolve().parent
 
 

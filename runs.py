@@ -20,7 +20,6 @@ import training
 from files import InputError, read_bytes, write_atomically
 
 FORMAT = 1                      # of the state file
-MAX_STATE = 2**33               # bytes
 
 
 def name(study, facts):
@@ -125,9 +124,11 @@ def _difference(found, machine):
     return f"it was begun with {', '.join(changed)}, so that the bits could differ"
 
 
-def read_state(path):
-    """The bytes of a state file; none where there is no such file."""
-    return read_bytes(path, MAX_STATE) if Path(path).exists() else b""
+def read_state(path, fresh, max_epochs):
+    """The bytes of a state file, none where there is no such file; no larger than it may be."""
+    rows = fresh.history.itemsize * (len(fresh.rate) * len(training.METRICS) + 1)
+    limit = sum(leaf.nbytes for leaf in jax.tree.leaves(fresh)) + max_epochs * rows + 2**20
+    return read_bytes(path, limit) if Path(path).exists() else b""
 
 
 def load_state(path, content, fresh, machine, max_epochs):

@@ -2,14 +2,15 @@
 
 python3 -m benchmarks.fuzz [--inputs=100000] [--seed=0] [--KEY=value ...]   writes results/fuzz.json
 
-A failure is any other exception, a message of several lines, a warning, over 2 seconds, over 512 MB
-more than before, or an attempt to run code, open a socket or write. Input i of a loader depends on
-the seed and i only: make_input gives its bytes again.
+A failure is any other exception, a message of several lines, a warning or print, over 2 seconds,
+over 512 MB more than before, or an attempt to run code, open a socket or write. Input i of a loader
+depends on the seed and i only: make_input gives its bytes again.
 """
 import codecs
 import contextlib
 import functools
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -110,7 +111,8 @@ def state(folder):
         seeds.append(path.read_bytes())
 
     def load():
-        return runs.load_state(path, runs.read_state(path), fresh, machine, hyper.MAX_EPOCHS)
+        return runs.load_state(path, runs.read_state(path, fresh, hyper.MAX_EPOCHS), fresh, machine,
+                               hyper.MAX_EPOCHS)
 
     return Loader(seeds, mutate.npz, path.write_bytes, load)
 
@@ -225,9 +227,11 @@ def attempt(load, guard):
     Returns:
       ("loaded", "refused" or "failure"; what went wrong, or ""; seconds).
     """
-    ending, detail = "loaded", ""
+    ending, detail, printed = "loaded", "", io.StringIO()
     start = time.perf_counter()
-    with warnings.catch_warnings(record=True, action="always") as warned, guard.watching():
+    with (warnings.catch_warnings(record=True, action="always") as warned,
+          contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed),
+          guard.watching()):
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             load()
@@ -244,6 +248,8 @@ def attempt(load, guard):
     seconds = time.perf_counter() - start
     if seconds > SECONDS:                       # an alarm waits for the end of a call in C
         detail = f"over {SECONDS} s"
+    if printed.getvalue():
+        detail = f"printed: {printed.getvalue()[:200]!r}"
     if warned:
         detail = f"warning: {str(warned[0].message)[:200]}"
     if guard.events:

@@ -38,10 +38,10 @@ def measure():
 def small_data():
     """Data of 1,000 train, 200 val and 200 test images of MNIST."""
     full = data.load(ROOT / "datasets" / "mnist")
-    train, val, test = (data.Split(split.images[first:last], split.labels[first:last])
-                        for split, first, last in ((full.train, 0, 1_000), (full.train, 1_000, 1_200),
-                                                   (full.test, 0, 200)))
-    return experiment.Data("MNIST, a part", full.sha256, train, val, test)
+    parts = [(full.train, 0, 1_000), (full.train, 1_000, 1_200), (full.test, 0, 200)]
+    splits = [data.Split(split.images[first:last], split.labels[first:last])
+              for split, first, last in parts]
+    return experiment.Data("MNIST, a part", full.sha256, *splits)
 
 
 def main(argv):

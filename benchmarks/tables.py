@@ -19,6 +19,7 @@ from benchmarks import inference, timing
 from experiment import USABLE
 from files import InputError, read_bytes, write_atomically
 
+SAME_EPOCHS = 20                # after which the learning rates are compared once more
 WHOLE_RUNS = {"default": "`main_train.py`", "fast": "`recipes/fast.toml`",
               "fast_again": "the same, compiled before"}
 
@@ -89,10 +90,15 @@ def learning_rates(read):
         group = [row for row in result["rows"] if row["rate"] == rate]
         losses = [row["val_loss"] if row["status"] in USABLE else None for row in group]
         ends = Counter(row["status"] for row in group)
+        early = [min((loss for loss in row["history"]["val_loss"][:SAME_EPOCHS]
+                      if loss is not None), default=None) for row in group]
         rows.append([f"{rate:g}", stats.spread(stats.summarize(losses), 4),
+                     stats.spread(stats.summarize([row["test_acc"] for row in group]), 2, 100),
                      _range([row["epochs"] for row in group]),
-                     ", ".join(f"{count} {status}" for status, count in ends.items())])
-    header = ["learning rate", "best val loss (nats)", "epochs", "how the runs ended"]
+                     ", ".join(f"{count} {status}" for status, count in ends.items()),
+                     stats.spread(stats.summarize(early), 4)])
+    header = ["learning rate", "best val loss (nats)", "test accuracy (%)", "epochs",
+              "how the runs ended", f"best val loss of the first {SAME_EPOCHS} epochs"]
     return "\n".join([results.table(header, rows), "",
                       f"Least mean validation loss: {result['best_rate']:g}. Mean ± standard "
                       "deviation over the seeds that ended with a usable model. "
@@ -194,6 +200,20 @@ def findings(read):
         "time."])
 
 
+def reliability(read):
+    """What the fault drill, the fuzzer and the soak found."""
+    drill, fuzz, soak = read("drill"), read("fuzz"), read("soak")
+    rows = [[row["fault"], f"{row['times']:,}", f"{row['survived']:,}", "`make drill`"]
+            for row in drill["rows"]]
+    rows += [[f"hostile files: {row['loader']}", f"{row['inputs']:,}",
+              f"{row['inputs'] - row['failed']:,}", "`make fuzz`"] for row in fuzz["loaders"]]
+    left = {key: soak["after"][key] - soak["before"][key] for key in ("files", "threads")}
+    runs = f"{len(soak['memory_bytes']):,}"
+    rows.append([f"runs in one process: memory {100 * soak['growth']:+.1f} %, {left['files']} open "
+                 f"files and {left['threads']} threads more", runs, runs, "`make soak`"])
+    return results.table(["what happened", "times", "survived", "command"], rows)
+
+
 def switches(_):
     """Every switch of config.py."""
     rows = [[f"`{name}`", f"`{text}`", reason] for name, text, reason in config.rows()]
@@ -202,8 +222,8 @@ def switches(_):
 
 TABLES = {table.__name__: table for table in (
     expected_output, models, findings, learning_rates, optimizers, training_speed, inference_speed,
-    scaling, switches)}
-PAGES = {"README.md": ["models", "expected_output", "findings"],
+    scaling, switches, reliability)}
+PAGES = {"README.md": ["models", "expected_output", "findings", "reliability"],
          "docs/results.md": ["learning_rates", "optimizers"],
          "docs/speed.md": ["training_speed", "inference_speed", "scaling"],
          "docs/switches.md": ["switches"]}

@@ -210,13 +210,13 @@ def test_unknown_recipe_key_names_recipe_and_key(recipe):
 def test_recipe_that_is_not_a_small_text_file_is_named(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "folder.toml").mkdir()
-    (tmp_path / "huge.toml").write_bytes(b"#" * 1_000_001)
+    (tmp_path / "huge.toml").write_bytes(b"#" * 10_001)
     (tmp_path / "device.toml").symlink_to("/dev/zero")
     (tmp_path / "loop.toml").symlink_to("loop.toml")
     os.mkfifo(tmp_path / "fifo.toml")
     for path in tmp_path.iterdir():
         assert path.name in error_of(str(path))
-    (tmp_path / "huge.toml").write_bytes(b"#" * 1_000_000)
+    (tmp_path / "huge.toml").write_bytes(b"#" * 10_000)
     assert config.load([str(tmp_path / "huge.toml")]) == DEFAULTS
 
 

@@ -21,6 +21,7 @@ import data
 import integer
 import npz
 import photo
+import results
 import runs
 import training
 from benchmarks import fuzz, mutate
@@ -57,6 +58,7 @@ FAULTS = {
     "shell": (lambda: os.system("true"), "os.system"),
     "writing": (lambda: open(os.devnull, "w"), "open"),
     "swallowed": (lambda: pytest.raises(PermissionError, os.system, "true"), "os.system"),
+    "print": (lambda: print("look"), "look"),
     "warning": (lambda: warnings.warn("look"), "look"),
     "two lines": (lambda: raise_(InputError("a\u2028b" * 1_000)), "message"),
 }
@@ -195,7 +197,8 @@ def test_state_with_more_than_its_sweep_has_is_refused_before_it_is_unpacked(fre
     "a = " + "[" * 5_000, "a = " + "[" * 2_000 + "]" * 2_000, "a = " + "{a=" * 3_000,
     "[" + "a." * 2_000 + "a]", "a." * 2_000 + "a = 1", "SEED = " + "9" * 5_000,
     "WEIGHTS = '''" + "x" * 9_000, "SEED = nan", "LEARNING_RATE = inf", "LEARNING_RATE = nan",
-    "SEED." + "a." * 1_500 + "a = 1", "\n".join(f"[[a{i}]]" for i in range(1_000))],
+    "SEED." + "a." * 4_900 + "a = 1", "a." * 499_999 + "a=1",
+    "\n".join(f"[[a{i}]]" for i in range(1_000))],
     ids=lambda content: content[:12])
 def test_deep_and_large_recipe_gives_one_line(tmp_path, content):
     path = tmp_path / "deep.toml"
@@ -203,6 +206,18 @@ def test_deep_and_large_recipe_gives_one_line(tmp_path, content):
     start = time.process_time()
     assert len(one_line(path, config.load, [str(path)])) < 400
     assert time.process_time() - start < 2
+
+
+# Results
+
+@pytest.mark.parametrize("item", [b"[],", b"{},", b"0,", b"1.5,", b'"a",', b'{"a":1},'])
+def test_largest_result_takes_bounded_memory(tmp_path, item):
+    path, part = tmp_path / "r.json", results.MAX_BYTES // 16
+    path.write_bytes(b'{"a":[' + item * (part // len(item)) + b"0]}")
+    assert 16 * peak_of(results.read_result, path) < LIMIT
+    with open(path, "wb") as file:
+        file.truncate(results.MAX_BYTES + 1)
+    assert "larger" in one_line(path, results.read_result, path)
 
 
 # Data

@@ -250,7 +250,7 @@ def test_a_signal_ends_after_the_epoch_with_the_state_saved(folder, tmp_path, nu
     fresh = experiment.training.start([0.1], [0], config.hyper(settings))
     state, = (tmp_path / "runs").glob("*/state0.npz")
     machine = json.loads(str(np.load(state)["meta"]))["machine"]
-    sweep = runs.load_state(state, runs.read_state(state), fresh, machine, 100_000)
+    sweep = runs.load_state(state, runs.read_state(state, fresh, 100_000), fresh, machine, 100_000)
     assert sweep.epoch == stopped
 
 

@@ -204,11 +204,19 @@ def test_a_worse_run_stays_in_its_folder_and_is_the_one_that_inference_takes(tmp
     code, lines, errors = script(main_train.main, *TINY, "--LEARNING_RATE=0.02", *usual)
     assert code == 0, errors
     assert any("stays" in line and "weights_int8.npz" in line for line in lines)
-    assert any("stays" in line and "train.json" in line for line in lines)
     assert (tmp_path / "weights_int8.npz").read_bytes() == better
+    assert json.loads((tmp_path / "train.json").read_text())["row"]["epochs"] == 2
     assert (tmp_path / "runs" / "latest" / "weights_int8.npz").read_bytes() != better
     _, tested, _ = script(main_inference.main, *TINY, *usual)
     assert accuracy_in(tested) == accuracy_in(lines)
+
+
+def test_the_same_run_again_changes_no_file_of_the_reference(tmp_path, folder, script):
+    usual = [*TINY, *places(folder, tmp_path)]
+    script(main_train.main, *usual)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
+    script(main_train.main, *usual)
+    assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
 
 
 def test_a_model_of_other_data_is_named(tmp_path, folder, script, mnist):
