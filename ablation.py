@@ -10,7 +10,6 @@ import signal
 if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import time
 from pathlib import Path
 
 import config
@@ -22,21 +21,23 @@ def seeds_of(settings):
     return [settings.SEED + i for i in range(settings.ABLATION_SEEDS)]
 
 
-def best_rate(rows):
+def best_rate(rows, folder):
     """The rate of least mean validation loss, chosen among rates whose runs were all usable.
 
     Raises:
-      InputError: there is none.
+      InputError: there is none; the run in `folder` has ended.
     """
     import numpy as np
 
     import experiment
+    import runs
     losses = {}
     for row in rows:
         losses.setdefault(row["rate"], []).append(
             row["val_loss"] if row["status"] in experiment.USABLE else np.inf)
     best = min(losses, key=lambda rate: np.mean(losses[rate]))
     if not np.isfinite(np.mean(losses[best])):
+        runs.finish(folder)
         raise InputError(f"no learning rate of {', '.join(f'{rate:g}' for rate in losses)} gave a "
                          "usable model with every seed; choose others")
     return best
@@ -49,7 +50,7 @@ def learning_rate(settings, data):
               for rate in settings.LR_ABLATION_RATES for seed in seeds_of(settings)]
     outcomes, folder, seconds = experiment.run(settings, "lr_ablation", points, data)
     rows = [outcome.row for outcome in outcomes]
-    best = best_rate(rows)
+    best = best_rate(rows, folder)
     capped = sum(row["status"] == "capped" for row in rows)
     if capped:
         print(f"{capped} of {len(rows)} runs were cut at ABLATION_MAX_EPOCHS = "
@@ -79,7 +80,7 @@ def optimizer(settings, data):
     for name, (_, rates) in OPTIMIZERS.items():
         rows = [outcome.row for outcome in outcomes[at:at + len(rates) * settings.ABLATION_SEEDS]]
         at += len(rows)
-        best = best_rate(rows)
+        best = best_rate(rows, folder)
         chosen = [row for row in rows if row["rate"] == best]
         results[name] = {"rows": rows, "best_rate": best,
                          **{key: stats.summarize([row[key] for row in chosen])
@@ -106,7 +107,7 @@ def quantized_against_unquantized(settings, data):
               for seed in seeds]
     outcomes, folder, seconds = experiment.run(settings, "quant_vs_unquant", points, data)
     for outcome in outcomes:
-        experiment.check_usable(outcome.row)
+        experiment.check_usable(outcome.row, folder)
     models = {"float32": outcomes[:len(seeds)], "qat": outcomes[len(seeds):]}
     models["ptq"] = [experiment.quantize_after(outcome, qat.settings, data)
                      for outcome, qat in zip(models["float32"], models["qat"])]
@@ -144,14 +145,12 @@ def run(study, settings):
     import results
     import runs
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.PLOTS_DIR)
-    start = time.perf_counter()
     experiment.set_up(settings)
     data = experiment.load_data(settings)
     name, folder, content = study(settings, data)
     results.write_result(folder / f"{name}.json", settings._asdict(),
                          rank=experiment.completed(content), **content,
-                         dataset={"name": data.name, "sha256": data.sha256},
-                         wall_seconds=time.perf_counter() - start)
+                         dataset={"name": data.name, "sha256": data.sha256})
     plot = plotting.draw(name, folder, folder)
     if results.publish(folder / f"{name}.json", settings.RESULTS_DIR):
         results.copy(plot, settings.PLOTS_DIR)

@@ -212,9 +212,10 @@ REASONS = {"diverged": "the loss left the finite numbers", "guessing": "it got n
            "guessing", "inexact": "no epoch's integers stayed below 2**24"}
 
 
-def check_usable(row):
-    """Raise InputError unless the run of this row ended with a model worth keeping."""
+def check_usable(row, folder):
+    """Raise InputError, and end the run, unless this row ended with a model worth keeping."""
     if row["status"] not in USABLE:
+        runs.finish(folder)                     # its state could only fail again
         raise InputError(f"nothing was saved: at LEARNING_RATE = {row['rate']:g}, seed "
                          f"{row['seed']}, {REASONS[row['status']]}; choose another rate")
 

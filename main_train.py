@@ -37,7 +37,7 @@ def main(argv):
     loaded = time.perf_counter()
     (outcome,), folder, seconds = experiment.run(settings, "train", [{}], data)
     row = outcome.row
-    experiment.check_usable(row)
+    experiment.check_usable(row, folder)
     print(f"{row['status']} after {row['epochs']} epochs; best epoch {row['best_epoch']}: "
           f"val loss {row['history']['val_loss'][row['best_epoch'] - 1]:.6f} nats, "
           f"val accuracy {100 * row['val_acc']:.2f} %")

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure        # not pyplot: no screen is needed, n
 from matplotlib.ticker import FuncFormatter, NullLocator, ScalarFormatter
 
 import stats
-from files import write_atomically
+from files import InputError, write_atomically
 from results import read_result
 
 # Okabe and Ito: distinct for the colour-blind, and in grey.
@@ -114,11 +114,15 @@ def _curves_panel(axes, groups, worst):
             if not values[-1] <= 1.3 * worst:
                 axes.annotate("leaves", (len(values), 1.25 * worst), color=color, fontsize=8)
         ends.append((np.nanmin([min(values[-1], worst)]), len(values), f"{rate:g}", color))
-    lowest = 0.0                                # labels in the order of the curves' ends, apart
+    placed = []                                 # labels in the order of the curves' ends, apart
     for loss, epochs, text, color in sorted(ends, key=lambda end: end[0]):
-        lowest = max(loss, lowest * 1.13)
-        axes.annotate(text, (epochs, loss), (epochs * 1.12, lowest), color=color, fontsize=9,
-                      va="center", annotation_clip=False)
+        height = loss
+        while any(0.5 < epochs / x < 2 and height < 1.13 * y for x, y in placed):
+            height *= 1.02
+        placed.append((epochs, height))
+        axes.annotate(text, (epochs, loss), (epochs * 1.1, height), color=color, fontsize=9,
+                      va="center", annotation_clip=False,
+                      bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.5, "edgecolor": "none"})
     axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel="validation loss (nats)",
              title="The way there: one line per run, labelled with its rate; dots: best epochs")
     axes.set_xlim(1, 1.6 * max(end[1] for end in ends))
@@ -252,5 +256,10 @@ def draw(name, results_dir, plots_dir):
     function, file = PLOTS[name]
     result, path = read_result(Path(results_dir) / f"{name}.json"), Path(plots_dir) / file
     with matplotlib.rc_context(STYLE):
-        save(function(result), path)
+        try:
+            figure = function(result)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise InputError(f"{Path(results_dir) / name}.json lacks what its plot shows "
+                             f"({error!r}); run its study again") from None
+        save(figure, path)
     return path

@@ -43,11 +43,12 @@ def locked(folder):
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder} is in use: another process runs the same switches; wait "
+                             "for it") from None
         yield
-    except BlockingIOError:
-        raise InputError(f"{folder} is in use: another process runs the same switches; wait for "
-                         "it") from None
     finally:
         os.close(handle)
 
@@ -71,6 +72,8 @@ def link_latest(folder):
     """Make `latest`, beside the folder, a link to it, where the file system has links."""
     folder = Path(folder)
     with contextlib.suppress(OSError):
+        for left in folder.parent.glob(".latest.*"):    # by a process that was killed here
+            left.unlink()
         temporary = folder.with_name(f".latest.{os.getpid()}")
         temporary.symlink_to(folder.name)
         temporary.replace(folder.with_name("latest"))
@@ -166,7 +169,7 @@ class Recorder:
     def record(self, sweep, due, must):
         """Append the new epochs to the history; write the state when due, or when it must be."""
         if must or self.pending is None or self.pending.done():
-            self._wait()
+            self.wait()
             if must or due and time.monotonic() >= self.next_save:
                 self.pending = self.writer.submit(self._save, sweep)
         try:
@@ -188,7 +191,7 @@ class Recorder:
         now = time.monotonic()
         self.next_save = now + (now - start) / self.MAX_COST
 
-    def _wait(self):
+    def wait(self):
         """Until the last state is on disk; raises what went wrong with it."""
         if self.pending is not None:
             self.pending.result()
@@ -201,7 +204,7 @@ class Recorder:
         self.writer.shutdown()
         if self.events:
             self.events.close()
-        self._wait()
+        self.wait()
 
 
 def _open_events(history_path):

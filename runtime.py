@@ -1,24 +1,25 @@
-"""JAX at run time: strict flags, compiled programs on disk, lanes over devices and processes.
+"""JAX at the start and across processes: strict flags, compiled programs on disk, who writes.
 
 Importing this changes nothing; scripts call set_up.
 """
+import contextlib
 import os
 import re
 import socket
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax import lax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from files import InputError
 from results import environment
 
 JOIN_SECONDS = 60               # to wait for the other processes at the start
+ZSTD = b"\x28\xb5\x2f\xfd"
 HEARTBEAT_SECONDS = 10          # a process silent this long is taken for dead: all others stop
 
 
@@ -60,6 +61,22 @@ def _check_free(address):
                              "choose another port") from None
 
 
+def _delete_damaged(folder):
+    """Remove compiled programs whose checksum is wrong: JAX would warn of each for ever.
+
+    It writes them in place, so that a killed run leaves half of one.
+    """
+    for path in folder.glob("*-cache"):
+        with contextlib.suppress(OSError):      # another process may do the same
+            content = path.read_bytes()
+            if content.startswith(ZSTD):        # as JAX packs them on Python 3.14: no checksum
+                continue
+            try:
+                zlib.decompress(content)
+            except zlib.error:
+                path.unlink()
+
+
 def set_up(cache_dir="", coordinator="", processes=1, process_id=0):
     """Strict flags, a cache of compiled programs, the other processes; before any computation.
 
@@ -77,6 +94,7 @@ def set_up(cache_dir="", coordinator="", processes=1, process_id=0):
             folder = Path(cache_dir).resolve() / cpu
         except (OSError, RuntimeError, ValueError) as error:
             raise InputError(f"CACHE_DIR = {cache_dir!r} can't be used: {error}") from None
+        _delete_damaged(folder)
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if not coordinator:
@@ -119,100 +137,3 @@ def end_all_but_first():
     """Leave the script, except in the process that writes the results."""
     if not is_first():
         sys.exit(0)
-
-
-def make_mesh(lanes, data_parallel):
-    """The devices of a run, on axis "lane", or on "batch" when one lane's batch is shared out.
-
-    A single process leaves devices out that would have no lane; several use all they have.
-    """
-    if data_parallel or jax.process_count() > 1:
-        return Mesh(np.array(jax.devices()), ("batch" if data_parallel else "lane",))
-    return Mesh(np.array(jax.devices()[:lanes]), ("lane",))
-
-
-def place(tree, mesh, by_lane=False):
-    """NumPy arrays, the same in every process, to the mesh: by lane, or whole on each device."""
-    spec = PartitionSpec("lane") if by_lane and "lane" in mesh.axis_names else PartitionSpec()
-    return jax.device_put(tree, NamedSharding(mesh, spec))
-
-
-def gather(tree):
-    """Arrays on any devices of any process to NumPy, whole, in every process."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def deal(active, lanes, mesh):
-    """Which lanes run in which slot of which device.
-
-    Args:
-      active: ints, the lanes that go on; lanes: how many there were at first.
-    Returns:
-      (rows int [devices * slots], real bool [devices * slots], counts int32 [devices]): device d
-      has the slots from d * slots on, its lanes first; a slot that is not real repeats a lane.
-
-    On a CPU a device goes through its lanes one after another and stops at its count, so that one
-    program serves any number of them; elsewhere the slots are vmapped, and shrink by halves.
-    """
-    devices = mesh.shape.get("lane", 1)
-    needed = -(-len(active) // devices)
-    slots = -(-lanes // devices) if _one_by_one() else 1 << (needed - 1).bit_length()
-    rows = np.full((devices, slots), active[0])
-    real = np.zeros((devices, slots), bool)
-    for device, part in enumerate(np.array_split(np.asarray(active), devices)):
-        rows[device, :len(part)], real[device, :len(part)] = part, True
-    return rows.reshape(-1), real.reshape(-1), real.sum(1).astype(np.int32)
-
-
-def _one_by_one():
-    """Whether a device runs its lanes one after another: on a CPU, where that costs nothing and
-    keeps a lane's bits the same in any company. One lane can't fill an accelerator."""
-    return jax.default_backend() == "cpu"
-
-
-def over_lanes(function, mesh, one_by_one=None):
-    """jit of function(lane, *shared) over a leading lane axis, spread over the mesh's lanes.
-
-    Args:
-      function: of one lane's pytree; mesh: as from make_mesh; one_by_one: None decides by backend.
-    Returns:
-      f(counts, lanes, *shared): counts as from deal; what comes back for slots beyond a device's
-      count is of no use.
-    """
-    one_by_one = _one_by_one() if one_by_one is None else one_by_one
-
-    def on_device(count, lanes, *shared):
-        if not one_by_one:
-            return jax.vmap(lambda lane: function(lane, *shared))(lanes)
-
-        def lane_at(i):
-            return jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, i, keepdims=False), lanes)
-
-        def run(i, outs):
-            return jax.tree.map(lambda all_, one: lax.dynamic_update_index_in_dim(all_, one, i, 0),
-                                outs, function(lane_at(i), *shared))
-
-        slots = len(jax.tree.leaves(lanes)[0])
-        outs = jax.tree.map(lambda out: jax.numpy.zeros((slots, *out.shape), out.dtype),
-                            jax.eval_shape(lambda: function(lane_at(0), *shared)))
-        return lax.fori_loop(0, count[0], run, outs)
-
-    if "lane" not in mesh.axis_names:
-        return jax.jit(on_device, out_shardings=NamedSharding(mesh, PartitionSpec()))
-
-    def on_mesh(counts, lanes, *shared):
-        by_lane = PartitionSpec("lane")
-        specs = (by_lane, by_lane, *(PartitionSpec() for _ in shared))
-        return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=by_lane,
-                             check_vma=False)(counts, lanes, *shared)
-
-    return jax.jit(on_mesh)
-
-
-def share_batch(array, mesh):
-    """Under jit: spread a batch's examples over the devices of a "batch" mesh; else leave it."""
-    if "batch" not in mesh.axis_names:
-        return array
-    return lax.with_sharding_constraint(array, NamedSharding(mesh, PartitionSpec("batch")))

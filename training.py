@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from jax import lax
 
+import devices
 import model
-import runtime
 import stats
 
 CALIBRATION_IMAGES = 1_024      # of the train split; they set the static activation scales
@@ -92,7 +92,7 @@ def train_epoch(state, rate, images, labels, hyper, mesh):
 
     def step(carry, rows):
         layers, opt_state = carry
-        batch = [runtime.share_batch(data[rows], mesh) for data in (images, labels)]
+        batch = [devices.share_batch(data[rows], mesh) for data in (images, labels)]
         loss, grads = jax.value_and_grad(model.loss)(layers, *batch, hyper)
         with jax.numpy_dtype_promotion("standard"):     # optax mixes its step count with floats
             updates, opt_state = optimizer.update(grads, opt_state, layers)
@@ -119,12 +119,18 @@ def start(rates, seeds, hyper):
                  np.full((lanes, 0, len(METRICS)), np.nan), np.zeros(0), np.zeros(()))
 
 
+def guess_score(labels, hyper):
+    """The score of the best constant answer: no model that ignores its input scores lower."""
+    shares = np.unique(labels, return_counts=True)[1] / len(labels)
+    return -np.sum(shares * np.log(shares)) if hyper.METRIC == "val_loss" else -shares.max()
+
+
 def _score(metrics, hyper):
     """What early stopping minimizes; metrics float64 [..., 3]."""
     return metrics[..., 1] if hyper.METRIC == "val_loss" else -metrics[..., 2]
 
 
-def judge(sweep, metrics, exact, hyper):
+def judge(sweep, metrics, exact, hyper, guess):
     """The early-stopping rule: record an epoch, find the best, decide which lanes go on.
 
     Any improvement is kept; only one of MIN_DELTA or more renews a lane's patience. An epoch whose
@@ -132,11 +138,11 @@ def judge(sweep, metrics, exact, hyper):
 
     Args:
       sweep: Sweep; metrics: float64 [K, 3], of its running lanes; exact: bool [K]; hyper: METRIC,
-      MIN_DELTA, PATIENCE, MAX_EPOCHS, LAYER_SIZES.
+      MIN_DELTA, PATIENCE, MAX_EPOCHS; guess: the score that a model has to beat.
     Returns:
       (the Sweep but for its state, best and seconds; which lanes have a new best: bool [K]).
     """
-    running, epoch, classes = sweep.status == RUNNING, sweep.epoch + 1, hyper.LAYER_SIZES[-1]
+    running, epoch = sweep.status == RUNNING, sweep.epoch + 1
     metrics = np.where(running[:, None], metrics, np.nan)
     history = np.concatenate([sweep.history, metrics[:, None]], axis=1)
     finite, lanes = np.isfinite(metrics).all(1), np.arange(len(running))
@@ -150,7 +156,6 @@ def judge(sweep, metrics, exact, hyper):
     status = np.where(running & (epoch == hyper.MAX_EPOCHS), CAPPED, sweep.status)
     status = np.where(running & (epoch - renewed >= hyper.PATIENCE), STOPPED, status)
     best = history[lanes, best_epoch - 1]
-    guess = np.log(classes) if hyper.METRIC == "val_loss" else -1 / classes
     ended = running & (status != RUNNING)
     status = np.where(ended & ~(_score(best, hyper) < guess), GUESSING, status)
     status = np.where(ended & (best_epoch == 0), INEXACT, status)
@@ -178,13 +183,13 @@ def epochs(sweep, train, val, hyper):
       the Sweep after each epoch. The caller logs, saves or breaks.
     """
     lanes = len(sweep.rate)
-    mesh = runtime.make_mesh(lanes, hyper.DATA_PARALLEL)
-    data = runtime.place((train.images, train.labels), mesh)
-    val_images = runtime.place(val.images, mesh)
-    train_lanes = runtime.over_lanes(
+    mesh = devices.make_mesh(lanes, hyper.DATA_PARALLEL)
+    data = devices.place((train.images, train.labels), mesh)
+    val_images = devices.place(val.images, mesh)
+    train_lanes = devices.over_lanes(
         lambda lane, *data: train_epoch(*lane, *data, hyper, mesh), mesh)
     # Lane after lane, with the matrix products of a single model, so that the bits are the same.
-    predict_lanes = runtime.over_lanes(
+    predict_lanes = devices.over_lanes(
         lambda layers, images: model.forward(layers, images, hyper), mesh, one_by_one=True)
 
     def compile_for(counts, placed):
@@ -194,12 +199,13 @@ def epochs(sweep, train, val, hyper):
         with ThreadPoolExecutor() as pool:
             return list(pool.map(lambda lowered: lowered.compile(), (epoch, predict)))
 
+    guess = guess_score(val.labels, hyper)
     programs, dealt = {}, None                  # programs by the number of slots
     while (sweep.status == RUNNING).any():
         begin, compile_seconds = time.perf_counter(), 0.0
-        rows, real, counts = runtime.deal(np.flatnonzero(sweep.status == RUNNING), lanes, mesh)
+        rows, real, counts = devices.deal(np.flatnonzero(sweep.status == RUNNING), lanes, mesh)
         if dealt is None or not np.array_equal(rows, dealt):    # else they are on the devices
-            state, rate, counts_there = runtime.place(
+            state, rate, counts_there = devices.place(
                 (*jax.tree.map(lambda a: a[rows], (sweep.state, sweep.rate)), counts), mesh,
                 by_lane=True)
             dealt = rows
@@ -210,14 +216,14 @@ def epochs(sweep, train, val, hyper):
         state, train_loss, exact = run_epoch(counts_there, (state, rate), *data)
         logits = predict(counts_there, state.layers, val_images)
         logits, *gathered = jax.tree.map(
-            lambda a: a[real], runtime.gather((logits, train_loss, exact, state)))
+            lambda a: a[real], devices.gather((logits, train_loss, exact, state)))
         train_loss, exact, new = gathered
         rows = rows[real]
         metrics, can_deploy = np.full((lanes, len(METRICS)), np.nan), np.zeros(lanes, bool)
         for row, loss, lane_logits in zip(rows, train_loss, logits):
             metrics[row] = loss, *stats.evaluate(lane_logits, val.labels)
         can_deploy[rows] = exact
-        judged, improved = judge(sweep, metrics, can_deploy, hyper)
+        judged, improved = judge(sweep, metrics, can_deploy, hyper, guess)
         chosen = improved[rows]
         seconds = time.perf_counter() - begin - compile_seconds
         sweep = judged._replace(

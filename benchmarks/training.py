@@ -17,15 +17,17 @@ import numpy as np
 from jax import lax
 
 import config
+import devices
 import experiment
 import model
 import results
-import runtime
+import runs
 import training
 from benchmarks import timing
 from files import InputError, check_writable
 
 REPEATS = 5
+SAVED_EPOCHS = 5                # in a block with or without saving
 SWEEP_EPOCHS = 3                # of the sweep and of the single run beside it
 TORCH_STEPS = 60                # PyTorch's epoch is extrapolated from these many steps
 FOLDERS = ("RUNS_DIR", "WEIGHTS_DIR", "RESULTS_DIR", "PLOTS_DIR")
@@ -54,7 +56,7 @@ def our_epoch(hyper, rate, train):
     """One epoch of one lane, exactly as training.epochs runs it."""
     state = training.init_lane(jnp.float32(rate), jnp.uint32(0), hyper)
     epoch = jax.jit(partial(training.train_epoch, hyper=hyper,
-                            mesh=runtime.make_mesh(1, data_parallel=False)))
+                            mesh=devices.make_mesh(1, data_parallel=False)))
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
     return lambda: jax.block_until_ready(epoch(state, jnp.float32(rate), images, labels))
 
@@ -208,6 +210,31 @@ def whole_runs(arguments, seeds, cached=False):
         return [whole_run(arguments, seed, cache) for seed in seeds]
 
 
+def saving_cost(settings, data):
+    """Seconds an epoch without and with the state saved after each, SAVED_EPOCHS at a time in turns.
+
+    Returns:
+      {"not saved" or "saved": list of REPEATS seconds}. A block ends when its last save has.
+    """
+    hyper = config.hyper(settings, MAX_EPOCHS=1_000_000, PATIENCE=1_000_000)
+    epochs = training.epochs(training.start([settings.LEARNING_RATE], [settings.SEED], hyper),
+                             data.train, data.val, hyper)
+    with tempfile.TemporaryDirectory() as folder:
+        names = Path(folder) / "state.npz", Path(folder) / "history.csv"
+        with runs.Recorder(*names, next(epochs), {}) as recorder:
+
+            def block(save):
+                for _ in range(SAVED_EPOCHS):
+                    sweep = next(epochs)
+                    if save:
+                        recorder.record(sweep, due=True, must=False)
+                recorder.wait()
+
+            times = timing.in_turns({"not saved": partial(block, False),
+                                     "saved": partial(block, True)}, REPEATS)
+    return {name: [seconds / SAVED_EPOCHS for seconds in values] for name, values in times.items()}
+
+
 def main(argv):
     settings = config.load(argv, __doc__)
     if settings.LR_ABLATION_MODE or settings.COORDINATOR:
@@ -228,16 +255,19 @@ def main(argv):
               "sweep": lane_epochs(settings, data, lanes)}
     for name, seconds in sweeps.items():
         print(f"{name}: {np.median(seconds):.3f} s per lane-epoch, with its evaluation")
+    saving = saving_cost(settings, data)
+    for name, seconds in saving.items():
+        print(f"epoch, state {name:9s} {timing.spread(seconds, 3)} s")
     first, fast = settings.SEED, ["recipes/fast.toml", *argv]
-    runs = {"default": whole_runs(argv, range(first, first + 3)),
-            "fast": whole_runs(fast, range(first, first + 5)),
-            "fast_again": whole_runs(fast, range(first, first + 3), cached=True)}
+    whole = {"default": whole_runs(argv, range(first, first + 3)),
+             "fast": whole_runs(fast, range(first, first + 5)),
+             "fast_again": whole_runs(fast, range(first, first + 3), cached=True)}
     multiply = epochs["same operations at the GEMM rate"]
     flops = flops_per_epoch(settings.LAYER_SIZES, settings.BATCH_SIZE,
                             len(data.train.labels) // settings.BATCH_SIZE)
     results.write_result(Path(settings.RESULTS_DIR) / "training_bench.json", settings._asdict(),
                          epochs=epochs, gemm_gflops=flops / np.median(multiply) / 1e9, lanes=lanes,
-                         lane_epochs=sweeps, **runs)
+                         lane_epochs=sweeps, saving=saving, **whole)
 
 
 if __name__ == "__main__":

@@ -83,12 +83,12 @@ def make_row(rate, val_loss, status="stopped"):
     return {"rate": rate, "val_loss": val_loss, "status": status}
 
 
-def test_best_rate_needs_a_usable_run_of_every_seed():
+def test_best_rate_needs_a_usable_run_of_every_seed(tmp_path):
     rows = [make_row(1.0, 0.1), make_row(1.0, None, "diverged"), make_row(0.1, 0.3),
             make_row(0.1, 0.2), make_row(500.0, 5.0, "guessing"), make_row(500.0, 5.0, "guessing")]
-    assert ablation.best_rate(rows) == 0.1
+    assert ablation.best_rate(rows, tmp_path) == 0.1
     with pytest.raises(InputError, match="500"):
-        ablation.best_rate(rows[4:])
+        ablation.best_rate(rows[4:], tmp_path)
 
 
 def test_a_smaller_study_does_not_replace_a_larger_one(study, script, folder):

@@ -1,4 +1,4 @@
-"""runtime: lanes dealt to devices; two real processes on this machine, over loopback, against one."""
+"""devices and runtime: lanes dealt; two real processes on this machine against one."""
 import json
 import os
 import re
@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 import config
+import devices
 import runtime
 from conftest import CACHE, ROOT
 from files import InputError
@@ -24,33 +25,32 @@ SWITCHES = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=200", "--ABLATION_SEEDS=2
 LONG = ["--LR_ABLATION_MODE=True", "--ABLATION_MAX_EPOCHS=100000", "--PATIENCE=100000"]
 
 
-@given(lanes=st.integers(1, 40), devices=st.integers(1, 5), one_by_one=st.booleans(),
-       data=st.data())
-def test_lanes_are_dealt_evenly_and_once(lanes, devices, one_by_one, data):
+@given(lanes=st.integers(1, 40), count=st.integers(1, 5), one_by_one=st.booleans(), data=st.data())
+def test_lanes_are_dealt_evenly_and_once(lanes, count, one_by_one, data):
     active = sorted(data.draw(st.sets(st.integers(0, lanes - 1), min_size=1)))
-    mesh = SimpleNamespace(shape={"lane": devices})
+    mesh = SimpleNamespace(shape={"lane": count})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runtime, "_one_by_one", lambda: one_by_one)
-        rows, real, counts = runtime.deal(active, lanes, mesh)
+        patch.setattr(devices, "_one_by_one", lambda: one_by_one)
+        rows, real, counts = devices.deal(active, lanes, mesh)
     assert sorted(rows[real]) == active and set(rows) <= set(active)
-    assert len(rows) % devices == 0 and len(rows) <= 2 * max(lanes, devices)
-    by_device = real.reshape(devices, -1)
+    assert len(rows) % count == 0 and len(rows) <= 2 * max(lanes, count)
+    by_device = real.reshape(count, -1)
     np.testing.assert_array_equal(by_device.sum(1), counts)
     assert counts.max() - counts.min() <= 1
-    for device, count in zip(by_device, counts):
-        assert device[:count].all() and not device[count:].any()
+    for slots, lanes_there in zip(by_device, counts):
+        assert slots[:lanes_there].all() and not slots[lanes_there:].any()
 
 
 def test_a_finished_lane_is_not_computed():
     """A slot beyond its device's count never runs: its function would not end."""
     import jax
     import jax.numpy as jnp
-    mesh = runtime.make_mesh(1, False)
+    mesh = devices.make_mesh(1, False)
 
     def count_down(n):                          # endless for the number that is not real
         return jax.lax.while_loop(lambda n: n != 0, lambda n: n - 2, n)
 
-    run = runtime.over_lanes(count_down, mesh, one_by_one=True)
+    run = devices.over_lanes(count_down, mesh, one_by_one=True)
     lanes = jnp.array([4, 1], jnp.int32)
     result = run(jnp.array([1], jnp.int32), lanes)
     assert result[0] == 0

@@ -21,7 +21,7 @@ MADE = {"command": "python3 study.py --X=1",
                         "numpy": "2.4.6"},
         "config": {"QAT_ENABLE": True, "WEIGHT_BITS": 8, "ACTIVATION_BITS": 8}}
 FROM_RESULTS = [name for name in tables.TABLES if name not in ("expected_output", "switches",
-                                                                "findings")]
+                                                                "findings", "reliability")]
 
 
 def entry_of(label, accuracies):
@@ -55,7 +55,9 @@ def optimizer_result(losses):
 
 
 def rate_row(rate, seed, val_loss, status="stopped"):
-    return {"rate": rate, "seed": seed, "val_loss": val_loss, "status": status, "epochs": 9 + seed}
+    return {"rate": rate, "seed": seed, "val_loss": val_loss, "status": status, "epochs": 9 + seed,
+            "test_acc": None if val_loss is None else 1 - val_loss,
+            "history": {"val_loss": [val_loss and 2 * val_loss] * 20 + [val_loss]}}
 
 
 def run_of(seed):
@@ -78,12 +80,17 @@ def made_up(seeds):
         "training_bench": {"epochs": dict.fromkeys(
                                ("QAT epoch", "matrix products and update alone"), times),
                            "lane_epochs": {"single run": times, "sweep": times}, "lanes": 27,
+                           "saving": {"saved": times, "not saved": times},
                            "gemm_gflops": 100.0, "default": runs, "fast": runs, "fast_again": runs,
                            **MADE},
         "inference_bench": {"seconds": {"JAX int8": {"1": times, "10000": times}}, "bits": [8, 8],
                             "repeats": 3, **MADE},
         "scaling": {"points": {"lanes": [{"lanes": 1, "seconds": times, "gemm_limit": 0.25}]},
                     "gemm_gflops": 100.0, **MADE},
+        "drill": {"rows": [{"fault": "power cut", "times": 5, "survived": 4}]},
+        "fuzz": {"loaders": [{"loader": "weights", "inputs": 100_000, "failed": 1}]},
+        "soak": {"growth": 0.01, "memory_bytes": [1] * 200, "before": {"files": 6, "threads": 9},
+                 "after": {"files": 6, "threads": 9}},
     }
 
 
@@ -110,7 +117,7 @@ def test_one_seed_has_no_spread():
     read = made_up(1).__getitem__
     assert "| float32 | 97.00 | 1 | 0.0300 | 207,041 | 0 |" in tables.models(read)
     assert "| W8A8, after training | 97.00 | 1 | 0.0300 | – | – |" in tables.models(read)
-    assert "| 0.1 | 0.9700 | 9 | 1 stopped |" in tables.learning_rates(read)
+    assert "| 0.1 | 0.9700 | 3.00 | 9 | 1 stopped | 1.9400 |" in tables.learning_rates(read)
     assert "| 98.00 | 1 | – |" in tables.training_speed(read)
 
 
@@ -122,14 +129,22 @@ def test_only_surviving_seeds_are_averaged_and_the_table_says_so():
             rate_row(0.1, 0, 0.1), rate_row(0.1, 1, 0.3, "capped"),
             rate_row(0.1, 2, None, "inexact"), rate_row(1e-4, 0, 2.3, "guessing")]
     text = tables.learning_rates({"lr_ablation": {"rows": rows, "best_rate": 0.1, **MADE}}.get)
-    assert "| 1 | – | 9 to 10 | 2 diverged |" in text
-    assert "| 0.1 | 0.2000 ± 0.1414 (2 of 3) | 9 to 11 | 1 stopped, 1 capped, 1 inexact |" in text
-    assert "| 0.0001 | – | 9 | 1 guessing |" in text
+    assert "| 1 | – | 10.00 (1 of 2) | 9 to 10 | 2 diverged | 1.8000 (1 of 2) |" in text
+    assert ("| 0.1 | 0.2000 ± 0.1414 (2 of 3) | 80.00 ± 14.14 (2 of 3) | 9 to 11 | "
+            "1 stopped, 1 capped, 1 inexact | 0.4000 ± 0.2828 (2 of 3) |") in text
+    assert "| 0.0001 | – | -130.00 | 9 | 1 guessing | 4.6000 |" in text
 
 
 def test_a_finding_is_a_line():
     lines = tables.findings(made_up(3).__getitem__).splitlines()
     assert len(lines) == 5 and all(line.startswith("- ") for line in lines)
+
+
+def test_reliability_counts_what_did_not_survive():
+    text = tables.reliability(made_up(1).__getitem__)
+    assert "| power cut | 5 | 4 | `make drill` |" in text
+    assert "| hostile files: weights | 100,000 | 99,999 | `make fuzz` |" in text
+    assert "memory +1.0 %, 0 open files and 0 threads more | 200 | 200 |" in text
 
 
 def test_switches_are_those_of_the_configuration():
