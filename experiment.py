@@ -208,8 +208,9 @@ def quantize_after(outcome, settings, data):
                                           "seed": outcome.row["seed"]})
 
 
-REASONS = {"diverged": "the loss left the finite numbers", "guessing": "it got no better than "
-           "guessing", "inexact": "no epoch's integers stayed below 2**24"}
+REASONS = {"diverged": "the loss left the finite numbers",
+           "guessing": "it got no better than guessing",
+           "inexact": "its weights outgrew their scales: an accumulator could reach 2**24"}
 
 
 def check_usable(row, folder):

@@ -87,8 +87,10 @@ def made_up(seeds):
                             "repeats": 3, **MADE},
         "scaling": {"points": {"lanes": [{"lanes": 1, "seconds": times, "gemm_limit": 0.25}]},
                     "gemm_gflops": 100.0, **MADE},
-        "drill": {"rows": [{"fault": "power cut", "times": 5, "survived": 4}]},
-        "fuzz": {"loaders": [{"loader": "weights", "inputs": 100_000, "failed": 1}]},
+        "drill": {"rows": [{"fault": fault, "times": 5, "survived": 4} for fault in (
+            "kill -9 of a run", "kill -9 of a sweep", "disk full in a run", "clock back")]},
+        "fuzz": {"loaders": [{"loader": name, "inputs": 100_000, "failed": 1}
+                             for name in ("weights", "recipes")]},
         "soak": {"growth": 0.01, "memory_bytes": [1] * 200, "before": {"files": 6, "threads": 9},
                  "after": {"files": 6, "threads": 9}},
     }
@@ -142,8 +144,10 @@ def test_a_finding_is_a_line():
 
 def test_reliability_counts_what_did_not_survive():
     text = tables.reliability(made_up(1).__getitem__)
-    assert "| power cut | 5 | 4 | `make drill` |" in text
-    assert "| hostile files: weights | 100,000 | 99,999 | `make fuzz` |" in text
+    assert "| `kill -9`, half of them inside a save | 10 | 8 | `make drill` |" in text
+    assert "| disk full | 5 | 4 | `make drill` |" in text
+    assert "clock, compile cache | 5 | 4 | `make drill` |" in text
+    assert "| hostile files: weights, recipes | 200,000 | 199,998 | `make fuzz` |" in text
     assert "memory +1.0 %, 0 open files and 0 threads more | 200 | 200 |" in text
 
 
