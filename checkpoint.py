@@ -59,7 +59,8 @@ def unpack(packed, bits, shape):
         part = codes[start:start + block]
         fields = np.unpackbits(packed[start * bits // 8:], count=len(part) * bits,
                                bitorder="little").reshape(len(part), bits)
-        part[:] = 2 * fields[:, 0].astype(np.int8) - 1 if bits == 1 else fields.view(np.int8) @ place
+        fields = fields.view(np.int8)
+        part[:] = 2 * fields[:, 0] - 1 if bits == 1 else fields @ place
     return codes.reshape(shape)
 
 

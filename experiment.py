@@ -233,7 +233,7 @@ def save(outcome, folder, settings):
 
     Better: for the same data set, with a lower validation loss.
     Returns:
-      whether the file in WEIGHTS_DIR has changed.
+      whether WEIGHTS_DIR now holds this model.
     """
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS)
     path, size = Path(settings.WEIGHTS_DIR) / name, f"{len(outcome.content):,} bytes"
@@ -248,8 +248,6 @@ def save(outcome, folder, settings):
         print(f"wrote {folder / name} ({size}); {path} stays: its val loss "
               f"{kept['val_loss']:.6f} is lower")
         return False
-    changed = not path.exists() or path.read_bytes() != outcome.content
-    if changed:
-        write_atomically(path, outcome.content)
+    write_atomically(path, outcome.content)
     print(f"wrote {path} ({size})")
-    return changed
+    return True

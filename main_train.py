@@ -8,6 +8,7 @@ if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends,
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import time
+from pathlib import Path
 
 START = time.perf_counter()     # before the slow imports, so that the printed time is all of it
 
@@ -23,7 +24,7 @@ def main(argv):
     import experiment
     import runs
     from files import InputError, check_writable
-    from results import copy, peak_memory, write_result
+    from results import copy, is_of, peak_memory, write_result
     check_writable(settings.RUNS_DIR, settings.WEIGHTS_DIR, settings.RESULTS_DIR)
     if settings.QAT_ENABLE and not settings.POWER_OF_TWO_SCALES:
         raise InputError("POWER_OF_TWO_SCALES = False has no integers to save: it is for the "
@@ -43,7 +44,7 @@ def main(argv):
           f"val accuracy {100 * row['val_acc']:.2f} %")
     print(f"saved model: val loss {row['val_loss']:.6f} nats ({row['reload_change']:+g} from "
           f"training), test accuracy {100 * row['test_acc']:.2f} %")
-    changed = experiment.save(outcome, folder, settings)
+    is_reference = experiment.save(outcome, folder, settings)
     wall = time.perf_counter() - START
     seconds = {"imports": imported - START, "data": loaded - imported, **seconds,
                "evaluate and save": wall - (loaded - START) - seconds["compile"]
@@ -52,7 +53,7 @@ def main(argv):
     write_result(folder / "train.json", settings._asdict(), row=row,
                  dataset={"name": data.name, "sha256": data.sha256}, seconds=seconds,
                  wall_seconds=wall, peak_memory_bytes=peak_memory())
-    if changed:                                 # the result belongs to the weights in WEIGHTS_DIR
+    if is_reference and not is_of(row["sha256"], Path(settings.RESULTS_DIR) / "train.json"):
         copy(folder / "train.json", settings.RESULTS_DIR)
     runs.finish(folder)
 

@@ -112,6 +112,13 @@ def publish(source, folder):
     return True
 
 
+def is_of(sha256, path):
+    """Whether the result of a single run at `path` is of the weights with this hash."""
+    with contextlib.suppress(InputError, AttributeError):
+        return read_result(path).get("row", {}).get("sha256") == sha256
+    return False
+
+
 def copy(source, folder):
     """Copy a file into a folder, atomically."""
     target = Path(folder) / source.name

@@ -138,7 +138,8 @@ def main(argv):
     rows, different = compare(network, dataset.test.images)
     print(results.table(["engine", "images", "mismatched logits", "seconds"], rows))
     print(f"\n{path}, {integer.name(network)}: {len(dataset.test.images):,} test images, the "
-          f"others random bytes; {integer.sizes(network)[-1]} logits an image. Seconds include compiling.")
+          f"others random bytes; {integer.sizes(network)[-1]} logits an image. "
+          "Seconds include compiling.")
     sys.exit(1 if different else 0)
 
 

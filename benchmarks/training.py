@@ -211,7 +211,7 @@ def whole_runs(arguments, seeds, cached=False):
 
 
 def saving_cost(settings, data):
-    """Seconds an epoch without and with the state saved after each, SAVED_EPOCHS at a time in turns.
+    """Seconds an epoch without and with the state saved after each, in turns of SAVED_EPOCHS.
 
     Returns:
       {"not saved" or "saved": list of REPEATS seconds}. A block ends when its last save has.

@@ -25,8 +25,8 @@ import runtime
 import training
 
 # Programs compiled in this session, shared by its workers and the scripts they start.
-CACHE = Path(tempfile.gettempdir()) / ("nanoqat-tests-"
-                                       + os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())))
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+CACHE = Path(tempfile.gettempdir()) / f"nanoqat-tests-{RUN}"
 runtime.set_up(str(CACHE))      # before any other use of JAX: it sets the number of host devices
 # The same examples in every run, and no deadline: the first call of a JAX function compiles.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None,

@@ -22,7 +22,9 @@ def floors():
 
 def sources():
     """{path from the root: its parsed code} of all code that is not a test."""
-    paths = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))]
+    paths = list(ROOT.glob("*.py"))
+    for folder in FOLDERS:
+        paths += (ROOT / folder).glob("*.py")
     return {path.relative_to(ROOT): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
 
 
@@ -115,6 +117,6 @@ import quant, results, runs, runtime, stats, training
 assert before == (dict(jax.config.values), dict(matplotlib.rcParams))
 assert jax._src.xla_bridge._backends == {}
 """
-    done = subprocess.run([sys.executable, "-c", program % str(ROOT)], capture_output=True, text=True,
-                          cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", program % str(ROOT)], capture_output=True,
+                          text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

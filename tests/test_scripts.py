@@ -217,6 +217,9 @@ def test_the_same_run_again_changes_no_file_of_the_reference(tmp_path, folder, s
     before = {path: path.read_bytes() for path in tmp_path.glob("*.*")}
     script(main_train.main, *usual)
     assert {path: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+    (tmp_path / "train.json").unlink()          # as a run leaves it that died before its result
+    script(main_train.main, *usual)
+    assert sorted(path.name for path in tmp_path.glob("*.*")) == sorted(p.name for p in before)
 
 
 def test_a_model_of_other_data_is_named(tmp_path, folder, script, mnist):
