@@ -1,6 +1,6 @@
 """Weights files: encode and decode a deployed model; written atomically, read as hostile.
 
-A deployed model is an integer.Network or, in float32, a list of (w [I, O], b [O]). NumPy only.
+A deployed model is an integer.Network or, in float32, an integer.FloatNetwork. NumPy only.
 """
 import hashlib
 import math
@@ -31,7 +31,7 @@ def find(weights, folders, quantized, weight_bits):
 def digest(network):
     """SHA-256 of a model's arrays, as hex: the same for the same weights, whatever the file."""
     sha256 = hashlib.sha256()
-    for layer in network.layers if isinstance(network, integer.Network) else network:
+    for layer in network.layers:
         for array in layer:
             if array is not None:
                 sha256.update(np.ascontiguousarray(array).tobytes())
@@ -68,14 +68,14 @@ def encode(network, facts):
     """The bytes of an .npz, the same for the same model and facts.
 
     Args:
-      network: integer.Network, or a list of (w float32 [I, O], b float32 [O]).
+      network: integer.Network or integer.FloatNetwork.
       facts: dict for JSON: what the model was made from.
     Raises:
       ValueError: decode would refuse it; one line.
     """
     quantized = isinstance(network, integer.Network)
     meta = {"format": FORMAT, "quantized": quantized, "layer_sizes": integer.sizes(network),
-            "facts": facts}
+            "input": network.input, "facts": facts}
     if quantized:
         meta |= {"weight_bits": network.weight_bits, "activation_bits": network.activation_bits,
                  "logit_exponent": network.logit_exponent}
@@ -87,7 +87,7 @@ def encode(network, facts):
             if layer.shift is not None:
                 arrays[f"shift{i}"] = layer.shift
     else:
-        arrays = {f"{name}{i}": np.asarray(array) for i, layer in enumerate(network)
+        arrays = {f"{name}{i}": np.asarray(array) for i, layer in enumerate(network.layers)
                   for name, array in zip("wb", layer, strict=True)}
     content = npz.encode(meta, arrays)
     decode(content)                             # whatever is saved can be loaded
@@ -109,6 +109,9 @@ def _check_meta(meta):
     if not isinstance(sizes, list) or not all(type(n) is int for n in sizes):
         raise ValueError("layer_sizes is not a list of widths")
     integer.check_sizes(sizes)
+    if type(meta.setdefault("input", integer.IMAGE_SIDE)) is not int:   # older files lack it
+        raise ValueError("input is not an integer")
+    integer.check_input(meta["input"], sizes[0])
     if type(meta.get("quantized")) is not bool or not isinstance(meta.get("facts"), dict):
         raise ValueError("it does not say whether it is quantized, or from what it was made")
     if meta["quantized"]:
@@ -148,14 +151,15 @@ def decode(content):
     if not meta["quantized"]:
         if not all(np.isfinite(array).all() for array in arrays.values()):
             raise ValueError("it holds a weight that is not finite")
-        return [(arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(len(sizes) - 1)], meta["facts"]
+        layers = tuple((arrays[f"w{i}"], arrays[f"b{i}"]) for i in range(len(sizes) - 1))
+        return integer.FloatNetwork(layers, meta["input"]), meta["facts"]
     bits, layers = meta["weight_bits"], []
     for i, shape in enumerate(zip(sizes, sizes[1:])):
         w_q = arrays[f"w{i}_q"]
         layers.append(integer.Layer(unpack(w_q, bits, shape) if bits < 8 else w_q,
                                     arrays[f"b{i}_q"], arrays.get(f"shift{i}")))
     return integer.make_network(layers, bits, meta["activation_bits"],
-                                meta["logit_exponent"]), meta["facts"]
+                                meta["logit_exponent"], meta["input"]), meta["facts"]
 
 
 def load(path):

@@ -22,6 +22,8 @@ LR_ABLATION_MODE = False        # main_train.py sweeps the learning rate instead
 LAYER_SIZES = (784, 256, 128, 10)   # inputs, hidden widths, classes
 WEIGHT_BITS = 8                 # 1 ({-1, +1}), 2 (ternary) .. 8
 ACTIVATION_BITS = 8             # unsigned codes after ReLU; pixels are always their 8-bit bytes
+INPUT = 28                      # side: 28, 14 (2 x 2 means) or of the centre: 12, 10
+SCALES = "calibrated"           # set on train images at each epoch's start; learned: by gradient
 PER_CHANNEL = True              # one weight scale per output channel in hidden layers; False: one
 POWER_OF_TWO_SCALES = True      # exact integer arithmetic; False: free scales, for studies only
 COMPUTE_DTYPE = "float32"       # bfloat16 carries the same codes exactly: faster on some devices
@@ -33,6 +35,10 @@ SCHEDULE = "constant"           # constant, or cosine: down to 0 at MAX_EPOCHS
 WARMUP_EPOCHS = 0.0             # of the cosine schedule: the rate rises from 0 over these epochs
 LEARNING_RATE = 0.1             # usual for plain SGD; the learning-rate ablation compares
 BATCH_SIZE = 128                # images a step
+WEIGHT_DECAY = 0.0              # of the weights, not biases or scales; times the rate at each step
+LABEL_SMOOTHING = 0.0           # share of each target that goes to all classes alike
+AVERAGING = 0.0                 # decay, by step, of the mean weights that are saved; 0: the last
+AUGMENT = 0.0                   # strength of random warps of the train images; 1 suits digits
 MAX_EPOCHS = 100                # early stopping ends the default run long before
 PATIENCE = 5                    # epochs without improvement before a run stops
 MIN_DELTA = 5e-4                # the least change of METRIC that counts: nats, or a fraction
@@ -77,6 +83,8 @@ _TABLE = {
     "LAYER_SIZES": _Switch(int, (784, 256, 128, 10), (1, integer.MAX_WIDTH), hyper=True),
     "WEIGHT_BITS": _Switch(int, 8, (1, 8), hyper=True),
     "ACTIVATION_BITS": _Switch(int, 8, (1, 8), hyper=True),
+    "INPUT": _Switch(int, 28, (10, 28), hyper=True),
+    "SCALES": _Switch(str, "calibrated", ("calibrated", "learned"), hyper=True),
     "PER_CHANNEL": _Switch(bool, True, hyper=True),
     "POWER_OF_TWO_SCALES": _Switch(bool, True, hyper=True),
     "COMPUTE_DTYPE": _Switch(str, "float32", ("float32", "bfloat16"), hyper=True),
@@ -86,6 +94,10 @@ _TABLE = {
     "WARMUP_EPOCHS": _Switch(float, 0.0, (0, 1e6), hyper=True),
     "LEARNING_RATE": _Switch(float, 0.1, (1e-12, 1e3)),
     "BATCH_SIZE": _Switch(int, 128, (1, 1_000_000), hyper=True),
+    "WEIGHT_DECAY": _Switch(float, 0.0, (0, 10), hyper=True),
+    "LABEL_SMOOTHING": _Switch(float, 0.0, (0, 0.9), hyper=True),
+    "AVERAGING": _Switch(float, 0.0, (0, 0.99999), hyper=True),
+    "AUGMENT": _Switch(float, 0.0, (0, 10), hyper=True),
     "MAX_EPOCHS": _Switch(int, 100, (1, 1_000_000), hyper=True),
     "PATIENCE": _Switch(int, 5, (1, 1_000_000), hyper=True),
     "MIN_DELTA": _Switch(float, 5e-4, (0, 1e3), hyper=True),
@@ -177,6 +189,10 @@ def _faults(config):
         integer.check_sizes(config.LAYER_SIZES)
     except ValueError as error:
         yield "LAYER_SIZES", f"inputs, hidden widths and classes that fit: these are {error}"
+    try:
+        integer.check_input(config.INPUT, config.LAYER_SIZES[0])
+    except ValueError as error:
+        yield "INPUT", f"a side that fits LAYER_SIZES: {error}"
     if config.COMPUTE_DTYPE == "bfloat16" and not config.POWER_OF_TWO_SCALES:
         yield "COMPUTE_DTYPE", "float32, or POWER_OF_TWO_SCALES = True: then bfloat16 is exact"
     if config.WARMUP_EPOCHS > config.MAX_EPOCHS:

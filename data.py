@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import integer
 from files import InputError, read_bytes, write_atomically
 
 # The file names LeCun gave them, as (images, labels) of the train and the test split.
@@ -219,16 +220,17 @@ def _as_uint8(name, images, labels):
     return images, labels.astype(np.uint8)
 
 
-def check_fits(dataset, layer_sizes):
+def check_fits(dataset, layer_sizes, input=integer.IMAGE_SIDE):
     """Raise InputError unless a network of these widths reads and classifies the dataset.
 
     Args:
       dataset: Dataset.
       layer_sizes: inputs, hidden widths, classes; it may have more classes than the labels.
+      input: of integer.INPUTS, the side that images are pooled to.
     """
     inputs = dataset.train.images.shape[1]
     classes = int(max(dataset.train.labels.max(), dataset.test.labels.max())) + 1
-    if inputs != layer_sizes[0] or classes > layer_sizes[-1]:
+    if inputs != integer.pixels(input, layer_sizes[0]) or classes > layer_sizes[-1]:
         raise InputError(f"LAYER_SIZES = {tuple(layer_sizes)} does not fit {dataset.name}: it has "
                          f"{inputs} pixels and {classes} classes")
 

@@ -57,11 +57,12 @@ def _one_by_one():
     return jax.default_backend() == "cpu"
 
 
-def over_lanes(function, mesh, one_by_one=None):
+def over_lanes(function, mesh, one_by_one=None, prepare=lambda *shared: shared):
     """jit of function(lane, *shared) over a leading lane axis, spread over the mesh's lanes.
 
     Args:
-      function: of one lane's pytree; mesh: as from make_mesh; one_by_one: None decides by backend.
+      function: of one lane's pytree; mesh: as from make_mesh; one_by_one: None decides by backend;
+      prepare: of the shared arguments, once on each device before its lanes.
     Returns:
       f(counts, lanes, *shared): counts as from deal; what comes back for slots beyond a device's
       count is of no use.
@@ -69,6 +70,7 @@ def over_lanes(function, mesh, one_by_one=None):
     one_by_one = _one_by_one() if one_by_one is None else one_by_one
 
     def on_device(count, lanes, *shared):
+        shared = prepare(*shared)
         if not one_by_one:
             return jax.vmap(lambda lane: function(lane, *shared))(lanes)
 

@@ -55,7 +55,7 @@ def set_up(settings):
 def load_data(settings):
     """The Data that the switches name."""
     dataset = data.load(settings.DATA_DIR)
-    data.check_fits(dataset, settings.LAYER_SIZES)
+    data.check_fits(dataset, settings.LAYER_SIZES, settings.INPUT)
     train, val = data.split_val(dataset.train, settings.VAL_EXAMPLES, settings.BATCH_SIZE)
     return Data(dataset.name, dataset.sha256, train, val, dataset.test)
 
@@ -137,7 +137,8 @@ def judge(settings, layers, data, row):
         predictor = predict.make_predictor(layers, hyper=hyper)
     else:
         network = (model.to_network(layers, hyper) if hyper.QAT_ENABLE
-                   else [(layer.w, layer.b) for layer in layers])
+                   else integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers),
+                                             hyper.INPUT))
         known = {"val_loss": row["val_loss"]} if "val_loss" in row else {}
         content = checkpoint.encode(network, facts(settings, data) | known)
         network, _ = checkpoint.decode(content)

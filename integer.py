@@ -15,6 +15,9 @@ ACC_LIMIT = 2**24               # float32 holds every smaller integer: the proof
 MAX_SHIFT = 30                  # |acc| < 2**24, so from 26 on every shift gives 0
 MAX_LOGIT_EXPONENT = 100        # either way: float32 then holds every logit
 PIXEL_BITS = 8                  # a pixel's code is its byte
+IMAGE_SIDE = 28                 # of the images that can be pooled
+INPUTS = (28, 14, 12, 10)       # sides of the first layer's input: the image's bytes as they are, or
+                                # 2 x 2 means of the whole image, its centre 24 x 24 or 20 x 20
 
 
 class Layer(NamedTuple):
@@ -30,6 +33,13 @@ class Network(NamedTuple):
     weight_bits: int
     activation_bits: int        # of the codes between layers
     logit_exponent: int         # logits = accumulators of the last layer * 2**logit_exponent
+    input: int = IMAGE_SIDE     # of INPUTS; 28 takes images of any size as they are
+
+
+class FloatNetwork(NamedTuple):
+    """What is saved of a float32 model, to compare with."""
+    layers: tuple               # of (w float32 [I, O], b float32 [O])
+    input: int = IMAGE_SIDE
 
 
 def code_range(bits, signed=True):
@@ -46,10 +56,32 @@ def input_qmax(count, activation_bits):
             for bits in [PIXEL_BITS] + [activation_bits] * (count - 1)]
 
 
+def pool(images, side):
+    """The first layer's codes: means of 2 x 2 pixels, rounded half to even like every code.
+
+    Args:
+      images: uint8 [B, 784], NumPy or JAX, or of any size for side 28; side: of INPUTS.
+    Returns:
+      uint8 [B, side**2] of an image's centre; for side 28 the images as they are.
+    """
+    if side == IMAGE_SIDE:
+        return images
+    edge = IMAGE_SIDE // 2 - side               # pixels left out on each side
+    centre = images.reshape(-1, IMAGE_SIDE, IMAGE_SIDE)[:, edge:IMAGE_SIDE - edge,
+                                                        edge:IMAGE_SIDE - edge]
+    sums = centre.reshape(-1, side, 2, side, 2).astype(np.int32).sum((2, 4), dtype=np.int32)
+    return requantize(sums, np.int32(2), PIXEL_BITS).astype(np.uint8).reshape(-1, side**2)
+
+
 def sizes(network):
-    """(inputs, hidden widths, classes) of a Network, or of a list of float (w, b)."""
-    layers = network.layers if isinstance(network, Network) else network
+    """(inputs, hidden widths, classes) of a Network or FloatNetwork."""
+    layers = network.layers
     return (layers[0][0].shape[0], *(layer[0].shape[1] for layer in layers))
+
+
+def pixels(side, inputs):
+    """How many bytes the images have that this INPUT makes so many inputs of."""
+    return inputs if side == IMAGE_SIDE else IMAGE_SIDE**2
 
 
 def check_sizes(widths):
@@ -63,30 +95,39 @@ def check_sizes(widths):
         raise ValueError(f"{weights:,} weights, more than {MAX_WEIGHTS:,}")
 
 
+def check_input(side, inputs):
+    """Raise ValueError unless a first layer of so many inputs can read images of this INPUT."""
+    if side not in INPUTS:
+        raise ValueError(f"input side {side} is none of {', '.join(map(str, INPUTS))}")
+    if side != IMAGE_SIDE and inputs != side**2:
+        raise ValueError(f"input side {side} gives {side**2} inputs, not {inputs}")
+
+
 def accumulator_bound(layer, x_qmax):
     """The largest |accumulator| that any input can cause, per channel: int64 [O]."""
     total = np.abs(layer.w_q).sum(0, dtype=np.int64)    # |codes| <= 127: int8 holds them
     return x_qmax * total + np.abs(layer.b_q.astype(np.int64))
 
 
-def make_network(layers, weight_bits, activation_bits, logit_exponent):
+def make_network(layers, weight_bits, activation_bits, logit_exponent, input=IMAGE_SIDE):
     """Prove that float32 and integer arithmetic agree on these layers, and put them together.
 
     Args:
       layers: Layers of NumPy arrays; shifts may be longer than MAX_SHIFT, and are cut to it.
-      weight_bits, activation_bits: 1..8; logit_exponent: int.
+      weight_bits, activation_bits: 1..8; logit_exponent: int; input: of INPUTS.
     Returns:
       Network.
     Raises:
       ValueError: shapes that don't chain, codes out of range, a shift below 1, or an accumulator
         that could reach 2**24; one line.
     """
-    check_sizes(sizes(layers))
+    check_sizes((len(layers[0].w_q), *(layer.w_q.shape[1] for layer in layers)))
     if not (1 <= weight_bits <= 8 and 1 <= activation_bits <= 8):
         raise ValueError(f"W{weight_bits}A{activation_bits} is not in 1..8 bits")
     if abs(logit_exponent) > MAX_LOGIT_EXPONENT:
         raise ValueError(f"logit exponent {logit_exponent} is not in "
                          f"-{MAX_LOGIT_EXPONENT}..{MAX_LOGIT_EXPONENT}")
+    check_input(input, len(layers[0].w_q))
     qmin, qmax = code_range(weight_bits)
     checked = []
     for i, (layer, x_qmax) in enumerate(zip(layers, input_qmax(len(layers), activation_bits))):
@@ -113,7 +154,7 @@ def make_network(layers, weight_bits, activation_bits, logit_exponent):
                                  f"{layer.shift.min()}")
             layer = layer._replace(shift=np.minimum(layer.shift, MAX_SHIFT).astype(np.int8))
         checked.append(layer)
-    return Network(tuple(checked), weight_bits, activation_bits, int(logit_exponent))
+    return Network(tuple(checked), weight_bits, activation_bits, int(logit_exponent), input)
 
 
 def requantize(acc, shift, bits):
@@ -128,8 +169,9 @@ def requantize(acc, shift, bits):
     return codes.clip(*code_range(bits, signed=False))
 
 
-def _run(layers, activation_bits, x_q, int_matmul):
+def _run(layers, activation_bits, input, images, int_matmul):
     """Accumulators of the last layer: int32 [B, classes], by the given int_matmul(x_q, w_q)."""
+    x_q = pool(images, input)
     for layer in layers:
         acc = int_matmul(x_q, layer.w_q) + layer.b_q[None]
         if layer.shift is not None:
@@ -150,13 +192,13 @@ def make_engine(network, engine="jax"):
       network: Network; engine: "jax" (jitted int8 dots) or "numpy".
     """
     if engine == "numpy":
-        return lambda images: _run(network.layers, network.activation_bits, images,
+        return lambda images: _run(network.layers, network.activation_bits, network.input, images,
                                    _numpy_int_matmul)
 
     import jax
     jitted, on_device = _jax_run(), jax.device_put(network.layers)
-    bits = network.activation_bits
-    return lambda images: np.asarray(jitted(on_device, images, activation_bits=bits))
+    static = {"activation_bits": network.activation_bits, "input": network.input}
+    return lambda images: np.asarray(jitted(on_device, images, **static))
 
 
 @functools.cache                # one function, so that networks of one shape compile once
@@ -171,10 +213,10 @@ def _jax_run():
         acc = lax.dot(shifted, w_q, preferred_element_type=np.int32)
         return acc + 128 * w_q.astype(np.int32).sum(0, keepdims=True)
 
-    def run(layers, images, activation_bits):
-        return _run(layers, activation_bits, images, int_matmul)
+    def run(layers, images, activation_bits, input):
+        return _run(layers, activation_bits, input, images, int_matmul)
 
-    return jax.jit(run, static_argnames="activation_bits")
+    return jax.jit(run, static_argnames=("activation_bits", "input"))
 
 
 def logits(network, acc):
@@ -188,5 +230,5 @@ def kind(weight_bits=None, activation_bits=None):
 
 
 def name(network):
-    """kind of a Network, or of a list of float (w, b)."""
+    """kind of a Network or FloatNetwork."""
     return kind(*network[1:3]) if isinstance(network, Network) else kind()

@@ -22,7 +22,7 @@ def evaluate_file(path, network, facts, settings):
     import predict
     from results import write_result
     dataset = data.load(settings.DATA_DIR)
-    data.check_fits(dataset, integer.sizes(network))
+    data.check_fits(dataset, integer.sizes(network), network.input)
     predictor = predict.make_predictor(network, settings.ENGINE)
     start = time.perf_counter()
     metrics, correct = predict.evaluate(predictor, test=dataset.test)
@@ -61,7 +61,8 @@ def classify(network, files, settings):
     import integer
     import photo
     import predict
-    inputs = np.stack([photo.read_digit(file, integer.sizes(network)[0]) for file in files])
+    pixels = integer.pixels(network.input, integer.sizes(network)[0])
+    inputs = np.stack([photo.read_digit(file, pixels) for file in files])
     logits = predict.make_predictor(network, settings.ENGINE)(inputs).astype(np.float64)
     scores = np.exp(logits - logits.max(1, keepdims=True))
     scores /= scores.sum(1, keepdims=True)

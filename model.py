@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 import integer
 import quant
@@ -46,16 +47,18 @@ def _scales_per_layer(layers, hyper):
     return [*hidden, 1]
 
 
-def pixels(images):
-    """uint8 [B, I] bytes to float32 in [0, 1): code times PIXEL_SCALE, exact."""
-    return images.astype(jnp.float32) * quant.PIXEL_SCALE
+def pixels(images, hyper=None):
+    """uint8 images to float32 [B, I] in [0, 1): pooled codes times PIXEL_SCALE, exact."""
+    codes = integer.pool(images, integer.IMAGE_SIDE if hyper is None else hyper.INPUT)
+    return codes.astype(jnp.float32) * quant.PIXEL_SCALE
 
 
 def affine(x, layer, hyper):
     """acc = x @ w + b, float32 [B, O]; w and b fake-quantized where the layer has scales."""
     b = layer.b[None]
     if layer.w_scale is not None:
-        b = quant.fake_quantize(b, layer.x_scale * layer.w_scale, quant.BIAS_BITS)
+        acc_scale = lax.stop_gradient(layer.x_scale * layer.w_scale)
+        b = quant.fake_quantize(b, acc_scale, quant.BIAS_BITS)
     return quant.dot(x, layer.w, layer.w_scale, hyper) + b
 
 
@@ -71,11 +74,11 @@ def forward(layers, images, hyper=None):
     Args:
       layers: list of Layer; with scales the forward is fake-quantized, and its logits are the
         integer-only engines' bit for bit; without, it is float32 and needs no hyper.
-      images: uint8 [B, I]; hyper: WEIGHT_BITS, ACTIVATION_BITS, COMPUTE_DTYPE.
+      images: uint8 [B, I]; hyper: INPUT, WEIGHT_BITS, ACTIVATION_BITS, COMPUTE_DTYPE.
     Returns:
       float32 [B, classes].
     """
-    x = pixels(images)
+    x = pixels(images, hyper)
     for layer, following in zip(layers, layers[1:]):
         x = activate(affine(x, layer, hyper), following.x_scale, hyper)
     return affine(x, layers[-1], hyper)
@@ -85,10 +88,16 @@ predict = jax.jit(forward, static_argnames="hyper")
 
 
 def loss(layers, images, labels, hyper=None):
-    """Mean cross-entropy of one batch in nats; images uint8 [B, I], labels uint8 [B]."""
+    """Mean cross-entropy of one batch in nats; images uint8 [B, I], labels uint8 [B].
+
+    hyper.LABEL_SMOOTHING is the share of each target that goes to all classes alike.
+    """
     log_probabilities = jax.nn.log_softmax(forward(layers, images, hyper))
     picked = jnp.take_along_axis(log_probabilities, labels[:, None].astype(jnp.int32), axis=1)
-    return -jnp.mean(picked)
+    if hyper is None or not hyper.LABEL_SMOOTHING:
+        return -jnp.mean(picked)
+    share = hyper.LABEL_SMOOTHING
+    return -(1 - share) * jnp.mean(picked) - share * jnp.mean(log_probabilities)
 
 
 @partial(jax.jit, static_argnames="hyper")
@@ -97,21 +106,58 @@ def calibrate(layers, images, hyper):
 
     Args:
       layers: list of Layer, with scales or without; images: uint8 [N, I], from the train split;
-      hyper: WEIGHT_BITS, ACTIVATION_BITS, PER_CHANNEL, POWER_OF_TWO_SCALES, COMPUTE_DTYPE.
+      hyper: INPUT, WEIGHT_BITS, ACTIVATION_BITS, PER_CHANNEL, POWER_OF_TWO_SCALES, COMPUTE_DTYPE.
     Returns:
       list of Layer with new scales.
     """
-    x, x_scale, calibrated = pixels(images), jnp.full((1, 1), quant.PIXEL_SCALE), []
+    x, x_scale, calibrated = pixels(images, hyper), jnp.full((1, 1), quant.PIXEL_SCALE), []
     x_qmaxes = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
     for layer, x_qmax, channels in zip(layers, x_qmaxes, _scales_per_layer(layers, hyper)):
-        w_scale = quant.weight_scale(layer.w, layer.b, x_scale, x_qmax, channels > 1, hyper)
+        w_scale = quant.compute_scale(
+            layer.w, hyper.WEIGHT_BITS, True, channels > 1, hyper.POWER_OF_TWO_SCALES,
+            quant.weight_floor(layer.w, layer.b, x_scale, x_qmax))
         layer = layer._replace(x_scale=x_scale, w_scale=w_scale)
         calibrated.append(layer)
         if len(calibrated) < len(layers):
             acc = affine(x, layer, hyper)
-            x_scale = quant.activation_scale(jax.nn.relu(acc), x_scale * w_scale, hyper)
+            x_scale = quant.compute_scale(
+                jax.nn.relu(acc), hyper.ACTIVATION_BITS, False, False, hyper.POWER_OF_TWO_SCALES,
+                quant.activation_floor(x_scale * w_scale))
             x = activate(acc, x_scale, hyper)
     return calibrated
+
+
+def to_exponents(layers):
+    """Layers whose scale leaves hold log2 of the scales: what learning moves."""
+    return [layer._replace(x_scale=jnp.log2(layer.x_scale), w_scale=jnp.log2(layer.w_scale))
+            for layer in layers]
+
+
+def snap(layers, hyper):
+    """Layers with the scales that compute, from learned exponents.
+
+    The bounds that keep the integers exact hold here, so what is trained is what is deployed.
+
+    Args:
+      layers: list of Layer, as from to_exponents; hyper: WEIGHT_BITS, ACTIVATION_BITS,
+      POWER_OF_TWO_SCALES.
+    Returns:
+      list of Layer.
+    """
+    x_scale, snapped = jnp.full((1, 1), quant.PIXEL_SCALE), []
+    x_qmaxes = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
+    qmax = integer.code_range(hyper.WEIGHT_BITS)[1]
+    for layer, following, x_qmax in zip(layers, [*layers[1:], None], x_qmaxes):
+        w, b, _, exponent = layer
+        floor = lax.stop_gradient(quant.weight_floor(w, b, x_scale, x_qmax))
+        w_scale = quant.learned_scale(exponent, floor, hyper.POWER_OF_TWO_SCALES,
+                                      w.size // exponent.size * qmax)
+        snapped.append(Layer(w, b, x_scale, w_scale))
+        if following is not None:
+            floor = lax.stop_gradient(quant.activation_floor(x_scale * w_scale))
+            x_scale = quant.learned_scale(following.x_scale, floor, hyper.POWER_OF_TWO_SCALES,
+                                          w.shape[1] * x_qmaxes[-1])
+    return snapped
 
 
 @partial(jax.jit, static_argnames="hyper")      # one program: op by op, compiling takes 3 s
@@ -150,7 +196,7 @@ def to_network(layers, hyper):
     """The integers to deploy.
 
     Args:
-      layers: list of Layer, with scales; hyper: WEIGHT_BITS, ACTIVATION_BITS.
+      layers: list of Layer, with scales; hyper: WEIGHT_BITS, ACTIVATION_BITS, INPUT.
     Returns:
       integer.Network of NumPy arrays.
     Raises:
@@ -163,7 +209,8 @@ def to_network(layers, hyper):
               for following, exponent, (_, b_q) in zip(layers[1:], exponents, codes)]
     return integer.make_network([integer.Layer(*pair, shift)
                                  for pair, shift in zip(codes, [*shifts, None])],
-                                hyper.WEIGHT_BITS, hyper.ACTIVATION_BITS, int(exponents[-1][0]))
+                                hyper.WEIGHT_BITS, hyper.ACTIVATION_BITS, int(exponents[-1][0]),
+                                hyper.INPUT)
 
 
 def from_network(network):
@@ -181,5 +228,5 @@ def from_network(network):
         w_scale = np.ldexp(np.float32(1), exponent)[None]
         b = layer.b_q.astype(np.float32) * (x_scale * w_scale)[0]      # |b_q| < 2**24: exact
         layers.append(Layer(layer.w_q * w_scale, b, x_scale, w_scale))
-    hyper = namedtuple("Hyper", "WEIGHT_BITS ACTIVATION_BITS COMPUTE_DTYPE")
-    return layers, hyper(network.weight_bits, network.activation_bits, "float32")
+    hyper = namedtuple("Hyper", "WEIGHT_BITS ACTIVATION_BITS INPUT COMPUTE_DTYPE")
+    return layers, hyper(network.weight_bits, network.activation_bits, network.input, "float32")

@@ -9,8 +9,8 @@ def make_predictor(network, engine="jax", hyper=None):
     """A function from uint8 images [N, I] to float32 logits [N, classes], as NumPy.
 
     Args:
-      network: integer.Network, which runs integer-only up to the last accumulator; or a list of
-        float (w, b), or of model.Layer with free scales, which runs in float32 by JAX.
+      network: integer.Network, which runs integer-only up to the last accumulator; or an
+        integer.FloatNetwork or list of model.Layer with free scales, which JAX runs in float32.
       engine: "jax" or "numpy", for a Network; hyper: for Layers with scales.
     """
     if isinstance(network, integer.Network):
@@ -19,7 +19,11 @@ def make_predictor(network, engine="jax", hyper=None):
     import jax
 
     import model
-    layers = jax.device_put([model.Layer(*layer) for layer in network])
+    if isinstance(network, integer.FloatNetwork):
+        layers = jax.device_put([model.Layer(*layer) for layer in network.layers])
+        return lambda images: np.asarray(model.predict(
+            layers, integer.pool(images, network.input)))
+    layers = jax.device_put(network)
     return lambda images: np.asarray(model.predict(layers, images, hyper=hyper))
 
 

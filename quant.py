@@ -3,16 +3,19 @@
 Why powers of two: float32 holds every integer up to 2**24 exactly and multiplying by a power of
 two is exact, so float32 arithmetic on fake-quantized numbers *is* integer arithmetic, shifted.
 """
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from integer import PIXEL_BITS, code_range
 
 PIXEL_SCALE = 2.0**-PIXEL_BITS
 MIN_SCALE = 2.0**-20        # of an all-zero channel, so that no scale is zero
+MAX_EXPONENT = 60.0         # of a learned scale, far above any in use: float32 holds it
 BIAS_BITS = 24              # bias codes stay where float32 is exact
 ACC_TARGET = 2.0**23        # calibration's bound on |accumulator|; a factor 2 is left for drift
 
@@ -41,21 +44,30 @@ def fake_quantize(x, scale, bits, signed=True):
       x, scale, bits, signed: as for quantize.
     Returns:
       float32 [I, O], within scale/2 of x inside the grid's range, saturated beyond.
-      Gradient: 1 where qmin - 0.5 < x/scale < qmax + 0.5, 0 beyond; 0 with respect to scale.
-    Source: Jacob et al. 2018 (arXiv:1712.05877, sec. 3); Bengio et al. 2013 (arXiv:1308.3432).
+      Gradient: 1 where qmin - 0.5 < x/scale < qmax + 0.5, 0 beyond; with respect to scale the
+      code less x/scale where the first is 1, the code beyond.
+    Source: Jacob et al. 2018 (arXiv:1712.05877, sec. 3); Bengio et al. 2013 (arXiv:1308.3432);
+      the scale's gradient: Esser et al. 2020 (LSQ, arXiv:1902.08153).
     """
     return quantize(x, scale, bits, signed) * scale
 
 
-@fake_quantize.defjvp
+@partial(fake_quantize.defjvp, symbolic_zeros=True)
 def _fake_quantize_jvp(bits, signed, primals, tangents):
     x, scale = primals
+    x_tangent, scale_tangent = tangents
     qmin, qmax = code_range(bits, signed)
     codes = x * (1 / scale)
     # Not the gradient of jnp.clip: that is 0.5 at the bound, where absmax calibration puts the
     # largest weight of every channel.
     inside = (codes > qmin - 0.5) & (codes < qmax + 0.5)
-    return fake_quantize(x, scale, bits, signed), jnp.where(inside, tangents[0], 0.0)
+    tangent = jnp.zeros_like(x)
+    if not isinstance(x_tangent, SymbolicZero):
+        tangent = jnp.where(inside, x_tangent, 0.0)
+    if not isinstance(scale_tangent, SymbolicZero):     # a calibrated scale costs nothing
+        rounded = quantize(x, scale, bits, signed)
+        tangent += scale_tangent * jnp.where(inside, rounded - codes, rounded)
+    return fake_quantize(x, scale, bits, signed), tangent
 
 
 def ceil_power_of_two(x):
@@ -127,29 +139,47 @@ def compute_scale(x, bits=8, signed=True, per_channel=False, power_of_two=True, 
     return best
 
 
-def weight_scale(w, b, x_scale, x_qmax, per_channel, hyper):
-    """The scale of a layer's weights, coarse enough that its accumulator stays exact in float32.
+def weight_floor(w, b, x_scale, x_qmax):
+    """The least scale of each channel's weights whose accumulators stay exact in float32.
 
     Args:
       w: float32 [I, O]; b: float32 [O]; x_scale: float32 [1, 1], of the layer's input;
-      x_qmax: largest input code; per_channel: False in the last layer, so that the largest
-      accumulator is the largest logit; hyper: WEIGHT_BITS, POWER_OF_TWO_SCALES.
+      x_qmax: largest input code.
     Returns:
-      float32 [1, O] or [1, 1]: x_qmax * sum|w_q| + |b_q| is about 2**23 at most.
+      float32 [1, O]: above it, x_qmax * sum|w_q| + |b_q| is about 2**23 at most.
     """
     worst = x_qmax * jnp.sum(jnp.abs(w), 0, keepdims=True) + jnp.abs(b)[None] * (1 / x_scale)
-    floor = jnp.maximum(worst / ACC_TARGET, MIN_SCALE)
-    return compute_scale(w, hyper.WEIGHT_BITS, True, per_channel, hyper.POWER_OF_TWO_SCALES, floor)
+    return jnp.maximum(worst / ACC_TARGET, MIN_SCALE)
 
 
-def activation_scale(x, acc_scale, hyper):
-    """The scale of a hidden layer's output, per tensor, at least twice the accumulator's.
+def activation_floor(acc_scale):
+    """The least scale of a hidden layer's output, float32 [1, 1], from its accumulator's [1, O].
+
+    The factor 2 keeps every requantizing shift at 1 or more.
+    """
+    return jnp.maximum(2 * jnp.max(acc_scale, keepdims=True), MIN_SCALE)
+
+
+def learned_scale(exponent, floor, power_of_two, terms):
+    """The scale of a learned exponent: 2**exponent, rounded to a power of two.
 
     Args:
-      x: float32 [B, O], after ReLU; acc_scale: float32 [1, O] or [1, 1];
-      hyper: ACTIVATION_BITS, POWER_OF_TWO_SCALES.
+      exponent: float32 [1, O] or [1, 1], log2 of the scale; floor: float32 [1, O] or [1, 1], the
+      least scale allowed; power_of_two: False: free scales; terms: int, N * qmax for the N numbers
+      that share the scale.
     Returns:
-      float32 [1, 1]. The factor keeps every requantizing shift at 1 or more.
+      float32, the shape of exponent. Gradient: of 2**exponent, straight through the rounding, times
+      LSQ's 1 / sqrt(terms); 0 where the floor holds it.
+    Source: Esser et al. 2020 (LSQ, arXiv:1902.08153, sec. 2.2); log2 scales: Jain et al. 2020
+      (TQT, arXiv:1903.08066).
     """
-    floor = jnp.maximum(2 * jnp.max(acc_scale, keepdims=True), MIN_SCALE)
-    return compute_scale(x, hyper.ACTIVATION_BITS, False, False, hyper.POWER_OF_TWO_SCALES, floor)
+    floor = ceil_power_of_two(jnp.max(floor, int(exponent.shape[1] == 1), keepdims=True))
+    least = (lax.bitcast_convert_type(floor, jnp.int32) >> 23) - 127    # log2, exact
+    exponent = jnp.clip(exponent, least.astype(jnp.float32), MAX_EXPONENT)
+    if power_of_two:
+        rounded = lax.stop_gradient(jnp.round(exponent)).astype(jnp.int32)
+        scale = lax.bitcast_convert_type((rounded + 127) << 23, jnp.float32)
+    else:
+        scale = lax.stop_gradient(jnp.exp2(exponent))
+    slope = scale * (math.log(2) / math.sqrt(terms))
+    return scale + slope * (exponent - lax.stop_gradient(exponent))     # + 0: exact

@@ -9,10 +9,13 @@ import numpy as np
 import optax
 from jax import lax
 
+import augment
 import devices
 import model
 import stats
 
+FREEZE = float(__import__('os').environ.get('FREEZE', 0))
+AUGMENT_SEED = 0                # the warps are the same in every run, whatever SEED is
 CALIBRATION_IMAGES = 1_024      # of the train split; they set the static activation scales
 STATUS = ("running", "stopped", "capped", "diverged", "guessing", "inexact")
 RUNNING, STOPPED, CAPPED, DIVERGED, GUESSING, INEXACT = range(len(STATUS))
@@ -21,7 +24,8 @@ METRICS = ("train_loss", "val_loss", "val_acc")     # mean nats, mean nats, frac
 
 class State(NamedTuple):
     """What one lane carries from epoch to epoch; in a Sweep every leaf has a leading axis K."""
-    layers: list                # of model.Layer
+    layers: list                # of model.Layer; learned scales as their log2
+    average: tuple              # optax's: the running mean of the layers; () without
     opt_state: tuple
     key: jax.Array
 
@@ -49,12 +53,17 @@ class Sweep(NamedTuple):
 
 def make_optimizer(hyper, rate, steps):
     """The optax optimizer of these hyperparameters; rate: float32 [], traced; steps: per epoch."""
+    def weights_only(layers):
+        return [jax.tree.map(lambda _: False, layer)._replace(w=True) for layer in layers]
+
     if hyper.OPTIMIZER == "sgd":
-        optimizer = optax.sgd(rate, hyper.MOMENTUM or None)
+        optimizer = optax.chain(
+            optax.trace(hyper.MOMENTUM) if hyper.MOMENTUM else optax.identity(),
+            optax.add_decayed_weights(hyper.WEIGHT_DECAY, weights_only)
+            if hyper.WEIGHT_DECAY else optax.identity(),
+            optax.scale_by_learning_rate(rate))
     else:
-        # Scales are not weights: decay would shrink them.
-        trained = model.Layer(True, True, False, False) if hyper.QAT_ENABLE else True
-        optimizer = optax.adamw(rate, mask=[trained] * (len(hyper.LAYER_SIZES) - 1))
+        optimizer = optax.adamw(rate, weight_decay=hyper.WEIGHT_DECAY, mask=weights_only)
     if hyper.SCHEDULE == "constant":
         return optimizer
     warmup = round(hyper.WARMUP_EPOCHS * steps)
@@ -67,23 +76,61 @@ def init_lane(rate, seed, hyper):
     """The State of a lane before its first epoch; rate float32 [], seed uint32 []."""
     init_key, key = jax.random.split(jax.random.PRNGKey(seed))   # raw: it travels as NumPy
     layers = model.init(init_key, hyper)
-    return State(layers, make_optimizer(hyper, rate, 1).init(layers), key)
+    average = optax.ema(hyper.AVERAGING).init(layers) if hyper.AVERAGING else ()
+    return State(layers, average, make_optimizer(hyper, rate, 1).init(layers), key)
 
 
-def train_epoch(state, rate, images, labels, hyper, mesh):
+def _learns_scales(hyper):
+    return hyper.QAT_ENABLE and hyper.SCALES == "learned"
+
+
+def _compute(layers, live, hyper):
+    """The Layers that compute a step of training, from those in a State."""
+    if not hyper.QAT_ENABLE:
+        return layers
+    if _learns_scales(hyper):
+        return model.snap(layers, hyper)
+    return [layer._replace(x_scale=lax.stop_gradient(layer.x_scale),
+                           w_scale=lax.stop_gradient(layer.w_scale)) for layer in layers]
+
+
+def publish(state, sample, hyper):
+    """The Layers to evaluate and deploy now: averaged, with their own scales.
+
+    Args:
+      state: State; sample: uint8 [N, I], train images to calibrate by.
+    Returns:
+      list of model.Layer.
+    """
+    layers = state.layers
+    if hyper.AVERAGING:
+        layers = optax.tree.bias_correction(state.average.ema, hyper.AVERAGING, state.average.count)
+    if _learns_scales(hyper):
+        return model.snap(layers, hyper)
+    if hyper.AVERAGING and hyper.QAT_ENABLE:
+        return model.calibrate(layers, sample, hyper)
+    return layers
+
+
+def train_epoch(state, rate, images, labels, epoch, hyper, mesh):
     """One epoch of one lane: calibrate, then one scan over shuffled batches.
 
     Args:
-      state: State; rate: float32 []; images: uint8 [N, I]; labels: uint8 [N]; mesh: its "batch"
-        axis, if it has one, shares each batch out.
+      state: State; rate: float32 []; images: uint8 [N, I]; labels: uint8 [N]; epoch: int32 [],
+        from 0; mesh: its "batch" axis, if it has one, shares each batch out.
     Returns:
-      (State, whose scales every step used; mean train loss in nats, float32 []; whether its
-      integers are exact, bool []).
+      (State; the Layers to evaluate and deploy; mean train loss in nats, float32 []; whether the
+      integers of those are exact, bool []).
       The last N mod BATCH_SIZE images of the shuffle sit this epoch out.
     """
-    layers = state.layers
-    if hyper.QAT_ENABLE:
-        layers = model.calibrate(layers, images[:CALIBRATION_IMAGES], hyper)
+    layers, sample = state.layers, images[:CALIBRATION_IMAGES]
+    if hyper.QAT_ENABLE and not _learns_scales(hyper):
+        layers = model.calibrate(layers, sample, hyper)
+    elif hyper.QAT_ENABLE:
+        begun = model.to_exponents(model.calibrate(layers, sample, hyper))
+        layers = jax.tree.map(lambda new, old: jnp.where(epoch == 0, new, old), begun, layers)
+    live = epoch < round((1 - FREEZE) * hyper.MAX_EPOCHS)
+    average = optax.ema(hyper.AVERAGING)
     shuffle_key, key = jax.random.split(state.key)
     steps = len(images) // hyper.BATCH_SIZE
     optimizer = make_optimizer(hyper, rate, steps)
@@ -91,17 +138,26 @@ def train_epoch(state, rate, images, labels, hyper, mesh):
     order = jnp.argsort(jax.random.bits(shuffle_key, len(images)))[:steps * hyper.BATCH_SIZE]
 
     def step(carry, rows):
-        layers, opt_state = carry
+        layers, opt_state, averaged = carry
         batch = [devices.share_batch(data[rows], mesh) for data in (images, labels)]
-        loss, grads = jax.value_and_grad(model.loss)(layers, *batch, hyper)
+        loss, grads = jax.value_and_grad(
+            lambda layers: model.loss(_compute(layers, live, hyper), *batch, hyper))(layers)
         with jax.numpy_dtype_promotion("standard"):     # optax mixes its step count with floats
             updates, opt_state = optimizer.update(grads, opt_state, layers)
-        return (optax.apply_updates(layers, updates), opt_state), loss
+            if _learns_scales(hyper):
+                updates = [u._replace(x_scale=u.x_scale * live, w_scale=u.w_scale * live) for u in updates]
+            layers = optax.apply_updates(layers, updates)
+            if hyper.AVERAGING:
+                averaged = average.update(layers, averaged)[1]
+        return (layers, opt_state, averaged), loss
 
-    (layers, opt_state), losses = lax.scan(step, (layers, state.opt_state),
-                                           order.reshape(steps, hyper.BATCH_SIZE))
-    exact = model.is_exact(layers, hyper) if hyper.QAT_ENABLE else jnp.bool_(True)
-    return State(layers, opt_state, key), jnp.mean(losses), exact
+    (layers, opt_state, averaged), losses = lax.scan(
+        step, (layers, state.opt_state, state.average), order.reshape(steps, hyper.BATCH_SIZE))
+    state = State(layers, averaged, opt_state, key)
+    with jax.numpy_dtype_promotion("standard"):
+        published = publish(state, sample, hyper)
+    exact = model.is_exact(published, hyper) if hyper.QAT_ENABLE else jnp.bool_(True)
+    return state, published, jnp.mean(losses), exact
 
 
 def start(rates, seeds, hyper):
@@ -186,16 +242,23 @@ def epochs(sweep, train, val, hyper):
     mesh = devices.make_mesh(lanes, hyper.DATA_PARALLEL)
     data = devices.place((train.images, train.labels), mesh)
     val_images = devices.place(val.images, mesh)
+    def warp(images, labels, epoch):
+        if not hyper.AUGMENT:
+            return images, labels, epoch
+        # One warp of the images serves all lanes of a device; it is the same for all of them.
+        key = jax.random.fold_in(jax.random.PRNGKey(AUGMENT_SEED), epoch)
+        return augment.warp(images, key, hyper.AUGMENT), labels, epoch
+
     train_lanes = devices.over_lanes(
-        lambda lane, *data: train_epoch(*lane, *data, hyper, mesh), mesh)
+        lambda lane, *data: train_epoch(*lane, *data, hyper, mesh), mesh, prepare=warp)
     # Lane after lane, with the matrix products of a single model, so that the bits are the same.
     predict_lanes = devices.over_lanes(
         lambda layers, images: model.forward(layers, images, hyper), mesh, one_by_one=True)
 
     def compile_for(counts, placed):
         """Both programs for this many slots, compiled side by side."""
-        epoch = train_lanes.lower(counts, placed, *data)
-        predict = predict_lanes.lower(counts, epoch.out_info[0].layers, val_images)
+        epoch = train_lanes.lower(counts, placed, *data, np.int32(0))
+        predict = predict_lanes.lower(counts, epoch.out_info[1], val_images)
         with ThreadPoolExecutor() as pool:
             return list(pool.map(lambda lowered: lowered.compile(), (epoch, predict)))
 
@@ -213,11 +276,11 @@ def epochs(sweep, train, val, hyper):
             programs[len(rows)] = compile_for(counts_there, (state, rate))
             compile_seconds = time.perf_counter() - begin
         run_epoch, predict = programs[len(rows)]
-        state, train_loss, exact = run_epoch(counts_there, (state, rate), *data)
-        logits = predict(counts_there, state.layers, val_images)
-        logits, *gathered = jax.tree.map(
-            lambda a: a[real], devices.gather((logits, train_loss, exact, state)))
-        train_loss, exact, new = gathered
+        state, published, train_loss, exact = run_epoch(
+            counts_there, (state, rate), *data, np.int32(sweep.epoch))
+        logits = predict(counts_there, published, val_images)
+        logits, published, train_loss, exact, new = jax.tree.map(
+            lambda a: a[real], devices.gather((logits, published, train_loss, exact, state)))
         rows = rows[real]
         metrics, can_deploy = np.full((lanes, len(METRICS)), np.nan), np.zeros(lanes, bool)
         for row, loss, lane_logits in zip(rows, train_loss, logits):
@@ -228,7 +291,7 @@ def epochs(sweep, train, val, hyper):
         seconds = time.perf_counter() - begin - compile_seconds
         sweep = judged._replace(
             state=_update(sweep.state, rows, new),
-            best=_update(sweep.best, rows[chosen], jax.tree.map(lambda a: a[chosen], new.layers)),
+            best=_update(sweep.best, rows[chosen], jax.tree.map(lambda a: a[chosen], published)),
             seconds=np.append(sweep.seconds, seconds),
             compile_seconds=sweep.compile_seconds + compile_seconds)
         yield sweep

@@ -18,5 +18,5 @@ def load_network(settings):
                                               settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS)
     network = checkpoint.load_quantized(path)
     dataset = data.load(settings.DATA_DIR)
-    data.check_fits(dataset, integer.sizes(network))
+    data.check_fits(dataset, integer.sizes(network), network.input)
     return network, dataset, path
