@@ -1,4 +1,4 @@
-"""Weights files: encode and decode a deployed model; written atomically, read as hostile.
+"""Weights files, .npz or .nqat: a deployed model to bytes and back, read as hostile.
 
 A deployed model is an integer.Network or, in float32, an integer.FloatNetwork. NumPy only.
 """
@@ -11,20 +11,21 @@ import numpy as np
 
 import integer
 import npz
+import nqat
 from files import InputError, read_bytes, write_atomically
 
 FORMAT = 2                      # of the npz; a reader refuses other numbers
 MAX_FILE = 2**27                # bytes; no network of integer.MAX_WEIGHTS takes more
 
 
-def default_name(quantized, weight_bits):
-    """The file that main_train.py saves: weights_int{b}.npz or weights_unquantized_int8.npz."""
-    return f"weights_int{weight_bits}.npz" if quantized else "weights_unquantized_int8.npz"
+def default_name(quantized, weight_bits, form="npz"):
+    """The file that main_train.py saves: weights_int{b}.{form} or weights_unquantized_int8.npz."""
+    return f"weights_int{weight_bits}.{form}" if quantized else "weights_unquantized_int8.npz"
 
 
-def find(weights, folders, quantized, weight_bits):
+def find(weights, folders, quantized, weight_bits, form="npz"):
     """The weights file to use: `weights` if given, else the first of the folders that has it."""
-    paths = [Path(folder) / default_name(quantized, weight_bits) for folder in folders]
+    paths = [Path(folder) / default_name(quantized, weight_bits, form) for folder in folders]
     return Path(weights) if weights else next(filter(os.path.exists, paths), paths[-1])
 
 
@@ -64,16 +65,20 @@ def unpack(packed, bits, shape):
     return codes.reshape(shape)
 
 
-def encode(network, facts):
-    """The bytes of an .npz, the same for the same model and facts.
+def encode(network, facts, form="npz"):
+    """The bytes of a weights file, the same for the same model and facts.
 
     Args:
-      network: integer.Network or integer.FloatNetwork.
-      facts: dict for JSON: what the model was made from.
+      network: integer.Network or integer.FloatNetwork; facts: dict for JSON: what the model was
+        made from; form: npz or nqat, which has no place for them.
     Raises:
-      ValueError: decode would refuse it; one line.
+      ValueError: an .nqat of a FloatNetwork. What else is wrong with a model, decode says.
     """
     quantized = isinstance(network, integer.Network)
+    if form == "nqat":
+        if not quantized:
+            raise ValueError("an .nqat holds integers, not float32 weights")
+        return nqat.encode(network)
     meta = {"format": FORMAT, "quantized": quantized, "layer_sizes": integer.sizes(network),
             "input": network.input, "facts": facts}
     if quantized:
@@ -89,14 +94,17 @@ def encode(network, facts):
     else:
         arrays = {f"{name}{i}": np.asarray(array) for i, layer in enumerate(network.layers)
                   for name, array in zip("wb", layer, strict=True)}
-    content = npz.encode(meta, arrays)
+    return npz.encode(meta, arrays)
+
+
+def save(path, network, facts, form="npz"):
+    """encode into a file, atomically: its size in bytes.
+
+    Raises:
+      ValueError: decode would refuse it, one line; InputError: it can't be written.
+    """
+    content = encode(network, facts, form)
     decode(content)                             # whatever is saved can be loaded
-    return content
-
-
-def save(path, network, facts):
-    """encode into a file, atomically: its size in bytes. InputError: it can't be written."""
-    content = encode(network, facts)
     write_atomically(path, content)
     return len(content)
 
@@ -139,13 +147,15 @@ def _claim(meta):
 
 
 def decode(content):
-    """A deployed model and its facts, from the bytes of an .npz from anywhere.
+    """A deployed model and its facts, from the bytes of a weights file from anywhere.
 
     Returns:
-      (network, facts), as given to encode; codes unpacked to int8.
+      (network, facts), as given to encode; codes unpacked to int8; facts {} of an .nqat.
     Raises:
       ValueError with a reason, or what zipfile, zlib and NumPy raise on damage.
     """
+    if content.startswith(nqat.MAGIC):
+        return nqat.decode(content), {}
     meta, arrays = npz.decode(content, _claim)
     sizes = meta["layer_sizes"]
     if not meta["quantized"]:
@@ -168,9 +178,9 @@ def load(path):
     Returns:
       (network, facts): as given to save.
     Raises:
-      InputError: missing, truncated, not an npz, a pickle, wrong keys, shapes, dtypes, bits or
-        codes, non-finite floats, an accumulator that is not exact, or larger than a network of
-        integer.MAX_WEIGHTS.
+      InputError: missing, truncated, no npz or nqat, a pickle, wrong keys, shapes, dtypes, bits,
+        codes or CRC, non-finite floats, an accumulator that is not exact, or larger than a network
+        of integer.MAX_WEIGHTS.
     """
     if not os.path.exists(path):                # unlike Path's, False for a name too long
         raise InputError(f"{path} is missing; run main_train.py or give --WEIGHTS=FILE")

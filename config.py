@@ -59,6 +59,7 @@ RUNS_DIR = "runs"               # what each run makes as it runs: state, history
 RESUME = True                   # go on with an unfinished run of the same switches; False: anew
 CHECKPOINT_EVERY = 1            # epochs between two saves of the state
 LOG = "csv"                     # csv: history*.csv in the run's folder; tensorboard: events as well
+FILE_FORMAT = "npz"             # nqat: as few bytes as possible, without what it was made from
 WEIGHTS_DIR = "weights"         # weights_int8.npz, weights_unquantized_int8.npz
 PLOTS_DIR = "plots"             # PNG figures
 RESULTS_DIR = "results"         # JSON: what the figures and tables are made from
@@ -113,6 +114,7 @@ _TABLE = {
     "RESUME": _Switch(bool, True),
     "CHECKPOINT_EVERY": _Switch(int, 1, (1, 1_000_000)),
     "LOG": _Switch(str, "csv", ("csv", "tensorboard")),
+    "FILE_FORMAT": _Switch(str, "npz", ("npz", "nqat")),
     "WEIGHTS_DIR": _Switch(str, "weights"),
     "PLOTS_DIR": _Switch(str, "plots"),
     "RESULTS_DIR": _Switch(str, "results"),
@@ -195,6 +197,8 @@ def _faults(config):
         yield "INPUT", f"a side that fits LAYER_SIZES: {error}"
     if config.COMPUTE_DTYPE == "bfloat16" and not config.POWER_OF_TWO_SCALES:
         yield "COMPUTE_DTYPE", "float32, or POWER_OF_TWO_SCALES = True: then bfloat16 is exact"
+    if config.FILE_FORMAT == "nqat" and not (config.QAT_ENABLE and config.POWER_OF_TWO_SCALES):
+        yield "FILE_FORMAT", "npz, or QAT_ENABLE and POWER_OF_TWO_SCALES = True: it holds integers"
     if config.WARMUP_EPOCHS > config.MAX_EPOCHS:
         yield "WARMUP_EPOCHS", f"at most MAX_EPOCHS = {config.MAX_EPOCHS}"
     address = re.fullmatch(r"[^:\s]+:([0-9]{1,5})", config.COORDINATOR)

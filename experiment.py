@@ -2,7 +2,7 @@
 
 Points that share their hyperparameters train side by side as lanes, others in turn.
 """
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +39,6 @@ class Data(NamedTuple):
 class Outcome(NamedTuple):
     """One point, trained and judged."""
     settings: config.Config     # with the point's changes
-    dataset: str                # its SHA-256
     layers: list | None         # of model.Layer, NumPy: the best epoch's
     content: bytes | None       # of the weights file; None for free scales, which have none
     row: dict                   # for results/*.json, the same keys in every study
@@ -140,14 +139,14 @@ def judge(settings, layers, data, row):
                    else integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers),
                                              hyper.INPUT))
         known = {"val_loss": row["val_loss"]} if "val_loss" in row else {}
-        content = checkpoint.encode(network, facts(settings, data) | known)
+        content = checkpoint.encode(network, facts(settings, data) | known, settings.FILE_FORMAT)
         network, _ = checkpoint.decode(content)
         row = row | {"file_bytes": len(content), "sha256": checkpoint.digest(network)}
         predictor = predict.make_predictor(network, settings.ENGINE)
     metrics, correct = predict.evaluate(predictor, val=data.val, test=data.test)
     if "val_loss" in row:
         metrics["reload_change"] = metrics["val_loss"] - row["val_loss"]
-    return Outcome(settings, data.sha256, layers, content, row | metrics, correct["test"])
+    return Outcome(settings, layers, content, row | metrics, correct["test"])
 
 
 def _outcome(settings, changes, sweep, lane, data):
@@ -160,9 +159,8 @@ def _outcome(settings, changes, sweep, lane, data):
            "best_epoch": best, "history": {name: [float(f"{value:.9g}") for value in column]
                                            for name, column in zip(training.METRICS, history.T)}}
     if not best:
-        return Outcome(settings, data.sha256, None, None, row | {"val_loss": None, "val_acc": None,
-                                                              "test_loss": None, "test_acc": None},
-                       None)
+        return Outcome(settings, None, None, row | {"val_loss": None, "val_acc": None,
+                                                    "test_loss": None, "test_acc": None}, None)
     layers = jax.tree.map(lambda a: a[lane], sweep.best)
     row |= {"val_loss": float(history[best - 1, 1]), "val_acc": float(history[best - 1, 2])}
     return judge(settings, layers, data, row)
@@ -229,25 +227,39 @@ def completed(content):
     return sum(map(completed, content)) if isinstance(content, list) else 0
 
 
-def save(outcome, folder, settings):
+def _kept_loss(path, given, engine):
+    """The validation loss of the weights file at path, for a run on the Data `given`.
+
+    As the file has it or, where it holds no facts, measured; inf: no model of this data.
+    """
+    try:
+        network, known = checkpoint.load(path)
+        if "val_loss" in known:
+            is_of = known.get("dataset", {}).get("sha256") == given.sha256
+            return known["val_loss"] if is_of else np.inf
+        data.check_fits(given, integer.sizes(network), network.input)
+    except InputError:                          # what can't be read is not better
+        return np.inf
+    return predict.evaluate(predict.make_predictor(network, engine), val=given.val)[0]["val_loss"]
+
+
+def save(outcome, folder, data):
     """Write the weights file into the run's folder and, unless a better one is there, WEIGHTS_DIR.
 
     Better: for the same data set, with a lower validation loss.
+    Args:
+      outcome: Outcome; folder: Path of the run; data: the Data it was trained on.
     Returns:
       whether WEIGHTS_DIR now holds this model.
     """
-    name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS)
-    path, size = Path(settings.WEIGHTS_DIR) / name, f"{len(outcome.content):,} bytes"
+    settings, size = outcome.settings, f"{len(outcome.content):,} bytes"
+    name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
+    path = Path(settings.WEIGHTS_DIR) / name
     write_atomically(folder / name, outcome.content)
     runs.link_latest(folder)
-    kept = {}
-    if path.exists():
-        with suppress(InputError):              # what can't be read is not better
-            kept = checkpoint.load(path)[1]
-    if (kept.get("dataset", {}).get("sha256") == outcome.dataset
-            and kept.get("val_loss", np.inf) < outcome.row["val_loss"]):
-        print(f"wrote {folder / name} ({size}); {path} stays: its val loss "
-              f"{kept['val_loss']:.6f} is lower")
+    kept = _kept_loss(path, data, settings.ENGINE)
+    if kept < outcome.row["val_loss"]:
+        print(f"wrote {folder / name} ({size}); {path} stays: its val loss {kept:.6f} is lower")
         return False
     write_atomically(path, outcome.content)
     print(f"wrote {path} ({size})")

@@ -12,6 +12,7 @@ if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends,
 from pathlib import Path
 
 import config
+import integer
 from files import InputError, write_atomically
 
 OUT = Path("deploy/out")
@@ -23,8 +24,9 @@ def to_onnx(network):
         from deploy import to_onnx as target
     except ImportError:
         raise InputError("onnx is missing: pip install -r requirements-export.txt") from None
+    pixels = integer.pixels(network.input, integer.sizes(network)[0])
     return {"mlp.onnx": target.export(network)}, (
-        f"uint8 image [N, {network.layers[0].w_q.shape[0]}] in; int32 logits (accumulators) and "
+        f"uint8 image [N, {pixels}] in; int32 logits (accumulators) and "
         "int64 class out:\n"
         f"  session = onnxruntime.InferenceSession(\"{OUT}/mlp.onnx\")\n"
         "  logits, classes = session.run(None, {\"image\": images})")
@@ -55,9 +57,9 @@ def main(argv):
     if form is None:
         raise InputError(f"name a format first: {' or '.join(FORMATS)}")
     import checkpoint
-    import integer
     path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
-                                              settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS)
+                                              settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS,
+                           settings.FILE_FORMAT)
     network = checkpoint.load_quantized(path)
     try:
         files, usage = FORMATS[form](network)       # all of them made before any is written

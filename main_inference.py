@@ -43,8 +43,8 @@ def evaluate_file(path, network, facts, settings):
           f"test loss      {metrics['test_loss']:.6f} nats\n"
           f"speed          {speed:,.0f} images/s ({first:.2f} s for the first call)\n"
           f"file           {size:,} bytes")
-    trained_on = facts.get("dataset", {})
-    if trained_on.get("sha256") != dataset.sha256:
+    trained_on = facts.get("dataset", {})       # an .nqat does not say
+    if trained_on.get("sha256", dataset.sha256) != dataset.sha256:
         print(f"note: this model was trained on {trained_on.get('name', 'other data')}, "
               f"not on {dataset.name}")
     write_result(Path(settings.RUNS_DIR) / "inference.json", facts.get("switches", {}),
@@ -78,7 +78,7 @@ def main(argv):
     import checkpoint
     path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
                                               settings.WEIGHTS_DIR),
-                           settings.QAT_ENABLE, settings.WEIGHT_BITS)
+                           settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     network, facts = checkpoint.load(path)
     if settings.ENGINE == "jax":
         import runtime

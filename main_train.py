@@ -44,7 +44,7 @@ def main(argv):
           f"val accuracy {100 * row['val_acc']:.2f} %")
     print(f"saved model: val loss {row['val_loss']:.6f} nats ({row['reload_change']:+g} from "
           f"training), test accuracy {100 * row['test_acc']:.2f} %")
-    is_reference = experiment.save(outcome, folder, settings)
+    is_reference = experiment.save(outcome, folder, data)
     wall = time.perf_counter() - START
     seconds = {"imports": imported - START, "data": loaded - imported, **seconds,
                "evaluate and save": wall - (loaded - START) - seconds["compile"]

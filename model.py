@@ -127,23 +127,42 @@ def calibrate(layers, images, hyper):
     return calibrated
 
 
-def to_exponents(layers):
-    """Layers whose scale leaves hold log2 of the scales: what learning moves."""
-    return [layer._replace(x_scale=jnp.log2(layer.x_scale), w_scale=jnp.log2(layer.w_scale))
-            for layer in layers]
+def set_scales(layers, images, hyper, first=False):
+    """Layers with the scale leaves that training starts an epoch with.
+
+    Args:
+      layers: list of Layer; images: uint8 [N, I], from the train split; hyper: SCALES and what
+      calibrate needs; first: bool [], whether learned scales begin here.
+    Returns:
+      list of Layer, calibrated; or, if SCALES is learned, as they are, and begun at the calibrated
+      ones. The leaves then hold log2 of the scales: that is what learning moves.
+    """
+    if not hyper.QAT_ENABLE:
+        return layers
+    if hyper.SCALES == "calibrated":
+        return calibrate(layers, images, hyper)
+    return lax.cond(first, lambda: [
+        layer._replace(x_scale=jnp.log2(layer.x_scale), w_scale=jnp.log2(layer.w_scale))
+        for layer in calibrate(layers, images, hyper)], lambda: layers)
 
 
 def snap(layers, hyper):
-    """Layers with the scales that compute, from learned exponents.
+    """Layers with the scales that compute, from those that training carries.
 
-    The bounds that keep the integers exact hold here, so what is trained is what is deployed.
+    Learned exponents are rounded here and meet the bounds that keep the integers exact, in every
+    step and in what is deployed.
 
     Args:
-      layers: list of Layer, as from to_exponents; hyper: WEIGHT_BITS, ACTIVATION_BITS,
+      layers: list of Layer; hyper: QAT_ENABLE, SCALES, WEIGHT_BITS, ACTIVATION_BITS,
       POWER_OF_TWO_SCALES.
     Returns:
-      list of Layer.
+      list of Layer; the gradient reaches learned scales alone.
     """
+    if not hyper.QAT_ENABLE:
+        return layers
+    if hyper.SCALES == "calibrated":
+        return [layer._replace(x_scale=lax.stop_gradient(layer.x_scale),
+                               w_scale=lax.stop_gradient(layer.w_scale)) for layer in layers]
     x_scale, snapped = jnp.full((1, 1), quant.PIXEL_SCALE), []
     x_qmaxes = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
     qmax = integer.code_range(hyper.WEIGHT_BITS)[1]

@@ -98,7 +98,7 @@ def read_digit(path, pixels):
     Args:
       path: a PNG, JPEG, BMP, GIF, WebP, PPM or plain TIFF file; light strokes on dark, or dark on
         light (then inverted).
-      pixels: the network's inputs, which must be 784.
+      pixels: bytes of the images that the network reads, which must be 784.
     Returns:
       uint8 [784].
     Raises:

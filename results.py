@@ -46,7 +46,8 @@ def _command():
     words = [script.name]
     if script.parent != ROOT and script.is_relative_to(ROOT):
         words = ["-m", ".".join(script.relative_to(ROOT).with_suffix("").parts)]
-    words += [word for word in sys.argv[1:] if not re.match(r"--[A-Z_]*_DIR=", word)]
+    words += [word for word in sys.argv[1:]
+              if not re.match(r"--(RUNS|WEIGHTS|PLOTS|RESULTS|CACHE)_DIR=", word)]
     return shlex.join(["python3", *words])
 
 

@@ -14,7 +14,6 @@ import devices
 import model
 import stats
 
-FREEZE = float(__import__('os').environ.get('FREEZE', 0))
 AUGMENT_SEED = 0                # the warps are the same in every run, whatever SEED is
 CALIBRATION_IMAGES = 1_024      # of the train split; they set the static activation scales
 STATUS = ("running", "stopped", "capped", "diverged", "guessing", "inexact")
@@ -24,8 +23,8 @@ METRICS = ("train_loss", "val_loss", "val_acc")     # mean nats, mean nats, frac
 
 class State(NamedTuple):
     """What one lane carries from epoch to epoch; in a Sweep every leaf has a leading axis K."""
-    layers: list                # of model.Layer; learned scales as their log2
-    average: tuple              # optax's: the running mean of the layers; () without
+    layers: list                # of model.Layer; of learned scales it holds log2
+    average: tuple              # optax's running mean of the layers; () without
     opt_state: tuple
     key: jax.Array
 
@@ -80,36 +79,20 @@ def init_lane(rate, seed, hyper):
     return State(layers, average, make_optimizer(hyper, rate, 1).init(layers), key)
 
 
-def _learns_scales(hyper):
-    return hyper.QAT_ENABLE and hyper.SCALES == "learned"
-
-
-def _compute(layers, live, hyper):
-    """The Layers that compute a step of training, from those in a State."""
-    if not hyper.QAT_ENABLE:
-        return layers
-    if _learns_scales(hyper):
-        return model.snap(layers, hyper)
-    return [layer._replace(x_scale=lax.stop_gradient(layer.x_scale),
-                           w_scale=lax.stop_gradient(layer.w_scale)) for layer in layers]
-
-
 def publish(state, sample, hyper):
-    """The Layers to evaluate and deploy now: averaged, with their own scales.
+    """The Layers to evaluate and deploy now: averaged, with the scales that belong to them.
 
     Args:
       state: State; sample: uint8 [N, I], train images to calibrate by.
     Returns:
       list of model.Layer.
     """
-    layers = state.layers
-    if hyper.AVERAGING:
-        layers = optax.tree.bias_correction(state.average.ema, hyper.AVERAGING, state.average.count)
-    if _learns_scales(hyper):
-        return model.snap(layers, hyper)
-    if hyper.AVERAGING and hyper.QAT_ENABLE:
-        return model.calibrate(layers, sample, hyper)
-    return layers
+    if not hyper.AVERAGING:
+        return model.snap(state.layers, hyper)
+    with jax.numpy_dtype_promotion("standard"):
+        layers = optax.tree.bias_correction(state.average.ema, hyper.AVERAGING,
+                                            state.average.count)
+    return model.snap(model.set_scales(layers, sample, hyper), hyper)
 
 
 def train_epoch(state, rate, images, labels, epoch, hyper, mesh):
@@ -123,14 +106,8 @@ def train_epoch(state, rate, images, labels, epoch, hyper, mesh):
       integers of those are exact, bool []).
       The last N mod BATCH_SIZE images of the shuffle sit this epoch out.
     """
-    layers, sample = state.layers, images[:CALIBRATION_IMAGES]
-    if hyper.QAT_ENABLE and not _learns_scales(hyper):
-        layers = model.calibrate(layers, sample, hyper)
-    elif hyper.QAT_ENABLE:
-        begun = model.to_exponents(model.calibrate(layers, sample, hyper))
-        layers = jax.tree.map(lambda new, old: jnp.where(epoch == 0, new, old), begun, layers)
-    live = epoch < round((1 - FREEZE) * hyper.MAX_EPOCHS)
-    average = optax.ema(hyper.AVERAGING)
+    sample = images[:CALIBRATION_IMAGES]
+    layers = model.set_scales(state.layers, sample, hyper, first=epoch == 0)
     shuffle_key, key = jax.random.split(state.key)
     steps = len(images) // hyper.BATCH_SIZE
     optimizer = make_optimizer(hyper, rate, steps)
@@ -138,24 +115,21 @@ def train_epoch(state, rate, images, labels, epoch, hyper, mesh):
     order = jnp.argsort(jax.random.bits(shuffle_key, len(images)))[:steps * hyper.BATCH_SIZE]
 
     def step(carry, rows):
-        layers, opt_state, averaged = carry
+        layers, opt_state, average = carry
         batch = [devices.share_batch(data[rows], mesh) for data in (images, labels)]
         loss, grads = jax.value_and_grad(
-            lambda layers: model.loss(_compute(layers, live, hyper), *batch, hyper))(layers)
+            lambda layers: model.loss(model.snap(layers, hyper), *batch, hyper))(layers)
         with jax.numpy_dtype_promotion("standard"):     # optax mixes its step count with floats
             updates, opt_state = optimizer.update(grads, opt_state, layers)
-            if _learns_scales(hyper):
-                updates = [u._replace(x_scale=u.x_scale * live, w_scale=u.w_scale * live) for u in updates]
             layers = optax.apply_updates(layers, updates)
             if hyper.AVERAGING:
-                averaged = average.update(layers, averaged)[1]
-        return (layers, opt_state, averaged), loss
+                _, average = optax.ema(hyper.AVERAGING).update(layers, average)
+        return (layers, opt_state, average), loss
 
-    (layers, opt_state, averaged), losses = lax.scan(
+    (layers, opt_state, average), losses = lax.scan(
         step, (layers, state.opt_state, state.average), order.reshape(steps, hyper.BATCH_SIZE))
-    state = State(layers, averaged, opt_state, key)
-    with jax.numpy_dtype_promotion("standard"):
-        published = publish(state, sample, hyper)
+    state = State(layers, average, opt_state, key)
+    published = publish(state, sample, hyper)
     exact = model.is_exact(published, hyper) if hyper.QAT_ENABLE else jnp.bool_(True)
     return state, published, jnp.mean(losses), exact
 
@@ -243,11 +217,12 @@ def epochs(sweep, train, val, hyper):
     data = devices.place((train.images, train.labels), mesh)
     val_images = devices.place(val.images, mesh)
     def warp(images, labels, epoch):
-        if not hyper.AUGMENT:
-            return images, labels, epoch
-        # One warp of the images serves all lanes of a device; it is the same for all of them.
-        key = jax.random.fold_in(jax.random.PRNGKey(AUGMENT_SEED), epoch)
-        return augment.warp(images, key, hyper.AUGMENT), labels, epoch
+        """Before the lanes of a device, once: in a sweep of small nets it costs most of the time.
+        The warps depend on the epoch alone, so that a lane's bits don't depend on its company."""
+        if hyper.AUGMENT:
+            key = jax.random.fold_in(jax.random.PRNGKey(AUGMENT_SEED), epoch)
+            images = augment.warp(images, key, hyper.AUGMENT)
+        return images, labels, epoch
 
     train_lanes = devices.over_lanes(
         lambda lane, *data: train_epoch(*lane, *data, hyper, mesh), mesh, prepare=warp)

@@ -15,7 +15,8 @@ def load_network(settings):
       InputError: no such file, float32 weights, or images that don't fit it.
     """
     path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
-                                              settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS)
+                                              settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS,
+                           settings.FILE_FORMAT)
     network = checkpoint.load_quantized(path)
     dataset = data.load(settings.DATA_DIR)
     data.check_fits(dataset, integer.sizes(network), network.input)

@@ -66,8 +66,8 @@ class TooSlow(BaseException):
     """Not an Exception: loaders catch those."""
 
 
-def make_networks(rng):
-    """Weights files: W8, packed W4, W2 and W1, and float32."""
+def make_networks(rng, form="npz"):
+    """Weights files: W8, W4, W2 and W1, and as .npz float32."""
     import integer
     files = []
     for bits in (8, 4, 2, 1):
@@ -79,10 +79,12 @@ def make_networks(rng):
                                         rng.integers(-500, 500, outputs, np.int32),
                                         np.full(outputs, 7, np.int8) if i == 0 else None))
         network = integer.make_network(layers, bits, 8, -12)
-        files.append(checkpoint.encode(network, {"note": "seed"}))
-    floats = [(rng.normal(size=shape).astype(np.float32), np.zeros(shape[1], np.float32))
-              for shape in itertools.pairwise(SIZES)]
-    return [*files, checkpoint.encode(floats, {})]
+        files.append(checkpoint.encode(network, {"note": "seed"}, form))
+    if form == "nqat":
+        return files
+    floats = tuple((rng.normal(size=shape).astype(np.float32), np.zeros(shape[1], np.float32))
+                   for shape in itertools.pairwise(SIZES))
+    return [*files, checkpoint.encode(integer.FloatNetwork(floats), {})]
 
 
 def weights(folder):
@@ -94,6 +96,13 @@ def weights(folder):
         return (mutate.network if random.random() < 0.3 else mutate.npz)(random, content)
 
     return Loader(make_networks(np.random.default_rng(0)), change, path.write_bytes,
+                  lambda: checkpoint.load(path))
+
+
+def compact(folder):
+    """checkpoint.load of an .nqat."""
+    path = folder / "weights.nqat"
+    return Loader(make_networks(np.random.default_rng(0), "nqat"), mutate.nqat, path.write_bytes,
                   lambda: checkpoint.load(path))
 
 
@@ -176,8 +185,8 @@ def result(folder):
     return Loader(seeds, mutate.text, path.write_bytes, lambda: results.read_result(path))
 
 
-LOADERS = {"weights": weights, "training state": state, "recipes": recipes, "idx data": idx,
-           "images": images, "results": result}
+LOADERS = {"weights": weights, "compact weights": compact, "training state": state,
+           "recipes": recipes, "idx data": idx, "images": images, "results": result}
 
 
 class Guard:

@@ -26,42 +26,38 @@ REPEATS = 9
 CALLS = {1: 500, 128: 50, 10_000: 1}    # per repeat, by batch: long enough for the clock
 
 
-def float_onnx(params):
-    """A float32 ONNX model as bytes: Cast, scale, then Gemm and Relu; params: list of (w, b)."""
-    from onnx import TensorProto, helper, numpy_helper
+def float_onnx(network):
+    """A float32 ONNX model as bytes: Cast, scale, then Gemm and Relu; of a FloatNetwork."""
+    from onnx import TensorProto
 
-    from deploy.to_onnx import OPSET
-    constants = [numpy_helper.from_array(np.float32(quant.PIXEL_SCALE), "pixel_scale")]
-    nodes = [helper.make_node("Cast", ["image"], ["bytes"], to=TensorProto.FLOAT),
-             helper.make_node("Mul", ["bytes", "pixel_scale"], ["x0"])]
-    for i, (w, b) in enumerate(params):
-        last = i + 1 == len(params)
-        constants += [numpy_helper.from_array(w, f"w{i}"), numpy_helper.from_array(b, f"b{i}")]
-        nodes.append(helper.make_node("Gemm", [f"x{i}", f"w{i}", f"b{i}"],
-                                      ["logits" if last else f"acc{i}"]))
+    from deploy.to_onnx import Graph
+    graph, (inputs, *_, classes) = Graph(), integer.sizes(network)
+    codes = graph.node("Cast", [graph.pool(network.input)], "bytes", to=TensorProto.FLOAT)
+    scale = graph.constant("pixel_scale", np.float32(quant.PIXEL_SCALE))
+    x = graph.node("Mul", [codes, scale], "x0")
+    for i, (w, b) in enumerate(network.layers):
+        last = i + 1 == len(network.layers)
+        operands = [x, graph.constant(f"w{i}", w), graph.constant(f"b{i}", b)]
+        x = graph.node("Gemm", operands, "logits" if last else f"acc{i}")
         if not last:
-            nodes.append(helper.make_node("Relu", [f"acc{i}"], [f"x{i + 1}"]))
-    inputs, *_, classes = integer.sizes(params)
-    graph = helper.make_graph(
-        nodes, "float32", initializer=constants,
-        inputs=[helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", inputs])],
-        outputs=[helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", classes])])
-    opset = helper.make_opsetid("", OPSET)
-    return helper.make_model(graph, opset_imports=[opset]).SerializeToString()
+            x = graph.node("Relu", [x], f"x{i + 1}")
+    return graph.model(integer.pixels(network.input, inputs),
+                       {"logits": (TensorProto.FLOAT, ["N", classes])})
 
 
 def make_contenders(network):
     """Name to function from images to logits; engines that are missing are named and left out."""
-    params = [(layer.w, layer.b) for layer in model.from_network(network)[0]]
+    unrounded = integer.FloatNetwork(
+        tuple((layer.w, layer.b) for layer in model.from_network(network)[0]), network.input)
 
     def onnx_int8():
         from deploy import to_onnx
         return engines.make_onnx(to_onnx.export(network))
 
     makers = {
-        "JAX float32": lambda: predict.make_predictor(params),
+        "JAX float32": lambda: predict.make_predictor(unrounded),
         "JAX int8": lambda: integer.make_engine(network),
-        "ONNX Runtime float32": lambda: engines.make_onnx(float_onnx(params)),
+        "ONNX Runtime float32": lambda: engines.make_onnx(float_onnx(unrounded)),
         "ONNX Runtime int8": onnx_int8,
         "C": lambda: engines.make_c(to_c.export(network)[0]),
     }

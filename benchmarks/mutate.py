@@ -208,7 +208,8 @@ def network(random, _):
     sizes = [random.choice((1, 2, 3, 9, 64, 300)) for _ in range(random.choice((2, 2, 3, 4, 66)))]
     sizes = sizes if len(sizes) < 9 else [min(size, 9) for size in sizes]
     bits, quantized = random.randint(1, 8), random.random() < 0.8
-    meta = {"format": 2, "quantized": quantized, "layer_sizes": sizes, "facts": {}}
+    meta = {"format": 2, "quantized": quantized, "layer_sizes": sizes, "facts": {},
+            "input": random.choice((28, 28, 28, 14, 13))}
     meta |= {"weight_bits": bits, "activation_bits": random.choice((0, 1, 4, 8, 9)),
              "logit_exponent": random.choice((-101, -100, -12, 0, 100, 101))} if quantized else {}
     members = [("meta.npy", npy_of_text(meta))]
@@ -232,6 +233,31 @@ def network(random, _):
         if quantized and i + 2 < len(sizes):
             add(f"shift{i}", np.int8, outputs)
     return zipped(random, members)
+
+
+def nqat(random, content):
+    """An .nqat with a changed header, stream of bits or weights, mostly with a right CRC."""
+    end = 12 + 5 * content[9]                   # of the rows, as docs/format.md has them
+    start = end + -(-sum((outputs + 1) * (width + spread) for outputs, width, _, spread in
+                         struct.iter_unpack("<HBBB", content[12:end])) // 8)
+    header, stream, weights = content[:end], content[end:start], content[start:-4]
+    match random.randrange(8):
+        case 0:
+            return raw(random, content)
+        case 1 | 2:
+            header = _field(random, header)
+        case 3:
+            stream, weights = raw(random, stream), random.choice((weights, b""))
+        case 4:
+            stream = random.randbytes(len(stream) - 1) + stream[-1:]
+        case 5:
+            weights = raw(random, weights)
+        case 6 | 7:                             # the bytes under DEFLATE
+            symbols = raw(random, zlib.decompress(weights, -15))
+            symbols += bytes(random.choice((0, 0, 0, 1, 10**6)))
+            weights = zlib.compress(symbols, random.choice((0, 1, 9)), -15)
+    body = header + stream + weights
+    return body + zlib.crc32(body).to_bytes(4, "little")
 
 
 def idx(random, content):

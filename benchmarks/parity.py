@@ -25,26 +25,36 @@ SLOW_RANDOM_IMAGES = 10_000     # for JavaScript
 CHUNK = 10_000
 
 
+def round_half_even(acc, shift):
+    """acc * 2**-shift to the nearest integer, int64."""
+    floor, rest = acc >> shift, acc & (1 << shift) - 1
+    half = np.int64(1) << shift - 1
+    return floor + ((rest > half) | (rest == half) & (floor % 2 == 1))
+
+
 def oracle(network, images):
     """Accumulators of the last layer by int64 arithmetic; shares no code with the engines.
 
     Args:
-      network: integer.Network; images: uint8 [N, I].
+      network: integer.Network; images: uint8 [N, pixels].
     Returns:
       int64 [N, classes].
     """
     x = images.astype(np.int64)
+    if network.input < 28:
+        start, end = 14 - network.input, 14 + network.input
+        x = x.reshape(-1, 28, 28)
+        sums = sum(x[:, start + row:end:2, start + column:end:2]
+                   for row, column in np.ndindex(2, 2))
+        x = round_half_even(sums, 2).reshape(-1, network.input**2)
     for layer in network.layers:
         # BLAS has no int64 product; float64 holds these sums, below 2**24, exactly.
         products = x.astype(np.float64) @ layer.w_q.astype(np.float64)
         acc = products.astype(np.int64) + layer.b_q
         if layer.shift is None:
             return acc
-        shift = layer.shift.astype(np.int64)
-        floor, rest = acc >> shift, acc & (1 << shift) - 1
-        half = np.int64(1) << shift - 1
-        rounds_up = (rest > half) | (rest == half) & (floor % 2 == 1)
-        x = np.clip(floor + rounds_up, 0, 2**network.activation_bits - 1)
+        codes = round_half_even(acc, layer.shift.astype(np.int64))
+        x = np.clip(codes, 0, 2**network.activation_bits - 1)
 
 
 def training_forward(network):

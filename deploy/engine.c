@@ -74,12 +74,31 @@ static uint8_t requantize(uint32_t acc, uint8_t shift)
     return (uint8_t)(acc < MLP_QMAX ? acc : MLP_QMAX);
 }
 
+#ifdef MLP_POOLED
+/* The first layer's codes: means of 2 x 2 pixels of the image's centre, rounded half to even. */
+static void pool(const uint8_t *restrict image, uint8_t *restrict codes)
+{
+    const int edge = 14 - MLP_POOLED;           /* pixels left out on each side */
+    for (int y = 0; y < MLP_POOLED; y++) {
+        const uint8_t *upper = image + 28 * (edge + 2 * y) + edge, *lower = upper + 28;
+        for (int x = 0; x < 2 * MLP_POOLED; x += 2) {
+            uint32_t sum = (uint32_t)upper[x] + upper[x + 1] + lower[x] + lower[x + 1];
+            *codes++ = (uint8_t)((sum + 1 + (sum >> 2 & 1)) >> 2);
+        }
+    }
+}
+#endif
+
 int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES])
 {
     uint32_t acc[MLP_MAX_SUMS];
     uint8_t codes[MLP_MAX_CODES];
     const uint8_t *x = image;
     int best = 0;
+#ifdef MLP_POOLED
+    pool(image, codes);
+    x = codes;
+#endif
     for (int i = 0; i < MLP_LAYERS; i++) {
         const struct mlp_layer *layer = &mlp_layers[i];
         accumulate(layer, x, acc);

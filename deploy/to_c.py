@@ -61,21 +61,25 @@ def export(network):
         inputs, outputs = layer.w_q.shape
         table.append(f"    {{{inputs}, {outputs}, {words.shape[1]}, mlp_w{i}, mlp_b{i}, {shift}}}")
     max_sums = max(fields * math.ceil(outputs / fields) for outputs in sizes[1:])
-    max_inputs, max_codes = max(sizes[:-1]), max(sizes[1:])
+    pixels = integer.pixels(network.input, sizes[0])
+    pooled = "" if network.input == integer.IMAGE_SIDE else (
+        f"#define MLP_POOLED {network.input}      /* side of the pooled image */\n")
+    # Pooling makes codes of the pixels too, in the same buffer.
+    max_inputs, max_codes = max(sizes[:-1]), max(sizes if pooled else sizes[1:])
     name = f"nanoQAT {integer.name(network)}, {'-'.join(map(str, sizes))}"
     header = f"""/* {name}; made by main_export.py. */
 #ifndef MLP_H
 #define MLP_H
 #include <stdint.h>
 
-#define MLP_INPUTS {sizes[0]}
+#define MLP_INPUTS {pixels}      /* bytes of an image */
 #define MLP_CLASSES {sizes[-1]}
 
 /* The class of an image; logits receives the accumulators of the last layer. Reentrant. */
 int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES]);
 
 #ifdef MLP_WEIGHTS                      /* mlp.c alone defines it */
-#define MLP_LAYERS {len(network.layers)}
+{pooled}#define MLP_LAYERS {len(network.layers)}
 #define MLP_FIELD_BITS {FIELD_BITS[bits]}
 #define MLP_STEP {2 if bits == 1 else 1}      /* weight = MLP_STEP * field - MLP_OFFSET */
 #define MLP_OFFSET {2 ** (bits - 1)}u

@@ -12,31 +12,66 @@ OPSET = 28                      # the newest that the pinned onnx and onnxruntim
 WEIGHT_ZERO = 128
 
 
+class Graph:
+    """An ONNX graph that grows by nodes and constants; what adds one returns its name."""
+
+    def __init__(self):
+        self.nodes, self.constants = [], []
+
+    def constant(self, name, value):
+        self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    def node(self, op, inputs, output, **attributes):
+        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def pool(self, side):
+        """`image`, uint8 [N, 784], to the first layer's codes, uint8 [N, side**2]."""
+        if side == integer.IMAGE_SIDE:
+            return "image"
+        middle = integer.IMAGE_SIDE // 2
+        shape = self.constant("image_shape", [-1, 1, integer.IMAGE_SIDE, integer.IMAGE_SIDE])
+        crop = [self.constant(name, np.full(2, at)) for name, at in
+                (("crop_start", middle - side), ("crop_end", middle + side))]
+        square = self.node("Reshape", ["image", shape], "square")
+        centre = self.node("Slice", [square, *crop, self.constant("crop_axes", [2, 3])], "centre")
+        pixels = self.node("Cast", [centre], "pixels", to=TensorProto.FLOAT)
+        # Sums of four bytes and their quarters are exact in float32; Round is half to even.
+        means = self.node("AveragePool", [pixels], "means", kernel_shape=[2, 2], strides=[2, 2])
+        codes = self.node("Cast", [self.node("Round", [means], "rounded")], "codes",
+                          to=TensorProto.UINT8)
+        return self.node("Flatten", [codes], "pooled")
+
+    def model(self, pixels, outputs):
+        """The checked model, as bytes; pixels: of an image; outputs: (type, shape) by name."""
+        graph = helper.make_graph(
+            self.nodes, "nanoqat", initializer=self.constants,
+            inputs=[helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", pixels])],
+            outputs=[helper.make_tensor_value_info(name, *kind) for name, kind in outputs.items()])
+        model = helper.make_model(graph, producer_name="nanoQAT",
+                                  opset_imports=[helper.make_opsetid("", OPSET)])
+        onnx.checker.check_model(model, full_check=True)
+        return model.SerializeToString()
+
+
 def export(network):
     """The model file.
 
     Args:
       network: integer.Network.
     Returns:
-      bytes of an ONNX model: input image uint8 [N, inputs]; outputs logits int32 [N, classes], the
+      bytes of an ONNX model: input image uint8 [N, pixels]; outputs logits int32 [N, classes], the
       accumulators of the last layer, and class int64 [N]; N is free.
 
     Codes have the scale 1, weights and biases 2**-shift: a power of two, and every |accumulator| is
     below 2**24, so the float rescaling between layers is exact, and rounds half to even. Saturation
     to uint8 at zero point 0 is the ReLU; below 8 bits a Clip saturates lower.
     """
-    nodes, constants, sizes = [], [], integer.sizes(network)
+    graph, (inputs, *_, classes) = Graph(), integer.sizes(network)
+    node, constant = graph.node, graph.constant
     qmax = integer.code_range(network.activation_bits, signed=False)[1]
-
-    def constant(name, value):
-        constants.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def node(op, inputs, output, **attributes):
-        nodes.append(helper.make_node(op, inputs, [output], **attributes))
-        return output
-
-    x = "image"
+    x = graph.pool(network.input)
     x_scale, x_zero = constant("x_scale", np.float32(1)), constant("x_zero", np.uint8(0))
     for i, layer in enumerate(network.layers):
         w_q = constant(f"w{i}_q", (layer.w_q.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8))
@@ -56,13 +91,5 @@ def export(network):
         x = node("QuantizeLinear", [acc, x_scale, x_zero], f"h{i}_q")
         if qmax < 255:
             x = node("Clip", [x, "", constant(f"h{i}_qmax", np.uint8(qmax))], f"h{i}_clipped")
-
-    graph = helper.make_graph(
-        nodes, "nanoqat", initializer=constants,
-        inputs=[helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", sizes[0]])],
-        outputs=[helper.make_tensor_value_info("logits", TensorProto.INT32, ["N", sizes[-1]]),
-                 helper.make_tensor_value_info("class", TensorProto.INT64, ["N"])])
-    model = helper.make_model(graph, producer_name="nanoQAT",
-                              opset_imports=[helper.make_opsetid("", OPSET)])
-    onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString()
+    return graph.model(integer.pixels(network.input, inputs), {
+        "logits": (TensorProto.INT32, ["N", classes]), "class": (TensorProto.INT64, ["N"])})

@@ -18,8 +18,9 @@ def export(network):
       ValueError: the network does not read 28 x 28 images.
     """
     sizes, bits = integer.sizes(network), network.weight_bits
-    if sizes[0] != 784:
-        raise ValueError(f"the page draws 28 x 28 = 784 pixels, the network reads {sizes[0]}; "
+    pixels = integer.pixels(network.input, sizes[0])
+    if pixels != integer.IMAGE_SIDE**2:
+        raise ValueError(f"the page draws 28 x 28 = 784 pixels, the network reads {pixels}; "
                          "export it to onnx or c")
     embedded, size = [], 0
     for layer in network.layers:
@@ -28,7 +29,7 @@ def export(network):
         embedded.append({"w": base64.b64encode(packed).decode(), "b": layer.b_q.tolist(),
                          "shift": shifts or None})
         size += len(packed) + layer.b_q.nbytes + len(shifts)
-    model = {"weightBits": bits, "activationBits": network.activation_bits,
+    model = {"input": network.input, "weightBits": bits, "activationBits": network.activation_bits,
              "activationMax": integer.code_range(network.activation_bits, signed=False)[1],
              "sizes": sizes, "bytes": size, "logitScale": 2.0**network.logit_exponent,
              "layers": embedded}

@@ -48,19 +48,19 @@ def test_load_returns_what_was_saved(rng, tmp_path, bits, sizes):
     assert checkpoint.digest(loaded) == checkpoint.digest(network)
 
 
-def random_floats(rng, sizes=SIZES):
-    return [(rng.normal(0, 1, (i, o)).astype(np.float32), rng.normal(0, 1, o).astype(np.float32))
-            for i, o in zip(sizes, sizes[1:])]
+def random_floats(rng, sizes=SIZES, side=28):
+    return integer.FloatNetwork(tuple(
+        (rng.normal(0, 1, (i, o)).astype(np.float32), rng.normal(0, 1, o).astype(np.float32))
+        for i, o in zip(sizes, sizes[1:])), side)
 
 
-def test_load_returns_the_floats_that_were_saved(rng, tmp_path):
-    layers = random_floats(rng)
-    checkpoint.save(tmp_path / "w.npz", layers, FACTS)
+@pytest.mark.parametrize("sizes, side", [(SIZES, 28), ((196, 3), 14), ((100, 5, 3), 10)])
+def test_load_returns_the_floats_that_were_saved(rng, tmp_path, sizes, side):
+    network = random_floats(rng, sizes, side)
+    checkpoint.save(tmp_path / "w.npz", network, FACTS)
     loaded, facts = checkpoint.load(tmp_path / "w.npz")
-    assert facts == FACTS and isinstance(loaded, list)
-    for pair, other in zip(loaded, layers, strict=True):
-        for array, another in zip(pair, other, strict=True):
-            np.testing.assert_array_equal(array, another, strict=True)
+    assert facts == FACTS and isinstance(loaded, integer.FloatNetwork)
+    assert_same_networks(loaded, network)
     with pytest.raises(InputError, match="float32 weights, which have no integers"):
         checkpoint.load_quantized(tmp_path / "w.npz")
 
@@ -74,6 +74,22 @@ def test_same_model_gives_the_same_bytes(rng):
             assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
         again, facts = checkpoint.decode(content)
         assert checkpoint.encode(again, facts) == content
+
+
+@pytest.mark.parametrize("sizes, side", [((784, 3), 28), ((196, 3), 14), ((144, 3), 12),
+                                         ((100, 5, 3), 10)])
+def test_file_says_what_the_first_layer_reads(rng, tmp_path, sizes, side):
+    network = oracle.random_network(rng, sizes, 4, input=side)
+    checkpoint.save(tmp_path / "w.npz", network, FACTS)
+    assert_same_networks(checkpoint.load(tmp_path / "w.npz")[0], network)
+
+
+def test_older_file_reads_images_as_they_are(good, good_floats):
+    for arrays in (good, good_floats):
+        meta = {key: value for key, value in arrays["meta"].items() if key != "input"}
+        assert len(meta) < len(arrays["meta"])
+        network, _ = checkpoint.decode(to_npz(arrays, meta=meta))
+        assert network.input == 28 and integer.sizes(network) == SIZES
 
 
 def test_digest_is_of_the_arrays_alone(rng):
@@ -107,7 +123,7 @@ def test_file_is_an_npz_without_pickle_that_numpy_reads(rng, tmp_path):
     with np.load(tmp_path / "w.npz", allow_pickle=False) as file:
         assert sorted(file) == ["b0_q", "b1_q", "meta", "shift0", "w0_q", "w1_q"]
         assert json.loads(str(file["meta"])) == {
-            "format": 2, "quantized": True, "layer_sizes": list(SIZES), "facts": FACTS,
+            "format": 2, "quantized": True, "layer_sizes": list(SIZES), "input": 28, "facts": FACTS,
             "weight_bits": 4, "activation_bits": 3, "logit_exponent": network.logit_exponent}
         assert file["w0_q"].nbytes == (7 * 5 * 4 + 7) // 8
         np.testing.assert_array_equal(file["shift0"], network.layers[0].shift)
@@ -164,10 +180,10 @@ def good(rng):
 @pytest.fixture
 def good_floats(rng):
     """The same of a float32 file."""
-    arrays = {f"{name}{i}": array for i, pair in enumerate(random_floats(rng))
+    arrays = {f"{name}{i}": array for i, pair in enumerate(random_floats(rng).layers)
               for name, array in zip("wb", pair)}
     return {**arrays, "meta": {"format": checkpoint.FORMAT, "quantized": False, "facts": {},
-                               "layer_sizes": list(SIZES)}}
+                               "layer_sizes": list(SIZES), "input": 28}}
 
 
 def to_npz(arrays, **more):
@@ -287,6 +303,13 @@ HOSTILE = {
     "logit_exponent 0.5": lambda good: with_meta(good, logit_exponent=0.5),
     "logit_exponent 101": lambda good: with_meta(good, logit_exponent=101),
     "logit_exponent -10**30": lambda good: with_meta(good, logit_exponent=-10**30),
+    "input null": lambda good: with_meta(good, input=None),
+    "input 28.0": lambda good: with_meta(good, input=28.0),
+    "input true": lambda good: with_meta(good, input=True),
+    "input text": lambda good: with_meta(good, input="28"),
+    "input 13": lambda good: with_meta(good, input=13),
+    "input -28": lambda good: with_meta(good, input=-28),
+    "input of other images": lambda good: with_meta(good, input=14),
     "quantized missing": lambda good: with_meta(good, quantized=None),
     "said to be float": lambda good: with_meta(good, quantized=False),
     "no layers": lambda good: with_meta(good, layer_sizes=[]),
@@ -436,24 +459,25 @@ def test_whatever_save_accepts_load_accepts(tmp_path, sizes, quantized):
         checkpoint.save(path, network, FACTS)
         assert_same_networks(checkpoint.load(path)[0], network)
     else:
-        layers = [(np.ones(shape, np.float32), np.zeros(shape[1], np.float32)) for shape in pairs]
-        checkpoint.save(path, layers, FACTS)
+        checkpoint.save(path, float_network(*pairs), FACTS)
         assert integer.sizes(checkpoint.load(path)[0]) == sizes
 
 
-def float_layers(*shapes, dtype=np.float32, value=1):
-    return [(np.full(shape, value, dtype), np.zeros(shape[1], dtype)) for shape in shapes]
+def float_network(*shapes, dtype=np.float32, value=1, side=28):
+    return integer.FloatNetwork(tuple((np.full(shape, value, dtype), np.zeros(shape[1], dtype))
+                                      for shape in shapes), side)
 
 
 REFUSED = {
-    "65 layers": (float_layers(*[(1, 1)] * 65), FACTS),
-    "too many weights": (float_layers((4_096, 4_097)), FACTS),
-    "too wide": (float_layers((65_537, 1)), FACTS),
-    "layers that don't chain": (float_layers((4, 3), (2, 1)), FACTS),
-    "float64": (float_layers((4, 3), dtype=np.float64), FACTS),
-    "NaN": (float_layers((4, 3), value=np.nan), FACTS),
-    "facts of 8 MB": (float_layers((4, 3)), {"note": "x" * 2**21}),
-    "facts are no dict": (float_layers((4, 3)), "none"),
+    "65 layers": (float_network(*[(1, 1)] * 65), FACTS),
+    "too many weights": (float_network((4_096, 4_097)), FACTS),
+    "too wide": (float_network((65_537, 1)), FACTS),
+    "layers that don't chain": (float_network((4, 3), (2, 1)), FACTS),
+    "float64": (float_network((4, 3), dtype=np.float64), FACTS),
+    "NaN": (float_network((4, 3), value=np.nan), FACTS),
+    "input that does not fit": (float_network((4, 3), side=14), FACTS),
+    "facts of 8 MB": (float_network((4, 3)), {"note": "x" * 2**21}),
+    "facts are no dict": (float_network((4, 3)), "none"),
 }
 
 

@@ -16,13 +16,16 @@ from deploy import engines, to_c, to_web
 
 SIZES = (784, 37, 22, 10)       # no multiple of a SIMD width or of the fields in a word
 WIDTHS = [(8, 8), (7, 5), (5, 1), (4, 8), (3, 4), (2, 2), (1, 8), (1, 1)]
+POOLED = [(4, 8, 14), (1, 8, 12), (2, 4, 10)]       # the side that images are pooled to, too
+CASES = [(*widths, 28) for widths in WIDTHS] + POOLED
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-O2")
 
 
-def make_network(weight_bits=8, activation_bits=8, sizes=SIZES):
-    """A random legal Network, the same at every call."""
+def make_network(weight_bits=8, activation_bits=8, input=28, sizes=SIZES):
+    """A random legal Network, the same at every call; pooling sets its number of inputs."""
+    sizes = sizes if input == 28 else (input**2, *sizes[1:])
     return oracle.random_network(np.random.default_rng(weight_bits), sizes, weight_bits,
-                                 activation_bits)
+                                 activation_bits, input)
 
 
 def random_images(count, inputs=784):
@@ -94,22 +97,22 @@ def drag(page, *points):
     page.mouse.up()
 
 
-@pytest.mark.parametrize("weight_bits, activation_bits", WIDTHS)
-def test_parity_oracle_equals_int64_oracle(weight_bits, activation_bits):
-    network, images = make_network(weight_bits, activation_bits), random_images(200)
+@pytest.mark.parametrize("weight_bits, activation_bits, input", CASES)
+def test_parity_oracle_equals_int64_oracle(weight_bits, activation_bits, input):
+    network, images = make_network(weight_bits, activation_bits, input), random_images(200)
     np.testing.assert_array_equal(parity.oracle(network, images), oracle.run(network, images))
 
 
-@pytest.mark.parametrize("weight_bits, activation_bits", WIDTHS)
-def test_training_forward_equals_oracle(weight_bits, activation_bits):
-    network, images = make_network(weight_bits, activation_bits), random_images(200)
+@pytest.mark.parametrize("weight_bits, activation_bits, input", CASES[:-2])
+def test_training_forward_equals_oracle(weight_bits, activation_bits, input):
+    network, images = make_network(weight_bits, activation_bits, input), random_images(200)
     np.testing.assert_array_equal(parity.training_forward(network)(images),
                                   oracle.run(network, images))
 
 
-@pytest.mark.parametrize("weight_bits, activation_bits", WIDTHS)
-def test_onnx_equals_oracle(onnx, weight_bits, activation_bits):
-    network, images = make_network(weight_bits, activation_bits), random_images(500)
+@pytest.mark.parametrize("weight_bits, activation_bits, input", CASES)
+def test_onnx_equals_oracle(onnx, weight_bits, activation_bits, input):
+    network, images = make_network(weight_bits, activation_bits, input), random_images(500)
     run = engines.make_onnx(onnx.export(network))
     want = oracle.run(network, images)
     for batch in (1, 128, len(images)):
@@ -118,9 +121,11 @@ def test_onnx_equals_oracle(onnx, weight_bits, activation_bits):
         np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("sizes", [(784, 10), (784, 33, 10), (5, 3, 2), (9, 1, 1, 1, 3)])
-def test_any_shape_in_onnx_and_c(onnx, need, sizes):
-    network, images = make_network(8, 8, sizes), random_images(100, sizes[0])
+@pytest.mark.parametrize("input, sizes", [(28, (784, 10)), (28, (784, 33, 10)), (28, (5, 3, 2)),
+                                          (28, (9, 1, 1, 1, 3)), (12, (144, 10))])
+def test_any_shape_in_onnx_and_c(onnx, need, input, sizes):
+    network = make_network(8, 8, input, sizes)
+    images = random_images(100, integer.pixels(input, sizes[0]))
     want = oracle.run(network, images)
     np.testing.assert_array_equal(engines.make_onnx(onnx.export(network))(images), want)
     np.testing.assert_array_equal(need(engines.make_c, to_c.export(network)[0])(images), want)
@@ -128,7 +133,7 @@ def test_any_shape_in_onnx_and_c(onnx, need, sizes):
 
 def test_any_shift_in_onnx_and_c(onnx, need):
     """From the least to the largest, which gives 0 whatever the accumulator is."""
-    network = make_network(8, 8, (20, integer.MAX_SHIFT, 10))
+    network = make_network(sizes=(20, integer.MAX_SHIFT, 10))
     shifts = np.arange(1, integer.MAX_SHIFT + 1, dtype=np.int8)
     first = network.layers[0]._replace(shift=shifts)
     network = network._replace(layers=(first, network.layers[1]))
@@ -142,7 +147,7 @@ def test_any_shift_in_onnx_and_c(onnx, need):
 def test_onnx_does_not_saturate_products(onnx):
     """Largest codes everywhere: pairs of products leave int16, where u8 x s8 kernels saturate."""
     layers = []
-    for i, layer in enumerate(make_network(8, 8, (400, 64, 10)).layers):
+    for i, layer in enumerate(make_network(sizes=(400, 64, 10)).layers):
         w_q = np.where(layer.w_q >= 0, 127, -127).astype(np.int8)
         w_q[:, ::2] = 127 if i == 0 else w_q[:, ::2]
         layers.append(layer._replace(w_q=w_q))
@@ -173,9 +178,9 @@ def test_onnx_of_trained_network_on_many_images(onnx, trained, many):
     np.testing.assert_array_equal(parity.in_batches(run, 1)(images[:1_000]), want[:1_000])
 
 
-@pytest.mark.parametrize("weight_bits, activation_bits", WIDTHS)
-def test_c_equals_oracle(need, weight_bits, activation_bits):
-    network, images = make_network(weight_bits, activation_bits), random_images(500)
+@pytest.mark.parametrize("weight_bits, activation_bits, input", CASES)
+def test_c_equals_oracle(need, weight_bits, activation_bits, input):
+    network, images = make_network(weight_bits, activation_bits, input), random_images(500)
     run = need(engines.make_c, to_c.export(network)[0])
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
@@ -188,15 +193,15 @@ def test_c_of_trained_network_on_many_images(need, trained, many):
 
 @pytest.fixture
 def compiled(tmp_path, need):
-    """compiled(compiler, *flags, bits) -> (C program of a random network, the network)."""
-    def build(compiler, *flags, bits=8):
+    """compiled(compiler, *flags, bits, input) -> (C program of a random network, the network)."""
+    def build(compiler, *flags, bits=8, input=28):
         compiler = need(engines.find_compiler, compiler)
         probe = subprocess.run([compiler, *flags, "-x", "c", "-", "-o", tmp_path / "probe"],
                                input=b"#include <stdio.h>\nint main(void) { return 0; }\n",
                                capture_output=True)
         if probe.returncode:
             pytest.skip(f"{compiler} can't link {' '.join(flags)}: its libraries are missing")
-        network = make_network(bits)
+        network = make_network(bits, input=input)
         for name, text in to_c.export(network)[0].items():
             (tmp_path / name).write_text(text, "utf-8")
         built = subprocess.run([compiler, *STRICT, *flags, "-DMLP_MAIN", "mlp.c", "-o", "mlp"],
@@ -209,9 +214,9 @@ def compiled(tmp_path, need):
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("flags", [(), ("-m32",),
                                    ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")])
-@pytest.mark.parametrize("bits", [8, 3, 1])
-def test_c_program_is_clean_and_classifies(compiled, tmp_path, compiler, flags, bits):
-    program, network = compiled(compiler, *flags, bits=bits)
+@pytest.mark.parametrize("bits, input", [(8, 28), (3, 12), (1, 28)])
+def test_c_program_is_clean_and_classifies(compiled, tmp_path, compiler, flags, bits, input):
+    program, network = compiled(compiler, *flags, bits=bits, input=input)
     images = random_images(60)
     classes = oracle.run(network, images).argmax(1)
     write_idx(tmp_path / "images", images.reshape(-1, 28, 28))
@@ -272,8 +277,8 @@ def test_page_equals_oracle_on_test_images(page, trained, mnist):
 
 def test_page_equals_oracle_at_every_width(page, tmp_path):
     images = random_images(20)
-    for weight_bits, activation_bits in WIDTHS:
-        network = make_network(weight_bits, activation_bits)
+    for case in CASES:
+        network = make_network(*case)
         (tmp_path / "other.html").write_text(to_web.export(network), "utf-8")
         page.goto((tmp_path / "other.html").as_uri())
         np.testing.assert_array_equal(engines.run_page(page, images),
@@ -299,6 +304,22 @@ def test_page_reads_a_drawn_stroke(page, tmp_path):
     assert page.locator("#time").inner_text().endswith("µs")
     assert "bytes" in page.locator("#size").inner_text()
     page.screenshot(path=tmp_path / "web_demo.png")
+
+
+def test_page_shows_what_a_pooled_network_sees(page, tmp_path):
+    (tmp_path / "pooled.html").write_text(to_web.export(make_network(4, 8, 12)), "utf-8")
+    page.goto((tmp_path / "pooled.html").as_uri())
+    drag(page, (.3, .25), (.6, .2), (.4, .8))
+    page.wait_for_function("find('digit').textContent !== '–'")
+    image, codes, best = page.evaluate("""() => {
+        const pixels = paper.getImageData(0, 0, side, side).data.filter((_, i) => i % 4 === 3);
+        const image = centre(pixels, side), { data } = seen.getImageData(0, 0, 12, 12);
+        show();
+        return [Array.from(image), Array.from(data), find("digit").textContent];
+    }""")
+    assert codes[::4] == oracle.pool(np.array(image), 12) and max(codes[::4]) > 99
+    logits = oracle.run(make_network(4, 8, 12), np.array([image]))
+    assert best == str(logits.argmax())
 
 
 def test_page_survives_empty_dot_and_scribble(page):
@@ -368,7 +389,8 @@ def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     checkpoint.save("w.npz", make_network(), {})
     checkpoint.save("wide.npz", make_network(sizes=(100, 10)), {})
-    checkpoint.save("float.npz", [(np.zeros((784, 10), np.float32), np.zeros(10, np.float32))], {})
+    floats = integer.FloatNetwork(((np.zeros((784, 10), np.float32), np.zeros(10, np.float32)),))
+    checkpoint.save("float.npz", floats, {})
     (tmp_path / "damaged.npz").write_bytes((tmp_path / "w.npz").read_bytes()[:-100])
     cases = [("c", "--WEIGHTS=float.npz"), ("c", "--WEIGHTS=damaged.npz"),
              ("c", "--WEIGHTS=absent.npz"), ("web", "--WEIGHTS=wide.npz"),
@@ -381,14 +403,16 @@ def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeyp
     assert not (tmp_path / "deploy").exists()
 
 
-def test_benchmarked_engines_give_the_logits_of_their_network(onnx, need):
+@pytest.mark.parametrize("input, inputs", [(28, 30), (10, 100)])
+def test_benchmarked_engines_give_the_logits_of_their_network(onnx, need, input, inputs):
     """The integer ones exactly; the float32 ones those of its unrounded weights."""
     need(engines.find_compiler)
-    network, images = make_network(sizes=(30, 8, 3)), random_images(20, 30)
+    network = make_network(input=input, sizes=(inputs, 8, 3))
+    images = random_images(20, integer.pixels(input, inputs))
     got = {name: run(images) for name, run in inference.make_contenders(network).items()}
     for name in ("JAX int8", "ONNX Runtime int8", "C"):
         np.testing.assert_array_equal(got[name], oracle.run(network, images))
-    want = oracle.forward(model.from_network(network)[0], images)
+    want = oracle.forward(model.from_network(network)[0], oracle.pool_all(images, input))
     for name in ("JAX float32", "ONNX Runtime float32"):
         assert got[name].dtype == np.float32
         np.testing.assert_allclose(got[name], want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
@@ -407,7 +431,7 @@ def test_parity_skips_what_is_missing_and_goes_on(script, few_images, tmp_path, 
     images = rng.integers(0, 256, (100, 400), dtype=np.uint8)
     split = data.Split(images, np.arange(100, dtype=np.uint8) % 10)
     write_folder(tmp_path, split, split, side=20)
-    checkpoint.save(tmp_path / "w.npz", make_network(8, 8, (400, 16, 10)), {})
+    checkpoint.save(tmp_path / "w.npz", make_network(sizes=(400, 16, 10)), {})
 
     def no_compiler(_):
         raise engines.Missing("no gcc")

@@ -47,23 +47,43 @@ def test_requantize_rounds_ties_to_even(bits):
     np.testing.assert_array_equal(on_jax, expected)
 
 
+@pytest.mark.parametrize("side", [14, 12, 10])
+def test_every_sum_of_pixels_is_pooled_half_to_even(rng, side):
+    images = oracle.images_of_every_sum(rng, side)
+    expected = np.resize([round(Fraction(s, 4)) for s in range(1021)], (len(images), side**2))
+    codes = integer.pool(images, side)
+    assert codes.dtype == np.uint8
+    np.testing.assert_array_equal(codes, expected)
+
+
+@pytest.mark.parametrize("side", [14, 12, 10])
+@given(image=st.binary(min_size=784, max_size=784))
+def test_pooling_equals_exact_rounding(side, image):
+    image = np.frombuffer(image, np.uint8)
+    assert integer.pool(image[None], side).tolist() == [oracle.pool(image, side)]
+
+
 @pytest.mark.parametrize("engine", ["numpy", "jax"])
-@pytest.mark.parametrize("weight_bits, activation_bits, sizes", [
-    (8, 8, (60, 20, 13, 10)), (4, 8, (60, 20, 13, 10)), (2, 4, (60, 20, 13, 10)),
-    (1, 1, (60, 20, 13, 10)), (8, 1, (7, 1, 2)), (3, 5, (784, 10))])
-def test_engine_equals_oracle(rng, engine, weight_bits, activation_bits, sizes):
-    network = oracle.random_network(rng, sizes, weight_bits, activation_bits)
-    images = rng.integers(0, 256, (50, sizes[0]), dtype=np.uint8)
+@pytest.mark.parametrize("weight_bits, activation_bits, sizes, side", [
+    (8, 8, (60, 20, 13, 10), 28), (4, 8, (60, 20, 13, 10), 28), (2, 4, (60, 20, 13, 10), 28),
+    (1, 1, (60, 20, 13, 10), 28), (8, 1, (7, 1, 2), 28), (3, 5, (784, 10), 28),
+    (4, 8, (196, 13, 10), 14), (1, 8, (144, 13, 10), 12), (2, 4, (100, 13, 10), 10)])
+def test_engine_equals_oracle(rng, engine, weight_bits, activation_bits, sizes, side):
+    network = oracle.random_network(rng, sizes, weight_bits, activation_bits, side)
+    images = (rng.integers(0, 256, (50, sizes[0]), dtype=np.uint8) if side == 28
+              else oracle.images_of_every_sum(rng, side))
     images[0], images[1] = 0, 255
     acc = integer.make_engine(network, engine)(images)
     assert type(acc) is np.ndarray and acc.dtype == np.int32
     np.testing.assert_array_equal(acc, oracle.run(network, images))
 
 
-@pytest.mark.parametrize("bits", [(8, 8), (3, 2), (1, 1)])
-def test_oracle_equals_python_integers(rng, bits):
-    network = oracle.random_network(rng, (60, 20, 13, 10), *bits)
-    images = rng.integers(0, 256, (5, 60), dtype=np.uint8)
+@pytest.mark.parametrize("bits, inputs, side", [((8, 8), 60, 28), ((3, 2), 60, 28),
+                                                ((1, 1), 60, 28), ((4, 8), 196, 14),
+                                                ((1, 8), 144, 12), ((2, 4), 100, 10)])
+def test_oracle_equals_python_integers(rng, bits, inputs, side):
+    network = oracle.random_network(rng, (inputs, 20, 13, 10), *bits, side)
+    images = rng.integers(0, 256, (5, integer.pixels(side, inputs)), dtype=np.uint8)
     assert oracle.run(network, images).tolist() == [oracle.run_slowly(network, image)
                                                     for image in images]
 
@@ -161,8 +181,11 @@ def jitted_path(monkeypatch, network, images):
     return path
 
 
-def test_jax_engine_has_no_float_operation(monkeypatch, trained, mnist):
-    function, arguments, keywords = jitted_path(monkeypatch, trained.network, mnist.test.images[:4])
+@pytest.mark.parametrize("inputs, side", [(784, 28), (100, 10)])
+def test_jax_engine_has_no_float_operation(rng, monkeypatch, inputs, side):
+    network = oracle.random_network(rng, (inputs, 20, 13, 10), input=side)
+    images = rng.integers(0, 256, (4, 784), dtype=np.uint8)
+    function, arguments, keywords = jitted_path(monkeypatch, network, images)
     traced = function.trace(*arguments, **keywords)
     dtypes = dtypes_of(traced.jaxpr.jaxpr)
     assert np.dtype(np.int8) in dtypes and np.dtype(np.int32) in dtypes
@@ -183,9 +206,10 @@ class Integers(np.ndarray):
         return result.view(Integers)
 
 
-def test_numpy_engine_has_no_float_operation(rng):
-    network = oracle.random_network(rng, (20, 5, 3))
-    images = rng.integers(0, 256, (4, 20), dtype=np.uint8)
+@pytest.mark.parametrize("inputs, side", [(784, 28), (100, 10)])
+def test_numpy_engine_has_no_float_operation(rng, inputs, side):
+    network = oracle.random_network(rng, (inputs, 5, 3), input=side)
+    images = rng.integers(0, 256, (4, 784), dtype=np.uint8)
     with pytest.raises(AssertionError):         # the guard works
         images.view(Integers) * np.float32(1)
     acc = integer.make_engine(network, "numpy")(images.view(Integers))
@@ -221,10 +245,10 @@ def test_accumulator_bound_is_reached_and_never_passed(rng):
     np.testing.assert_array_equal(integer.accumulator_bound(layer, 15), reached)
 
 
-def one_line_refusal(layers, weight_bits=8, activation_bits=8, logit_exponent=0):
+def one_line_refusal(layers, weight_bits=8, activation_bits=8, logit_exponent=0, input=28):
     """The message of the ValueError that make_network must raise."""
     with pytest.raises(ValueError) as caught:
-        integer.make_network(layers, weight_bits, activation_bits, logit_exponent)
+        integer.make_network(layers, weight_bits, activation_bits, logit_exponent, input)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -294,6 +318,19 @@ def test_what_does_not_fit_together_is_refused(rng):
         assert "logit exponent" in one_line_refusal([last], logit_exponent=exponent)
     for exponent in (-100, 100):
         integer.make_network([last], 8, 8, exponent)
+    for side in (0, 11, 27, 784):
+        assert f"input side {side} is none of" in one_line_refusal([last], input=side)
+
+
+@pytest.mark.parametrize("side", [14, 12, 10])
+def test_network_reads_as_many_inputs_as_pooling_gives(rng, side):
+    for inputs in (784, side**2 - 1, side**2 + 1):
+        layers = oracle.random_network(rng, (inputs, 5, 3)).layers
+        assert integer.make_network(layers, 8, 8, 0).input == 28
+        assert f"{side**2} inputs, not {inputs}" in one_line_refusal(layers, input=side)
+    layers = oracle.random_network(rng, (side**2, 5, 3)).layers
+    assert integer.make_network(layers, 8, 8, 0, side).input == side
+    assert integer.pixels(side, side**2) == 784 and integer.pixels(28, 30) == 30
 
 
 @pytest.mark.parametrize("widths, reason", [
@@ -314,7 +351,8 @@ def test_sizes_at_the_limits_are_legal(widths):
 def test_sizes_and_name_are_those_of_the_model(rng):
     network = oracle.random_network(rng, (6, 5, 4), 2, 4)
     assert integer.sizes(network) == (6, 5, 4) and integer.name(network) == "W2A4"
-    floats = [(np.zeros((6, 5)), np.zeros(5)), (np.zeros((5, 4)), np.zeros(4))]
+    floats = integer.FloatNetwork(((np.zeros((6, 5)), np.zeros(5)),
+                                   (np.zeros((5, 4)), np.zeros(4))))
     assert integer.sizes(floats) == (6, 5, 4) and integer.name(floats) == "float32"
 
 

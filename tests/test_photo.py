@@ -3,7 +3,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+import checkpoint
 import data
+import main_inference
+import oracle
 import photo
 from conftest import ROOT
 from files import InputError
@@ -100,6 +103,17 @@ def test_mnist_images_as_files_get_the_same_class(tmp_path, trained):
         digits.append(photo.read_digit(tmp_path / f"{i}.png", 784))
     same = trained.predict(np.stack(digits)).argmax(1) == trained.predict(originals).argmax(1)
     assert same.sum() >= 95
+
+
+def test_pooled_network_reads_photos(tmp_path, script, rng, seven):
+    """The script says what the network makes of the photo's 784 bytes."""
+    network = oracle.random_network(rng, (144, 20, 10), 4, 8, 12)
+    checkpoint.save(tmp_path / "w.npz", network, {})
+    code, out, err = script(main_inference.main, tmp_path / "seven.png", "--ENGINE=numpy",
+                            f"--WEIGHTS={tmp_path / 'w.npz'}")
+    assert (code, err) == (0, [])
+    best = oracle.run(network, seven.reshape(1, 784)).argmax()
+    assert out[-1].split()[:2] == [str(tmp_path / "seven.png"), str(best)]
 
 
 @pytest.mark.parametrize("level", [0, 127, 128, 255])

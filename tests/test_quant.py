@@ -76,11 +76,41 @@ def test_gradient_is_one_strictly_inside_the_bounds_and_zero_beyond(bits, signed
 
 
 @every_grid
-def test_gradient_with_respect_to_scale_is_zero(rng, bits, signed):
-    x = grid_points(rng, 0.25, bits, signed)
-    gradient = jax.grad(lambda scale: jnp.sum(quant.fake_quantize(x, scale, bits, signed)))(
-        np.full((1, 1), 0.25, np.float32))
-    np.testing.assert_array_equal(gradient, 0)
+def test_gradient_with_respect_to_scale_is_lsqs(rng, bits, signed):
+    """Esser et al. 2020, eq. 3: round(v) - v inside, the end of the range beyond; the numbers that
+    share a scale add up. The gradient of x does not change because the scale has one too."""
+    qmin, qmax = oracle.code_range(bits, signed)
+    for shape in ((1, 2), (1, 1)):
+        scale = np.resize(np.float32([2.0**-5, 0.5]), shape)
+        x = (grid_points(rng, 1.0, bits, signed).reshape(400, 2) * scale).astype(np.float32)
+        v = x.astype(np.float64) / scale
+        inside = (v > qmin - 0.5) & (v < qmax + 0.5)
+        slope = np.where(inside, oracle.quantize(x, scale, bits, signed) - v,
+                         np.where(v > 0, qmax, qmin))
+
+        def quantized(x, scale):
+            return quant.fake_quantize(x, scale, bits, signed)
+
+        still, one = np.zeros_like(x), np.ones_like(scale)
+        np.testing.assert_array_equal(jax.jvp(quantized, (x, scale), (still, one))[1], slope)
+        upstream = rng.normal(0, 1, x.shape).astype(np.float32)
+        of_x, of_scale = jax.vjp(quantized, x, scale)[1](upstream)
+        np.testing.assert_array_equal(of_x, upstream * inside)
+        axes = tuple(axis for axis in (0, 1) if shape[axis] == 1)
+        # float32 sums of 400 or 800 terms.
+        np.testing.assert_allclose(of_scale, (upstream * slope).sum(axes, keepdims=True),
+                                   atol=1e-5 * np.abs(upstream * slope).sum())
+
+
+def test_scale_that_is_not_learned_costs_nothing():
+    """No second rounding, for a gradient that nobody wants."""
+    x, scale = np.zeros((4, 3), np.float32), np.ones((1, 3), np.float32)
+
+    def roundings(function, *moved):
+        program = jax.make_jaxpr(lambda *moved: jax.jvp(function, moved, moved))(*moved)
+        return str(program).count("= round[")
+    assert roundings(lambda x: quant.fake_quantize(x, scale, 8), x) == 1
+    assert roundings(lambda x, scale: quant.fake_quantize(x, scale, 8), x, scale) == 2
 
 
 @every_grid
@@ -190,13 +220,21 @@ def test_bfloat16_product_is_the_float32_one_bit_for_bit(rng):
 
 
 @given(w=MATRICES, b=arrays(np.float32, 3, elements=NUMBERS), exponent=st.integers(-20, 5),
-       grid=st.sampled_from([(1, True), (8, True), (8, False)]),
-       x_qmax=st.sampled_from([1, 255]))
-def test_weight_scale_keeps_the_accumulator_exact(w, b, exponent, grid, x_qmax):
+       grid=st.sampled_from([(1, True), (8, True), (8, False)]), x_qmax=st.sampled_from([1, 255]),
+       learned=st.floats(-300, 300, width=32) | st.none())
+def test_weight_scale_keeps_the_accumulator_exact(w, b, exponent, grid, x_qmax, learned):
+    """Calibrated to the floor, or learned: any exponent at all."""
     bits, per_channel = grid
     x_scale = np.full((1, 1), 2.0**exponent, np.float32)
-    hyper = SimpleNamespace(WEIGHT_BITS=bits, POWER_OF_TWO_SCALES=True)
-    scale = np.asarray(quant.weight_scale(w, b, x_scale, x_qmax, per_channel, hyper), np.float64)
+    floor = quant.weight_floor(w, b, x_scale, x_qmax)
+    assert floor.shape == (1, 3)
+    if learned is None:
+        scale = quant.compute_scale(w, bits, True, per_channel, floor=floor)
+    else:
+        shape = (1, 3 if per_channel else 1)
+        scale = quant.learned_scale(np.full(shape, learned, np.float32), floor, True, 1)
+        assert scale.shape == shape
+    scale = np.asarray(scale, np.float64)
     w_q = oracle.quantize(w, scale, bits)
     b_q = np.rint(b / (x_scale * scale)[0])
     assert (x_qmax * np.abs(w_q).sum(0) + np.abs(b_q)).max() < 2**24
@@ -206,12 +244,57 @@ def test_weight_scale_keeps_the_accumulator_exact(w, b, exponent, grid, x_qmax):
 @pytest.mark.parametrize("power_of_two", [True, False])
 def test_activation_scale_is_twice_the_accumulators_at_least(rng, bits, power_of_two):
     """So that a requantizing shift is 1 or more, however small the activations are."""
-    hyper = SimpleNamespace(ACTIVATION_BITS=bits, POWER_OF_TWO_SCALES=power_of_two)
     acc_scale = np.array([[2.0**-9, 2.0**-3, 2.0**-12]], np.float32)
+    floor = quant.activation_floor(acc_scale)
+    np.testing.assert_array_equal(floor, [[2.0**-2]])
+    np.testing.assert_array_equal(quant.activation_floor(acc_scale * np.float32(2.0**-30)),
+                                  [[quant.MIN_SCALE]])
     for size in (0, 1e-6, 1, 1e3):
         x = np.abs(rng.normal(0, size, (20, 3))).astype(np.float32)
-        scale = quant.activation_scale(x, acc_scale, hyper)
-        assert scale.shape == (1, 1) and scale[0, 0] >= 2 * 2.0**-3
+        exponent = np.log2(np.full((1, 1), size + 1e-30, np.float32))
+        for scale in (quant.compute_scale(x, bits, False, False, power_of_two, floor),
+                      quant.learned_scale(exponent, floor, power_of_two, 1)):
+            assert scale.shape == (1, 1) and scale[0, 0] >= floor[0, 0]
+
+
+FLOORS = np.array([[2.0**-20, 0.3, 2.0**-3]], np.float32)
+LEAST = np.array([-20, -1, -3])                 # log2 of the powers of two that they need
+EXPONENTS = arrays(np.float32, (1, 3), elements=st.floats(-200, 200, width=32)
+                   | st.integers(-90, 140).map(lambda halves: halves / 2))     # ties among them
+
+
+@given(exponent=EXPONENTS, per_channel=st.booleans())
+def test_learned_scale_is_the_nearest_power_of_two_not_below_its_floor(exponent, per_channel):
+    """Nearest in log2, a tie to the even exponent; one scale of all channels meets all floors."""
+    exponent, least = (exponent, LEAST) if per_channel else (exponent[:, :1], LEAST.max())
+    scale = quant.learned_scale(exponent, FLOORS, True, 7)
+    expected = np.clip(np.rint(exponent.astype(np.float64)), least, quant.MAX_EXPONENT)
+    np.testing.assert_array_equal(scale, 2.0**expected)
+    free = quant.learned_scale(exponent, FLOORS, False, 7)
+    expected = np.clip(exponent.astype(np.float64), least, quant.MAX_EXPONENT)
+    # float32 exp2 of up to 60: half an ulp of 60 times ln 2, and its own error.
+    np.testing.assert_allclose(free, 2.0**expected, rtol=40 * ULP)
+
+
+@given(exponent=EXPONENTS, power_of_two=st.booleans())
+def test_gradient_of_a_learned_scale_is_lsqs_and_0_where_the_floor_holds(exponent, power_of_two):
+    """d 2**e / de = 2**e ln 2, straight through the rounding, over sqrt(N qmax) as in sec. 2.2."""
+    scale, back = jax.vjp(lambda e: quant.learned_scale(e, FLOORS, power_of_two, 784 * 127),
+                          exponent)
+    gradient, = back(np.ones_like(scale))
+    expected = np.asarray(scale, np.float64) * np.log(2) / (784 * 127) ** 0.5
+    free = (exponent > LEAST) & (exponent < quant.MAX_EXPONENT)
+    held = (exponent < LEAST) | (exponent > quant.MAX_EXPONENT)
+    np.testing.assert_allclose(gradient[free], expected[free], rtol=4 * ULP)
+    np.testing.assert_array_equal(gradient[held], 0)
+
+
+@pytest.mark.parametrize("power_of_two", [True, False])
+def test_learned_scale_of_no_number_is_no_number(power_of_two):
+    """So that the loss of a run that blew up says so; infinity meets the bounds like any other."""
+    exponent = np.array([[np.nan, np.inf, -np.inf]], np.float32)
+    scale = quant.learned_scale(exponent, FLOORS, power_of_two, 1)
+    np.testing.assert_array_equal(scale, [[np.nan, 2.0**60, 2.0**-3]])
 
 
 def test_mixed_types_and_ranks_are_errors_once_strict():

@@ -1,0 +1,107 @@
+"""Train recipes over seeds: what each claims, in results/, its own header and weights/recipes/.
+
+python3 -m benchmarks.recipes [recipes/NAME.toml ...] [--KEY=value ...]
+
+No recipe named: all of them. Seeds SEED .. SEED + 4 side by side, resumed where they were left. On
+another data set (--DATA_DIR=FOLDER) the recipes keep their headers and weights files.
+"""
+import time
+from pathlib import Path
+
+import config
+from files import InputError, check_writable, read_bytes, write_atomically
+
+SEEDS = 5
+MAX_BYTES = 10_000               # of a recipe, as config reads it
+HOME = "MNIST"                  # the data set that the recipes were tuned on
+RESULTS = "recipes"             # results/recipes.json; recipes_NAME.json of another data set
+FOLDER = "recipes"
+
+
+def result_name(dataset):
+    """The stem of the result of all recipes on a data set."""
+    return RESULTS if dataset == HOME else f"{RESULTS}_{dataset.lower().replace('-', '_')}"
+
+
+def header(entry, path, environment):
+    """The comment that opens a recipe: its claim, measured.
+
+    Args:
+      entry: of the result's "recipes"; path: of the recipe; environment: as from results.
+    Returns:
+      str, lines of a comment.
+    """
+    import stats
+    rows = entry["rows"]
+    accuracy = stats.summarize([row["test_acc"] for row in rows])
+    largest = max(row["file_bytes"] for row in rows)
+    return "\n".join([
+        f"# {stats.spread(accuracy, 2, 100)} % of {HOME}'s test images, {len(rows)} seeds, "
+        f"{largest:,} bytes at most.",
+        f"# {entry['seconds']:.0f} s for all seeds side by side: {environment['cpu']}, "
+        f"{environment['cores']} cores.",
+        f"# One run: python3 main_train.py {path}",
+        f"# The claim: python3 -m benchmarks.recipes {path}"]) + "\n"
+
+
+def _with_header(text, lines):
+    """A recipe's text with other lines for its first block of comment."""
+    rest = text.split("\n\n", 1)[1] if text.startswith("# ") else text
+    return f"{lines}\n{rest}"
+
+
+def measure(path, settings, data):
+    """Train a recipe's seeds: an entry of the result, and the first seed's Outcome."""
+    import experiment
+    import runs
+    name = path.stem
+    points = [{"SEED": settings.SEED + i} for i in range(SEEDS)]
+    outcomes, folder, seconds = experiment.run(settings, f"recipe-{name}", points, data)
+    for outcome in outcomes:
+        experiment.check_usable(outcome.row, folder)
+    runs.finish(folder)
+    return {"name": name, "model": experiment.describe(settings),
+            "layer_sizes": settings.LAYER_SIZES, "input": settings.INPUT,
+            "seconds": sum(seconds.values()),
+            "rows": [outcome.row for outcome in outcomes]}, outcomes[0]
+
+
+def main(argv):
+    paths = [Path(word) for word in argv if word.endswith(".toml")]
+    switches = [word for word in argv if not word.endswith(".toml")]
+    paths = paths or sorted(Path(FOLDER).glob("*.toml"))
+    named = {path: config.load([str(path), *switches], __doc__) for path in paths}
+    import checkpoint
+    import experiment
+    import results
+    settings = named[paths[0]]
+    check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.WEIGHTS_DIR)
+    experiment.set_up(settings)
+    for path, settings in named.items():
+        start = time.perf_counter()
+        data = experiment.load_data(settings)
+        print(f"{path} on {data.name}")
+        entry, outcome = measure(path, settings, data)
+        target = Path(settings.RESULTS_DIR) / f"{result_name(data.name)}.json"
+        try:
+            others = results.read_result(target)["recipes"]
+        except (InputError, KeyError):
+            others = []
+        entries = [other for other in others if other["name"] != entry["name"]] + [entry]
+        entry["environment"] = results.environment()
+        results.write_result(target, {}, recipes=sorted(entries, key=lambda e: e["name"]),
+                             dataset={"name": data.name, "sha256": data.sha256})
+        text = header(entry, path, entry["environment"])
+        print(f"{text}# {time.perf_counter() - start:.0f} s with all else")
+        if data.name == HOME:
+            recipe = read_bytes(path, MAX_BYTES).decode()
+            write_atomically(path, _with_header(recipe, text).encode())
+            suffix = Path(checkpoint.default_name(True, 8, settings.FILE_FORMAT)).suffix
+            weights = Path(settings.WEIGHTS_DIR) / FOLDER / f"{path.stem}{suffix}"
+            weights.parent.mkdir(exist_ok=True)
+            write_atomically(weights, outcome.content)
+            print(f"wrote {path} and {weights}")
+
+
+if __name__ == "__main__":
+    config.run_script(main)
