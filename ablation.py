@@ -3,6 +3,8 @@
 python3 ablation.py lr           learning rate against epochs and validation loss
 python3 ablation.py quant        quantized against unquantized: loss, accuracy, file size
 python3 ablation.py optimizer    SGD, SGD with momentum and AdamW, each over its own rates
+python3 ablation.py bits         QAT and post-training quantization from 8 bits a weight to 1
+python3 ablation.py frontier     accuracy against whole-file bytes, over shape, bits and input
 python3 ablation.py plots        draw every plot again from results/
 """
 import signal
@@ -63,7 +65,7 @@ def learning_rate(settings, data):
 OPTIMIZERS = {
     "SGD": ({"OPTIMIZER": "sgd", "MOMENTUM": 0.0}, (1.0, 0.316, 0.1, 0.0316)),
     "SGD, momentum 0.9": ({"OPTIMIZER": "sgd", "MOMENTUM": 0.9}, (0.1, 0.0316, 0.01, 0.00316)),
-    "AdamW": ({"OPTIMIZER": "adamw"}, (0.00316, 0.001, 0.000316, 0.0001)),
+    "AdamW": ({"OPTIMIZER": "adamw", "WEIGHT_DECAY": 1e-4}, (0.00316, 0.001, 0.000316, 0.0001)),
 }
 
 
@@ -76,21 +78,19 @@ def optimizer(settings, data):
               for switches, rates in OPTIMIZERS.values() for rate in rates
               for seed in seeds_of(settings)]
     outcomes, folder, seconds = experiment.run(settings, "optimizer", points, data)
-    results, at = {}, 0
+    results, losses, at = {}, {}, 0
     for name, (_, rates) in OPTIMIZERS.items():
         rows = [outcome.row for outcome in outcomes[at:at + len(rates) * settings.ABLATION_SEEDS]]
         at += len(rows)
         best = best_rate(rows, folder)
         chosen = [row for row in rows if row["rate"] == best]
+        losses[name] = [row["val_loss"] for row in chosen]
         results[name] = {"rows": rows, "best_rate": best,
                          **{key: stats.summarize([row[key] for row in chosen])
-                            for key in ("val_loss", "test_acc", "epochs")},
-                         "chosen": [row["val_loss"] for row in chosen]}
+                            for key in ("val_loss", "test_acc", "epochs")}}
     first, *others = results
-    comparisons = {name: stats.compare_seeds(results[first]["chosen"], results[name]["chosen"])
-                   for name in others}
+    comparisons = {name: stats.compare_seeds(losses[first], losses[name]) for name in others}
     for name, entry in results.items():
-        del entry["chosen"]
         print(f"{name}: best rate {entry['best_rate']:g}, val loss "
               f"{stats.spread(entry['val_loss'], 4)} nats, test accuracy "
               f"{stats.spread(entry['test_acc'], 2, 100)} %")
@@ -137,6 +137,97 @@ def quantized_against_unquantized(settings, data):
                                         "comparisons": comparisons, "seconds": seconds}
 
 
+WIDTHS = (8, 6, 4, 3, 2, 1)     # bits of a weight
+QAT = {"QAT_ENABLE": True, "SCALES": "learned", "PER_CHANNEL": True, "POWER_OF_TWO_SCALES": True}
+NO_CODES = {"FILE_FORMAT": "npz", "COMPUTE_DTYPE": "float32"}   # what is not integers needs these
+# What is trained at each width: QAT as above, and with one thing changed.
+TRAININGS = {"learned": {}, "calibrated": {"SCALES": "calibrated"},
+             "per-tensor": {"PER_CHANNEL": False},
+             "free": {"POWER_OF_TWO_SCALES": False, **NO_CODES}}
+# Of two models with the same seeds, (base, other): other - base.
+DIFFERENCES = {"learned - calibrated": ("calibrated", "learned"),
+               "calibrated - PTQ": ("ptq", "calibrated"),
+               "free - power-of-two": ("learned", "free"),
+               "per-tensor - per-channel": ("learned", "per-tensor")}
+
+
+def _accuracies(rows):
+    """The test accuracy of each row; None for a run without a usable model."""
+    import experiment
+    return [row["test_acc"] if row.get("status", "stopped") in experiment.USABLE else None
+            for row in rows]
+
+
+def _entry(outcomes):
+    """The rows of one model's seeds, and their test accuracy."""
+    import stats
+    rows = [outcome.row for outcome in outcomes]
+    return {"rows": rows, "test_acc": stats.summarize(_accuracies(rows))}
+
+
+def bits(settings, data):
+    """QAT at each width with learned, calibrated, per-tensor and free scales; float32, rounded."""
+    import experiment
+    import stats
+    seeds = seeds_of(settings)
+    cells = [(width, name) for width in WIDTHS for name in TRAININGS]
+    points = [{"QAT_ENABLE": False, **NO_CODES, "SEED": seed} for seed in seeds]
+    points += [{**QAT, **TRAININGS[name], "WEIGHT_BITS": width, "SEED": seed}
+               for width, name in cells for seed in seeds]
+    outcomes, folder, seconds = experiment.run(settings, "bits", points, data)
+    float32, *groups = [outcomes[at:at + len(seeds)] for at in range(0, len(points), len(seeds))]
+    trained, widths = dict(zip(cells, groups)), []
+    for outcome in float32:                     # without it there is nothing to round
+        experiment.check_usable(outcome.row, folder)
+    for width in WIDTHS:
+        models = {name: trained[width, name] for name in TRAININGS}
+        models["ptq"] = [experiment.quantize_after(outcome, qat.settings, data)
+                         for outcome, qat in zip(float32, models["calibrated"])]
+        entries = {name: _entry(group) for name, group in models.items()}
+        comparisons = {words: stats.compare_seeds(*(_accuracies(entries[name]["rows"])
+                                                    for name in pair))
+                       for words, pair in DIFFERENCES.items()}
+        widths.append({"weight_bits": width, "models": entries, "comparisons": comparisons})
+        print(f"{width} bits: test accuracy in %: " + ", ".join(
+            f"{name} {stats.spread(entry['test_acc'], 2, 100)}" for name, entry in entries.items()))
+        for words, comparison in comparisons.items():
+            print(f"  {words}: {stats.describe(comparison)}")
+    return "bits", folder, {"seeds": seeds, "float32": _entry(float32), "widths": widths,
+                            "seconds": seconds}
+
+
+# Networks from 2.5 kB to 60 kB: side of the input, bits, widths of the hidden layers.
+FRONTIER = tuple(
+    {"INPUT": side, "WEIGHT_BITS": w_bits, "ACTIVATION_BITS": a_bits,
+     "LAYER_SIZES": (side**2, *hidden, 10)} for side, w_bits, a_bits, hidden in (
+        (10, 2, 4, (80, 64)), (10, 2, 4, (112, 80)), (10, 3, 4, (48, 32)), (10, 3, 4, (64, 48)),
+        (10, 4, 4, (40, 32)), (10, 4, 4, (48, 40)),
+        (12, 2, 4, (112, 80)), (12, 3, 4, (64, 48)), (12, 4, 4, (64, 48)),
+        (14, 2, 8, (128, 96)), (14, 2, 8, (192, 96, 64)), (14, 2, 8, (256, 192)),
+        (14, 3, 8, (80, 64)), (14, 3, 8, (112, 64, 48)), (14, 3, 8, (192, 128)),
+        (14, 4, 8, (48, 48)), (14, 4, 8, (64, 64, 64)), (14, 4, 8, (128, 96)),
+        (14, 4, 8, (192, 128)),
+        (28, 2, 8, (64, 48)), (28, 2, 8, (128, 64)), (28, 2, 8, (256, 128)), (28, 4, 8, (128, 64))))
+
+
+def frontier(settings, data):
+    """Test accuracy against the bytes of the whole file, of each network in FRONTIER."""
+    import experiment
+    import stats
+    seeds = seeds_of(settings)
+    points = [{**switches, "SEED": seed} for switches in FRONTIER for seed in seeds]
+    outcomes, folder, seconds = experiment.run(settings, "frontier", points, data)
+    networks = []
+    for i, switches in enumerate(FRONTIER):
+        group = outcomes[i * len(seeds):(i + 1) * len(seeds)]
+        largest = max((outcome.row["file_bytes"] for outcome in group
+                       if "file_bytes" in outcome.row), default=None)   # None: no run made a file
+        networks.append({**switches, **_entry(group), "file_bytes": largest})
+        print(f"{switches['LAYER_SIZES']} {experiment.describe(group[0].settings)}: test accuracy "
+              f"{stats.spread(networks[-1]['test_acc'], 2, 100)} %, {largest} bytes")
+    return "frontier", folder, {"seeds": seeds, "networks": networks, "seconds": seconds}
+
+
 def run(study, settings):
     """Run one study: its result and plot go to its folder in RUNS_DIR and, unless a better result
     is there, to RESULTS_DIR and PLOTS_DIR."""
@@ -168,7 +259,8 @@ def draw_all(settings):
         plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)
 
 
-STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "optimizer": optimizer}
+STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "optimizer": optimizer,
+           "bits": bits, "frontier": frontier}
 
 
 def main(argv):

@@ -7,15 +7,12 @@ import numpy as np
 from matplotlib.figure import Figure        # not pyplot: no screen is needed, nothing global
 from matplotlib.ticker import FuncFormatter, NullLocator, ScalarFormatter
 
+import figures
 import stats
+from figures import COLORS, MARKERS, STYLE, plain_log
 from files import InputError, write_atomically
 from results import read_result
 
-# Okabe and Ito: distinct for the colour-blind, and in grey.
-COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]
-STYLE = {"figure.dpi": 130, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
-         "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False}
-MARKERS = {"stopped": "o", "capped": "^", "diverged": "x", "guessing": "x", "inexact": "x"}
 STATUS_WORDS = {"stopped": "stopped early", "capped": "met the epoch cap", "diverged": "diverged",
                 "guessing": "got no better than guessing", "inexact": "left the exact integers"}
 
@@ -31,17 +28,6 @@ def save(figure, path):
 def _power_ticks(axis):
     """Log ticks that read 1e-4, 1e-3, ... and nothing between."""
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"1e{round(np.log10(value))}"))
-    axis.set_minor_locator(NullLocator())
-
-
-def _plain_log(axis):
-    """A log axis that ends where its data does, with ticks that read as plain numbers."""
-    low, high = axis.get_view_interval()
-    steps = ((1, 2, 5) if high > 8 * low else (1, 1.5, 2, 3, 4, 6, 8) if high > 3 * low
-             else range(1, 10))
-    ticks = [step * 10.0**power for power in range(-4, 6) for step in steps]
-    axis.set_ticks([tick for tick in ticks if low <= tick <= high])
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
 
 
@@ -95,7 +81,7 @@ def _same_epochs_panel(axes, groups, worst):
     axes.set(xscale="log", yscale="log", xlabel="learning rate",
              ylabel="best validation loss so far (nats)", title="After the same number of epochs")
     _power_ticks(axes.xaxis)
-    _plain_log(axes.yaxis)
+    plain_log(axes.yaxis)
     axes.legend(title="epochs", fontsize=8, title_fontsize=8, loc="upper right")
 
 
@@ -127,8 +113,8 @@ def _curves_panel(axes, groups, worst):
              title="The way there: one line per run, labelled with its rate; dots: best epochs")
     axes.set_xlim(1, 1.6 * max(end[1] for end in ends))
     axes.set_ylim(None, 1.3 * worst)            # a diverging run leaves through the top
-    _plain_log(axes.xaxis)
-    _plain_log(axes.yaxis)
+    plain_log(axes.xaxis)
+    plain_log(axes.yaxis)
 
 
 def _lr_ablation(result):
@@ -140,11 +126,11 @@ def _lr_ablation(result):
     stop, loss = (figure.add_subplot(grid[0, column]) for column in (0, 1))
     _rate_panel(stop, rows, "epochs", "epochs to stop", np.inf)
     stop.set_title("How long a run lasts")
-    _plain_log(stop.yaxis)
+    plain_log(stop.yaxis)
     _rate_panel(loss, rows, "val_loss", "best validation loss (nats)", worst)
     loss.axvline(best, color=COLORS[6], linewidth=1, linestyle=":", label=f"least mean: {best:g}")
     loss.set_title("What it has reached then")
-    _plain_log(loss.yaxis)
+    plain_log(loss.yaxis)
     _same_epochs_panel(figure.add_subplot(grid[1, 0]), groups, worst)
     words = figure.add_subplot(grid[1, 1])
     words.axis("off")
@@ -168,8 +154,8 @@ def _optimizer(result):
                     name)
     stop.set_title("How long a run lasts")
     loss.set_title("What it reaches")
-    _plain_log(stop.yaxis)
-    _plain_log(loss.yaxis)
+    plain_log(stop.yaxis)
+    plain_log(loss.yaxis)
     shown = dict(zip(*reversed(stop.get_legend_handles_labels())))     # each label once
     figure.legend(shown.values(), shown.keys(), loc="outside lower left", ncols=6, fontsize=9)
     return figure
@@ -238,7 +224,7 @@ def _scaling(result):
         axes.xaxis.set_minor_locator(NullLocator())
         if axis != "width":
             axes.set_ylim(0.1, 2)
-        _plain_log(axes.yaxis)
+        plain_log(axes.yaxis)
     all_axes[0].set_ylabel("seconds per lane-epoch")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower left", ncols=3,
                   fontsize=9)
@@ -248,6 +234,8 @@ def _scaling(result):
 PLOTS = {"lr_ablation": (_lr_ablation, "lr_ablation.png"),
          "scaling": (_scaling, "scaling.png"),
          "optimizer": (_optimizer, "optimizer.png"),
+         "bits": (figures.bits, "bits.png"),
+         "frontier": (figures.frontier, "frontier.png"),
          "quant_vs_unquant": (_quant_vs_unquant, "quant_vs_unquant_subplots.png")}
 
 
@@ -255,6 +243,9 @@ def draw(name, results_dir, plots_dir):
     """Draw results_dir/NAME.json into its PNG in plots_dir; returns the PNG's path."""
     function, file = PLOTS[name]
     result, path = read_result(Path(results_dir) / f"{name}.json"), Path(plots_dir) / file
+    recipes = Path(results_dir) / "recipes.json"
+    if name == "frontier" and recipes.exists():
+        result["recipes"] = read_result(recipes).get("recipes", [])
     with matplotlib.rc_context(STYLE):
         try:
             figure = function(result)

@@ -168,18 +168,20 @@ def learned_scale(exponent, floor, power_of_two, terms):
       least scale allowed; power_of_two: False: free scales; terms: int, N * qmax for the N numbers
       that share the scale.
     Returns:
-      float32, the shape of exponent. Gradient: of 2**exponent, straight through the rounding, times
-      LSQ's 1 / sqrt(terms); 0 where the floor holds it.
+      float32, the shape of exponent. Gradient, straight through the rounding: the scale's own times
+      1 / (scale * ln 2 * sqrt(terms)), so that a step of SGD moves the scale as LSQ's would; 0 where
+      the floor holds it.
     Source: Esser et al. 2020 (LSQ, arXiv:1902.08153, sec. 2.2); log2 scales: Jain et al. 2020
       (TQT, arXiv:1903.08066).
     """
     floor = ceil_power_of_two(jnp.max(floor, int(exponent.shape[1] == 1), keepdims=True))
     least = (lax.bitcast_convert_type(floor, jnp.int32) >> 23) - 127    # log2, exact
-    exponent = jnp.clip(exponent, least.astype(jnp.float32), MAX_EXPONENT)
+    least = least.astype(jnp.float32)           # not jnp.clip: half a gradient where it begins
+    exponent = jnp.where(exponent < least, least, jnp.minimum(exponent, MAX_EXPONENT))
     if power_of_two:
         rounded = lax.stop_gradient(jnp.round(exponent)).astype(jnp.int32)
         scale = lax.bitcast_convert_type((rounded + 127) << 23, jnp.float32)
     else:
         scale = lax.stop_gradient(jnp.exp2(exponent))
-    slope = scale * (math.log(2) / math.sqrt(terms))
+    slope = 1 / (scale * (math.log(2) * math.sqrt(terms)))
     return scale + slope * (exponent - lax.stop_gradient(exponent))     # + 0: exact

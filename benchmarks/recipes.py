@@ -2,7 +2,7 @@
 
 python3 -m benchmarks.recipes [recipes/NAME.toml ...] [--KEY=value ...]
 
-No recipe named: all of them. Seeds SEED .. SEED + 4 side by side, resumed where they were left. On
+No recipe named: all of them. ABLATION_SEEDS runs side by side, resumed where they were left. On
 another data set (--DATA_DIR=FOLDER) the recipes keep their headers and weights files.
 """
 import time
@@ -11,7 +11,6 @@ from pathlib import Path
 import config
 from files import InputError, check_writable, read_bytes, write_atomically
 
-SEEDS = 5
 MAX_BYTES = 10_000               # of a recipe, as config reads it
 HOME = "MNIST"                  # the data set that the recipes were tuned on
 RESULTS = "recipes"             # results/recipes.json; recipes_NAME.json of another data set
@@ -41,7 +40,7 @@ def header(entry, path, environment):
         f"# {entry['seconds']:.0f} s for all seeds side by side: {environment['cpu']}, "
         f"{environment['cores']} cores.",
         f"# One run: python3 main_train.py {path}",
-        f"# The claim: python3 -m benchmarks.recipes {path}"]) + "\n"
+        f"# The claim: python3 -m benchmarks.recipes {path} --ABLATION_SEEDS={len(rows)}"]) + "\n"
 
 
 def _with_header(text, lines):
@@ -55,7 +54,7 @@ def measure(path, settings, data):
     import experiment
     import runs
     name = path.stem
-    points = [{"SEED": settings.SEED + i} for i in range(SEEDS)]
+    points = [{"SEED": settings.SEED + i} for i in range(settings.ABLATION_SEEDS)]
     outcomes, folder, seconds = experiment.run(settings, f"recipe-{name}", points, data)
     for outcome in outcomes:
         experiment.check_usable(outcome.row, folder)

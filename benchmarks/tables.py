@@ -13,9 +13,11 @@ import numpy as np
 import checkpoint
 import config
 import integer
+import published
 import results
 import stats
 from benchmarks import inference, timing
+from benchmarks.recipes import result_name
 from experiment import USABLE
 from files import InputError, read_bytes, write_atomically
 
@@ -114,6 +116,90 @@ def optimizers(read):
               for name, comparison in result["val_loss_against_sgd"].items()]
     return "\n".join([*lines, "", "Rates are chosen on validation. ± is the standard deviation "
                       f"over seeds. {_source(result)}"])
+
+
+def _difference(comparison):
+    """A paired difference of accuracies in a cell: its mean and 95 % interval, in pp."""
+    if comparison["mean"] is None:
+        return "–"
+    text = f"{100 * comparison['mean']:+.2f}"
+    if comparison["low"] is not None:
+        text += f" ({100 * comparison['low']:+.2f} to {100 * comparison['high']:+.2f})"
+    return text
+
+
+def _shape(sizes):
+    """(784, 256, 128, 10) as 784-256-128-10."""
+    return "-".join(map(str, sizes))
+
+
+BITS_MODELS = {"ptq": "rounded after training (%)", "calibrated": "QAT, calibrated scales (%)",
+               "learned": "QAT, learned scales (%)", "per-tensor": "learned, per-tensor (%)",
+               "free": "learned, not powers of two (%)"}
+BITS_DIFFERENCES = {"learned - calibrated": "learned minus calibrated (pp)",
+                    "calibrated - PTQ": "calibrated minus rounded (pp)"}
+
+
+def bits(read):
+    """Accuracy against a weight's bits."""
+    result = read("bits")
+    rows = [[width["weight_bits"],
+             *(stats.spread(width["models"][name]["test_acc"], 2, 100) for name in BITS_MODELS),
+             len(result["seeds"]),
+             *(_difference(width["comparisons"][name]) for name in BITS_DIFFERENCES)]
+            for width in result["widths"]]
+    header = ["bits of a weight", *BITS_MODELS.values(), "seeds", *BITS_DIFFERENCES.values()]
+    switches = result["config"]
+    return "\n".join([
+        results.table(header, rows), "",
+        f"{result['dataset']['name']}, {_shape(switches['LAYER_SIZES'])}, activations of "
+        f"{switches['ACTIVATION_BITS']} bits: test accuracy ± standard deviation over seeds; of "
+        "differences over the same seeds the 95 % interval. float32: "
+        f"{stats.spread(result['float32']['test_acc'], 2, 100)} %. {_source(result)}"])
+
+
+def frontier(read):
+    """Accuracy against the bytes of the whole file, and the published points drawn beside it."""
+    result = read("frontier")
+    rows = [[_shape(network["LAYER_SIZES"]), f"{network['INPUT']} × {network['INPUT']}",
+             integer.kind(network["WEIGHT_BITS"], network["ACTIVATION_BITS"]),
+             "–" if network["file_bytes"] is None else f"{network['file_bytes']:,}",
+             stats.spread(network["test_acc"], 2, 100), len(network["rows"])]
+            for network in sorted(result["networks"], key=lambda n: n["file_bytes"] or 0)]
+    others = [[f"[{point.name}]({point.source})", point.network, f"{point.bytes:,}",
+               f"{100 * point.test_acc:.2f}"] for point in published.POINTS]
+    return "\n".join([
+        results.table(["network", "input", "bits", "largest file (bytes)", "test accuracy (%)",
+                       "seeds"], rows), "",
+        f"{result['dataset']['name']}; ± is the standard deviation over seeds. {_source(result)}",
+        "", results.table(["published", "network", "bytes", "test accuracy (%)"], others), "",
+        "Published points were selected on the test set; ours were not. Their bytes are the "
+        "weights alone, ours the whole file."])
+
+
+def recipes(read):
+    """What each recipe reaches, on MNIST and on Fashion-MNIST."""
+    result = read(result_name("MNIST"))
+    try:
+        elsewhere = {entry["name"]: stats.summarize([row["test_acc"] for row in entry["rows"]])
+                     for entry in read(result_name("Fashion-MNIST"))["recipes"]}
+    except InputError:                          # not measured there yet
+        elsewhere = {}
+    rows = []
+    for entry in result["recipes"]:
+        accuracies = [stats.summarize([row[key] for row in entry["rows"]])
+                      for key in ("val_acc", "test_acc")]
+        rows.append([f"`recipes/{entry['name']}.toml`",
+                     f"{_shape(entry['layer_sizes'])} {entry['model']}",
+                     f"{max(row['file_bytes'] for row in entry['rows']):,}",
+                     *(stats.spread(accuracy, 2, 100) for accuracy in accuracies),
+                     len(entry["rows"]), f"{entry['seconds']:.0f}",
+                     stats.spread(elsewhere[entry["name"]], 2, 100)
+                     if entry["name"] in elsewhere else "–"])
+    header = ["recipe", "network", "largest file (bytes)", "val accuracy (%)", "test accuracy (%)",
+              "seeds", "seconds for all", "Fashion-MNIST (%)"]
+    return "\n".join([results.table(header, rows), "", "± is the standard deviation over seeds, "
+                      f"which train side by side. {_source(result)}"])
 
 
 def _whole_runs(result):
@@ -229,10 +315,10 @@ def switches(_):
 
 
 TABLES = {table.__name__: table for table in (
-    expected_output, models, findings, learning_rates, optimizers, training_speed, inference_speed,
-    scaling, switches, reliability)}
-PAGES = {"README.md": ["models", "expected_output", "findings", "reliability"],
-         "docs/results.md": ["learning_rates", "optimizers"],
+    expected_output, models, findings, learning_rates, optimizers, bits, frontier, recipes,
+    training_speed, inference_speed, scaling, switches, reliability)}
+PAGES = {"README.md": ["recipes", "expected_output", "findings", "reliability"],
+         "docs/results.md": ["models", "bits", "frontier", "learning_rates", "optimizers"],
          "docs/speed.md": ["training_speed", "inference_speed", "scaling"],
          "docs/switches.md": ["switches"]}
 

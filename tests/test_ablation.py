@@ -1,12 +1,19 @@
 """ablation: what a study writes is what its runs and files did."""
 import json
+import zlib
 
 import numpy as np
 import pytest
 
 import ablation
 import config
+import experiment
+import figures
 import main_train
+import plotting
+import published
+import results
+import stats
 from files import InputError
 from test_scripts import TINY, assert_refused, places
 
@@ -77,6 +84,131 @@ def test_study_files_are_those_of_main_train(study, folder, tmp_path):
     row = json.loads((path / "quant_vs_unquant.json").read_text())["models"]["qat"]["rows"][0]
     single = json.loads((tmp_path / "train.json").read_text())["row"]
     assert {**row, "changes": {}} == {**single, "changes": {}}
+
+
+def accuracy_of(point):
+    """A made-up test accuracy, different for every point."""
+    return 1 - (zlib.crc32(str(sorted(point.items())).encode()) % 9_999 + 1) / 100_000
+
+
+@pytest.fixture
+def fake_runs(monkeypatch):
+    """experiment.run replaced: made-up rows, the points noted; every 1-bit run of seed 1 fails."""
+    calls = []
+
+    def run(settings, study, points, data):
+        calls.append((study, points))
+        outcomes = []
+        for point in points:
+            failed = point["SEED"] == 1 and point.get("WEIGHT_BITS") == 1
+            row = {"seed": point["SEED"], "status": "diverged", "test_acc": None}
+            if not failed:
+                row |= {"status": "stopped", "test_acc": accuracy_of(point),
+                        "file_bytes": 9 + len(outcomes)}
+            outcomes.append(experiment.Outcome(config.change(settings, **point), None, None, row,
+                                               None))
+        return outcomes, "folder", {"epochs": 1.0}
+
+    def quantize_after(outcome, settings, data):
+        assert settings.SEED == outcome.row["seed"] and not outcome.settings.QAT_ENABLE
+        assert settings.QAT_ENABLE and settings.SCALES == "calibrated"
+        row = {"seed": settings.SEED, "test_acc": settings.WEIGHT_BITS / 10 + settings.SEED / 100}
+        return experiment.Outcome(settings, None, None, row, None)
+    monkeypatch.setattr(experiment, "run", run)
+    monkeypatch.setattr(experiment, "quantize_after", quantize_after)
+    return calls
+
+
+def test_bits_study_compares_models_of_the_same_seeds(fake_runs):
+    settings = config.load(["--ABLATION_SEEDS=3", "--FILE_FORMAT=nqat", "--PER_CHANNEL=False"])
+    name, _, content = ablation.bits(settings, None)
+    ((study, points),) = fake_runs
+    assert name == study == "bits" and content["seeds"] == [0, 1, 2]
+    assert len(points) == 3 * (1 + 6 * 4) == len({str(point) for point in points})
+    assert [row["test_acc"] for row in content["float32"]["rows"]] == [
+        accuracy_of({"QAT_ENABLE": False, **ablation.NO_CODES, "SEED": seed}) for seed in range(3)]
+    assert [width["weight_bits"] for width in content["widths"]] == [8, 6, 4, 3, 2, 1]
+    for width in content["widths"]:
+        given = {}
+        for kind, changes in ablation.TRAININGS.items():
+            point = {**ablation.QAT, **changes, "WEIGHT_BITS": width["weight_bits"]}
+            given[kind] = [None if width["weight_bits"] == 1 and seed == 1
+                           else accuracy_of({**point, "SEED": seed}) for seed in range(3)]
+        given["ptq"] = [width["weight_bits"] / 10 + seed / 100 for seed in range(3)]
+        assert set(width["models"]) == set(given)
+        for kind, entry in width["models"].items():
+            assert [row["test_acc"] for row in entry["rows"]] == given[kind]
+            assert entry["test_acc"] == stats.summarize(given[kind])
+        assert width["comparisons"] == {
+            "learned - calibrated": stats.compare_seeds(given["calibrated"], given["learned"]),
+            "calibrated - PTQ": stats.compare_seeds(given["ptq"], given["calibrated"]),
+            "free - power-of-two": stats.compare_seeds(given["learned"], given["free"]),
+            "per-tensor - per-channel": stats.compare_seeds(given["learned"], given["per-tensor"])}
+        assert width["comparisons"]["calibrated - PTQ"]["missing"] == (width["weight_bits"] == 1)
+
+
+def test_models_of_the_bits_study_differ_in_what_they_are_named_after():
+    settings = config.load(["--SCALES=calibrated", "--PER_CHANNEL=False"])
+    learned, *others = [config.change(settings, **ablation.QAT, WEIGHT_BITS=2)._replace(**changes)
+                        for changes in ablation.TRAININGS.values()]
+    assert (learned.SCALES, learned.PER_CHANNEL, learned.POWER_OF_TWO_SCALES) == (
+        "learned", True, True)
+    assert [{key for key, a, b in zip(config.Config._fields, learned, other) if a != b}
+            for other in others] == [{"SCALES"}, {"PER_CHANNEL"}, {"POWER_OF_TWO_SCALES"}]
+
+
+SMALL = ({"INPUT": 10, "WEIGHT_BITS": 2, "ACTIVATION_BITS": 4, "LAYER_SIZES": (100, 10)},
+         {"INPUT": 28, "WEIGHT_BITS": 1, "ACTIVATION_BITS": 4, "LAYER_SIZES": (784, 8, 10)})
+
+
+def test_frontier_study_marks_failed_runs_and_keeps_their_networks(fake_runs, monkeypatch):
+    monkeypatch.setattr(ablation, "FRONTIER", SMALL)
+    name, _, content = ablation.frontier(config.load(["--ABLATION_SEEDS=2"]), None)
+    first, second = content["networks"]
+    assert name == "frontier" and [first["LAYER_SIZES"], second["INPUT"]] == [(100, 10), 28]
+    assert first["file_bytes"] == 10 and second["file_bytes"] == 11     # the largest that there is
+    assert (first["test_acc"]["n"], second["test_acc"]["missing"]) == (2, 1)
+    assert second["rows"][1]["status"] == "diverged"
+
+
+def test_frontier_study_measures_whole_files(study, monkeypatch):
+    monkeypatch.setattr(ablation, "FRONTIER", ({"WEIGHT_BITS": 8, "ACTIVATION_BITS": 8, "INPUT": 28,
+                                                "LAYER_SIZES": (784, 16, 10)},))    # as in TINY
+    path = study(ablation.main, "frontier", "--ABLATION_SEEDS=1", "--FILE_FORMAT=nqat")
+    (network,) = results.read_result(path / "frontier.json")["networks"]
+    assert 8_000 < network["file_bytes"] < 13_000           # 12,704 codes, in less than 8 bits each
+    assert network["rows"][0]["file_bytes"] == network["file_bytes"]
+    assert (path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_networks_of_the_frontier_fit_mnist():
+    settings = config.load([])
+    assert len(ablation.FRONTIER) == len({str(point) for point in ablation.FRONTIER})
+    for switches in ablation.FRONTIER:
+        assert config.change(settings, **switches).LAYER_SIZES[-1] == 10
+
+
+def test_plots_show_recipes_and_published_points(fake_runs, monkeypatch, script, tmp_path):
+    settings = config.load(["--ABLATION_SEEDS=2"])
+    for study in (ablation.bits, ablation.frontier):
+        name, _, content = study(settings, None)
+        results.write_result(tmp_path / f"{name}.json", settings._asdict(), **content,
+                             dataset={"name": "MNIST"})
+    (tmp_path / "recipes.json").write_text(json.dumps({"recipes": [
+        {"name": "tiny", "rows": [{"test_acc": 0.98, "status": "capped", "file_bytes": 3_900}]}]}))
+    drawn, draw = [], figures.frontier
+    monkeypatch.setitem(plotting.PLOTS, "frontier",
+                        (lambda result: drawn.append(draw(result)) or drawn[0], "frontier.png"))
+    code, lines, errors = script(ablation.main, "plots", f"--RESULTS_DIR={tmp_path}",
+                                 f"--PLOTS_DIR={tmp_path}")
+    assert (code, errors) == (0, [])
+    assert lines[-2:] == [f"wrote {tmp_path / name}.png" for name in ("bits", "frontier")]
+    for name in ("bits", "frontier"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = drawn[0].axes
+    texts = [text.get_text() for text in axes.texts]
+    assert sorted(texts) == sorted(["tiny", *(point.name for point in published.POINTS)])
+    assert "selected on the test set; ours were not" in drawn[0].get_supxlabel()
 
 
 def make_row(rate, val_loss, status="stopped"):

@@ -17,10 +17,10 @@ ROOT = Path(config.__file__).parent
 SOURCE = (ROOT / "config.py").read_text(encoding="utf-8")
 DEFAULTS = config.load([])
 KEYS = DEFAULTS._fields
-HYPER = ("QAT_ENABLE", "LAYER_SIZES", "WEIGHT_BITS", "ACTIVATION_BITS", "PER_CHANNEL",
-         "POWER_OF_TWO_SCALES", "COMPUTE_DTYPE", "OPTIMIZER", "MOMENTUM", "SCHEDULE",
-         "WARMUP_EPOCHS", "BATCH_SIZE", "MAX_EPOCHS", "PATIENCE", "MIN_DELTA", "METRIC",
-         "DATA_PARALLEL")
+HYPER = ("QAT_ENABLE", "LAYER_SIZES", "WEIGHT_BITS", "ACTIVATION_BITS", "INPUT", "SCALES",
+         "PER_CHANNEL", "POWER_OF_TWO_SCALES", "COMPUTE_DTYPE", "OPTIMIZER", "MOMENTUM", "SCHEDULE",
+         "WARMUP_EPOCHS", "BATCH_SIZE", "WEIGHT_DECAY", "LABEL_SMOOTHING", "AVERAGING", "AUGMENT",
+         "MAX_EPOCHS", "PATIENCE", "MIN_DELTA", "METRIC", "DATA_PARALLEL")
 
 
 @pytest.fixture
@@ -134,6 +134,13 @@ ILLEGAL = [
     ("BATCH_SIZE", "0", "int in 1"), ("MAX_EPOCHS", "0", "int in 1"), ("SEED", "-1", "int in 0"),
     ("MIN_DELTA", "-1", "float in 0"), ("MOMENTUM", "1", "0.9999"),
     ("WARMUP_EPOCHS", "101", "MAX_EPOCHS"), ("COMPUTE_DTYPE", "float16", "float32 or bfloat16"),
+    ("SCALES", "free", "calibrated or learned"), ("FILE_FORMAT", "onnx", "npz or nqat"),
+    ("WEIGHT_DECAY", "-0.1", "0..10"), ("WEIGHT_DECAY", "11", "0..10"),
+    ("LABEL_SMOOTHING", "1", "0..0.9"), ("LABEL_SMOOTHING", "-0.1", "0..0.9"),
+    ("AVERAGING", "1", "0..0.99999"), ("AVERAGING", "-0.5", "0..0.99999"),
+    ("AUGMENT", "-1", "0..10"), ("AUGMENT", "11", "0..10"), ("AUGMENT", "nan", "float"),
+    ("INPUT", "9", "10..28"), ("INPUT", "29", "10..28"), ("INPUT", "14.0", "int"),
+    ("INPUT", "13", "28, 14, 12, 10"), ("INPUT", "14", "196 inputs, not 784"),
     ("NUM_PROCESSES", "2", "COORDINATOR"), ("PROCESS_ID", "1", "NUM_PROCESSES"),
     *[("COORDINATOR", text, "HOST:PORT with a port in 1..65535") for text in (
         "host", ":80", "host:", "host:0", "host:65536", "host:99999999999", "host:x", "a b:80")]]
@@ -167,6 +174,9 @@ def test_illegal_recipe_value_names_key_and_legal_set(recipe, line, legal):
 @pytest.mark.parametrize("argv, named", [
     (["--COMPUTE_DTYPE=bfloat16", "--POWER_OF_TWO_SCALES=False"], "POWER_OF_TWO_SCALES"),
     (["--WARMUP_EPOCHS=3", "--MAX_EPOCHS=2"], "MAX_EPOCHS = 2"),
+    (["--INPUT=12", "--LAYER_SIZES=100,10"], "144 inputs, not 100"),
+    (["--FILE_FORMAT=nqat", "--QAT_ENABLE=False"], "QAT_ENABLE"),
+    (["--FILE_FORMAT=nqat", "--POWER_OF_TWO_SCALES=False"], "POWER_OF_TWO_SCALES"),
     (["--COORDINATOR=host:80", "--NUM_PROCESSES=2", "--PROCESS_ID=2"], "NUM_PROCESSES = 2")])
 def test_switches_that_do_not_go_together_are_refused_in_any_order(argv, named):
     assert named in error_of(*argv)
@@ -176,6 +186,9 @@ def test_switches_that_do_not_go_together_are_refused_in_any_order(argv, named):
 @pytest.mark.parametrize("argv", [
     ["--COORDINATOR=host:65535", "--NUM_PROCESSES=2", "--PROCESS_ID=1"], ["--COORDINATOR=auto"],
     ["--COORDINATOR=auto", "--NUM_PROCESSES=2"], ["--WARMUP_EPOCHS=100"],
+    ["--INPUT=14", "--LAYER_SIZES=196,10"], ["--INPUT=12", "--LAYER_SIZES=144,10"],
+    ["--INPUT=10", "--LAYER_SIZES=100,10"], ["--LAYER_SIZES=100,10"], ["--LABEL_SMOOTHING=0.9"],
+    ["--AVERAGING=0.99999"], ["--WEIGHT_DECAY=10"], ["--AUGMENT=10"], ["--SCALES=learned"],
     ["--COMPUTE_DTYPE=bfloat16"], ["--LAYER_SIZES=" + ",".join(["1"] * 65)]])
 def test_switches_at_the_edge_are_legal(argv):
     assert config.load(argv) != DEFAULTS
@@ -257,8 +270,8 @@ def test_edit_gets_the_type_of_its_switch(edited, name, text, value):
 
 def test_edit_does_not_bend_what_switches_and_recipes_may_be(edited):
     """Types once came from the edited values: an int there refused a float here."""
-    module = edited(("LEARNING_RATE = 0.1", "LEARNING_RATE = 1"),
-                    ("MOMENTUM = 0.0", "MOMENTUM = 0"))
+    module = edited(("LEARNING_RATE = ", "LEARNING_RATE = 1  # was "),
+                    ("MOMENTUM = ", "MOMENTUM = 0  # was "))
     assert module.load(["--LEARNING_RATE=0.5"]).LEARNING_RATE == 0.5
     assert module.load([str(ROOT / "recipes" / "fast.toml")]).MOMENTUM == 0.9
 

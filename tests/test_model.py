@@ -1,4 +1,6 @@
 """model: logits against float64, gradients against differences, integers against an oracle."""
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -19,10 +21,18 @@ def make_hyper(weight_bits=8, activation_bits=8, **changes):
                         **changes)
 
 
-W8A8 = make_hyper()
+W8A8, FLOAT = make_hyper(), make_hyper(QAT_ENABLE=False)
+
+
+@jax.grad
+def _gradient(layers, images, labels, hyper):
+    """As in a step of training."""
+    return model.loss(model.snap(layers, hyper), images, labels, hyper)
+
+
 # Jitted: op by op, each shape compiles many small programs.
-is_exact, compute_loss, gradient_of = (jax.jit(function, static_argnames="hyper") for function in (
-    model.is_exact, model.loss, jax.grad(model.loss)))
+is_exact, compute_loss, gradient_of = (jax.jit(function, static_argnames="hyper")
+                                       for function in (model.is_exact, model.loss, _gradient))
 
 
 def make_layers(rng, sizes):
@@ -90,6 +100,14 @@ def test_pixels_are_exact_codes_on_their_grid():
     np.testing.assert_array_equal(model.pixels(images)[0] * 256, np.arange(256))
 
 
+@pytest.mark.parametrize("side", [14, 12, 10])
+def test_pooled_pixels_are_rounded_means_of_four(rng, side):
+    """Half to even, as every code; each sum that four bytes can have is among them."""
+    images = oracle.images_of_every_sum(rng, side)
+    x = model.pixels(images, make_hyper(INPUT=side, LAYER_SIZES=(side**2, 10)))
+    np.testing.assert_array_equal(np.asarray(x) * 256, oracle.pool_all(images, side))
+
+
 @pytest.mark.parametrize("sizes", [NET, (784, 10), RAGGED])
 def test_float_forward_equals_float64(rng, mnist, sizes):
     layers, images = make_layers(rng, sizes), mnist.test.images[:50]
@@ -100,20 +118,23 @@ def test_float_forward_equals_float64(rng, mnist, sizes):
 
 def test_loss_equals_float64_and_stats(rng, mnist):
     layers, images, labels = make_layers(rng, NET), mnist.test.images[:128], mnist.test.labels[:128]
-    for quantized in (layers, model.calibrate(layers, images, W8A8)):
-        logits = model.predict(quantized, images, W8A8)
-        expected = oracle.loss(logits, labels)
+    for quantized, share in ((layers, 0), (model.calibrate(layers, images, W8A8), 0.3)):
+        logits = np.asarray(model.predict(quantized, images, W8A8), np.float64)
+        targets = (1 - share) * np.eye(10)[labels] + share / 10
+        log_sums = np.log(np.exp(logits).sum(1, keepdims=True))
         # float32 logits of size 3 to 1e-7 relative, averaged over 128 examples.
-        np.testing.assert_allclose(compute_loss(quantized, images, labels, W8A8), expected,
-                                   rtol=1e-6)
-        np.testing.assert_allclose(stats.evaluate(logits, labels)[0], expected, rtol=1e-12)
+        np.testing.assert_allclose(
+            compute_loss(quantized, images, labels, make_hyper(LABEL_SMOOTHING=share)),
+            (targets * (log_sums - logits)).sum(1).mean(), rtol=1e-6)
+        np.testing.assert_allclose(stats.evaluate(np.float32(logits), labels)[0],
+                                   oracle.loss(logits, labels), rtol=1e-12)
 
 
 def test_float_gradient_equals_differences_in_float64(rng, mnist):
     layers = make_layers(rng, (784, 12, 8, 10))
     images, labels = mnist.train.images[:16], mnist.train.labels[:16]
     arrays = [np.array(a, np.float64) for a in jax.tree.leaves(layers)]
-    gradients = jax.tree.leaves(jax.device_get(gradient_of(layers, images, labels)))
+    gradients = jax.tree.leaves(jax.device_get(gradient_of(layers, images, labels, FLOAT)))
     for array, gradient in zip(arrays, gradients, strict=True):
         # The entries of most weight, so that no pixel that is always blank is asked.
         largest = np.argsort(-np.abs(gradient).ravel())[:10]
@@ -136,19 +157,73 @@ def test_quantized_gradient_is_the_float_gradient_at_the_rounded_weights(rng, mn
     layer, = layers = jax.device_get(model.calibrate([plain], images, hyper))
     rounded = model.from_network(model.to_network(layers, hyper))[0][0]
     gradient, = jax.device_get(gradient_of(layers, images, labels, hyper))
-    straight, = jax.device_get(gradient_of([model.Layer(rounded.w, rounded.b)], images, labels))
+    straight, = jax.device_get(gradient_of([model.Layer(rounded.w, rounded.b)], images, labels,
+                                           FLOAT))
     inside = np.abs(layer.w / layer.w_scale) < oracle.code_range(bits, True)[1] + 0.5
     assert inside.any() and (bits == 8 or not inside.all())
     np.testing.assert_allclose(gradient.w, straight.w * inside, atol=1e-7)
     np.testing.assert_allclose(gradient.b, straight.b, atol=1e-7)
-    assert not gradient.x_scale.any() and not gradient.w_scale.any()
+    assert not gradient.x_scale.any() and not gradient.w_scale.any()    # calibrated, not learned
+
+
+def expected_gradient(layers, x, labels, hyper):
+    """Backpropagation in float64 by hand, with LSQ's gradient of the exponents, for two layers.
+
+    Args:
+      layers: with exponents that no bound holds; x: float64 [B, I], pixels.
+    """
+    def quantize(x, scale, bits, signed=True):
+        """(codes * scale, its slope in x, its slope in the scale)."""
+        v, (qmin, qmax) = x / scale, oracle.code_range(bits, signed)
+        inside, codes = (v > qmin - 0.5) & (v < qmax + 0.5), oracle.quantize(x, scale, bits, signed)
+        return codes * scale, inside, np.where(inside, codes - v, codes)
+
+    def by_exponent(gradient, scale, numbers, qmax):
+        return gradient / (scale * np.log(2) * (numbers * qmax) ** 0.5)
+
+    (w1, b1, _, s1), (w2, b2, sh, s2) = (
+        (layer.w, layer.b, *(2 ** np.rint(np.float64(e)) for e in layer[2:])) for layer in layers)
+    qmax, qmax_h = oracle.code_range(hyper.WEIGHT_BITS, True)[1], 2**hyper.ACTIVATION_BITS - 1
+    (q1, in1, by_s1), (q2, in2, by_s2) = (
+        quantize(np.float64(w), s, hyper.WEIGHT_BITS) for w, s in ((w1, s1), (w2, s2)))
+    acc = x @ q1 + np.rint(b1 / (s1 / 256)) * (s1 / 256)
+    h, in_h, by_sh = quantize(np.maximum(acc, 0), sh, hyper.ACTIVATION_BITS, False)
+    scores = np.exp(h @ q2 + np.rint(b2 / (sh * s2)) * (sh * s2))
+    g2 = (scores / scores.sum(1, keepdims=True) - np.eye(10)[labels]) / len(labels)
+    gh = g2 @ q2.T
+    g1 = gh * in_h * (acc > 0)
+    g_q1, g_q2 = x.T @ g1, h.T @ g2
+    return [model.Layer(g_q1 * in1, g1.sum(0), np.zeros((1, 1)),
+                        by_exponent((g_q1 * by_s1).sum(0, keepdims=True), s1, len(w1), qmax)),
+            model.Layer(g_q2 * in2, g2.sum(0),
+                        by_exponent((gh * by_sh).sum(keepdims=True), sh, len(w2), qmax_h),
+                        by_exponent((g_q2 * by_s2).sum(keepdims=True), s2, w2.size, qmax))]
+
+
+def test_gradient_of_learned_scales_equals_backpropagation_in_float64(rng, mnist):
+    """For one scale a channel, one a layer and one of activations; the pixels' scale is fixed."""
+    hyper = make_hyper(3, 2, SCALES="learned", INPUT=10, LAYER_SIZES=(100, 12, 10))
+    images, labels = mnist.train.images[:64], mnist.train.labels[:64]
+    # Some numbers are inside their grid and some beyond.
+    layers = [layer._replace(x_scale=np.full((1, 1), -0.7, np.float32), w_scale=np.float32(
+        np.log2(np.abs(layer.w).max() / 3) - rng.uniform(0, 1.4, (1, count))))
+        for layer, count in zip(make_layers(rng, hyper.LAYER_SIZES), (12, 1))]
+    expected = expected_gradient(layers, oracle.pool_all(images, 10) / 256, labels, hyper)
+    found = jax.device_get(gradient_of(layers, images, labels, hyper))
+    for name in model.Layer._fields:
+        for layer, other in zip(found, expected):
+            array, other = getattr(layer, name), getattr(other, name)
+            # float32 sums of 64 and 1,200 terms of both signs.
+            np.testing.assert_allclose(array, other, atol=1e-5 * np.abs(other).max(), err_msg=name)
+            assert array.all() or name == "w" or not other.any()
 
 
 @pytest.mark.parametrize("hyper, sizes, batches", [
     (W8A8, NET, (1, 7, 128)), (make_hyper(4, 8), RAGGED, (7,)), (make_hyper(2, 4), RAGGED, (7,)),
     (make_hyper(1, 1), RAGGED, (7,)), (make_hyper(PER_CHANNEL=False), NET, (7,)),
     (make_hyper(3, 2, PER_CHANNEL=False), RAGGED, (7,)), (make_hyper(1, 8), RAGGED, (1, 128)),
-    (make_hyper(5, 6), (784, 10), (7,)), (make_hyper(COMPUTE_DTYPE="bfloat16"), RAGGED, (7,)),
+    (make_hyper(5, 6, INPUT=14, LAYER_SIZES=(196, 10)), (196, 10), (7,)),
+    (make_hyper(COMPUTE_DTYPE="bfloat16"), RAGGED, (7,)),
     (make_hyper(2, 3, COMPUTE_DTYPE="bfloat16"), RAGGED, (128,))])
 def test_training_logits_are_the_integer_accumulators(rng, mnist, hyper, sizes, batches):
     layers, images = make_layers(rng, sizes), mnist.test.images[:128]
@@ -184,6 +259,47 @@ def test_calibration_keeps_every_accumulator_exact(rng, mnist, damage, hyper, si
     assert max(worst.max() for worst in oracle.worst_accumulators(network)) < 2**24
     np.testing.assert_array_equal(model.predict(layers, images, hyper)[:5],
                                   expected_logits(network, images[:5]))
+
+
+SNAPPED = [make_hyper(*bits, SCALES="learned", INPUT=side, LAYER_SIZES=sizes,
+                      PER_CHANNEL=bits != (4, 8))
+           for bits, side, sizes in (((8, 8), 14, (196, 4, 3, 2)), ((4, 8), 28, (784, 4, 2)),
+                                     ((3, 4), 12, (144, 4, 2)), ((2, 2), 10, (100, 4, 2)),
+                                     ((1, 1), 14, (196, 4, 2)))]
+
+
+@partial(jax.jit, static_argnames="hyper")
+def snap_and_run(layers, images, hyper):
+    """(Layers with snapped scales, whether they are exact, logits)."""
+    layers = model.snap(layers, hyper)
+    return layers, model.is_exact(layers, hyper), model.forward(layers, images, hyper)
+
+
+@given(hyper=st.sampled_from(SNAPPED), seed=st.integers(0, 99),
+       damage=st.sampled_from([lambda w, b: (w, b), *ADVERSARIES.values()]),
+       exponents=st.lists(st.floats(-24, 8, width=32) | st.floats(-300, 300, width=32),
+                          min_size=6, max_size=6))
+@example(hyper=SNAPPED[0], seed=0, damage=lambda w, b: (w, b), exponents=[-300.0] * 6)
+@example(hyper=SNAPPED[0], seed=0, damage=lambda w, b: (w, b), exponents=[300.0] * 6)
+@example(hyper=SNAPPED[0], seed=0, damage=lambda w, b: (w, b),
+         exponents=[0, -9.5, -8.4, -10.2, -7.6, -9.0])
+def test_learned_scales_of_any_exponents_stay_exact(hyper, seed, damage, exponents):
+    """Or is_exact says so; and their training logits are the integers' bit for bit."""
+    rng = np.random.default_rng(seed)
+    layers = [model.Layer(*(np.asarray(a, np.float32) for a in damage(layer.w, layer.b)))
+              for layer in make_layers(rng, hyper.LAYER_SIZES)]
+    layers = [layer._replace(x_scale=np.full((1, 1), x, np.float32),
+                             w_scale=np.full((1, layer.w.shape[1]), w, np.float32))
+              for layer, x, w in zip(layers, exponents[::2], exponents[1::2])]
+    alone = slice(-1 if hyper.PER_CHANNEL else None, None)      # layers of one scale
+    layers[alone] = [layer._replace(w_scale=layer.w_scale[:, :1]) for layer in layers[alone]]
+    images = rng.integers(0, 256, (3, 784), dtype=np.uint8)
+    layers, exact, logits = jax.device_get(snap_and_run(layers, images, hyper))
+    assert exact == accepts(layers, hyper)
+    assert exact or max(exponents) > 16         # only scales that nothing could need
+    if exact:
+        np.testing.assert_array_equal(logits, expected_logits(model.to_network(layers, hyper),
+                                                              images))
 
 
 def test_calibrated_activation_grid_covers_what_it_saw(rng, mnist):
@@ -260,11 +376,11 @@ def test_is_exact_ends_at_the_bound_itself(at, excess):
     assert bool(is_exact(layers, hyper)) == accepts(layers, hyper) == (excess < 0)
 
 
-@pytest.mark.parametrize("bits", [(8, 8), (4, 2), (1, 1)])
-def test_layers_of_a_network_compute_its_integers_and_give_it_back(rng, bits):
-    network = oracle.random_network(rng, (60, 20, 13, 10), *bits)
+@pytest.mark.parametrize("bits, inputs", [((8, 8), 60), ((4, 2, 14), 196), ((1, 1, 10), 100)])
+def test_layers_of_a_network_compute_its_integers_and_give_it_back(rng, bits, inputs):
+    network = oracle.random_network(rng, (inputs, 20, 13, 10), *bits)
     layers, hyper = model.from_network(network)
-    images = rng.integers(0, 256, (7, 60), dtype=np.uint8)
+    images = rng.integers(0, 256, (7, integer.pixels(network.input, inputs)), dtype=np.uint8)
     np.testing.assert_array_equal(model.predict(layers, images, hyper),
                                   expected_logits(network, images))
     again = model.to_network(layers, hyper)
@@ -285,7 +401,7 @@ def test_deep_chain_of_dead_layers_is_a_legal_network():
     """Scales stop at their floor, however small what they see becomes."""
     images = np.arange(5, dtype=np.uint8)[:, None]
     for weight in (0, 1e-3):
-        layers = [model.Layer(np.full((1, 1), weight, np.float32), np.zeros(1, np.float32))] * 12
+        layers = [model.Layer(np.full((1, 1), weight, np.float32), np.zeros(1, np.float32))] * 6
         network = model.to_network(model.calibrate(layers, images, W8A8), W8A8)
         np.testing.assert_array_equal(integer.make_engine(network, "numpy")(images),
                                       oracle.run(network, images))

@@ -25,7 +25,9 @@ from test_scripts import TINY, assert_refused, places
 SHORT = [*TINY, "--MAX_EPOCHS=5", "--ABLATION_MAX_EPOCHS=5", "--ABLATION_SEEDS=2"]
 STUDIES = {                     # a single run; lanes that end apart; two groups of lanes
     "train": (main_train.main, []),
-    "sweep": (ablation.main, ["lr", "--LR_ABLATION_RATES=1000,0.1,0.001", "--PATIENCE=2"]),
+    "sweep": (ablation.main, ["lr", "--LR_ABLATION_RATES=1000,0.1,0.001", "--PATIENCE=2",
+                              "--SCALES=learned", "--AVERAGING=0.9", "--AUGMENT=0.5", "--INPUT=10",
+                              "--LAYER_SIZES=100,16,10"]),
     "groups": (ablation.main, ["quant", "--ABLATION_SEEDS=1"]),
 }
 TIMES = ("seconds", "wall_seconds", "peak_memory_bytes", "command")
@@ -247,7 +249,8 @@ def test_a_signal_ends_after_the_epoch_with_the_state_saved(folder, tmp_path, nu
     assert not list(tmp_path.glob("*.npz")) and not list(tmp_path.glob("*.json"))
     settings = config.load([*TINY, *places(folder, tmp_path), "--MAX_EPOCHS=100000",
                             "--PATIENCE=100000"])
-    fresh = experiment.training.start([0.1], [0], config.hyper(settings))
+    fresh = experiment.training.start([settings.LEARNING_RATE], [settings.SEED],
+                                      config.hyper(settings))
     state, = (tmp_path / "runs").glob("*/state0.npz")
     machine = json.loads(str(np.load(state)["meta"]))["machine"]
     sweep = runs.load_state(state, runs.read_state(state, fresh, 100_000), fresh, machine, 100_000)

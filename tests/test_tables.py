@@ -67,6 +67,31 @@ def run_of(seed):
             "peak_memory_bytes": None}
 
 
+def bits_result(values, learned):
+    """results/bits.json of one width with these test accuracies; None for a seed that failed."""
+    models = dict.fromkeys(tables.BITS_MODELS, {"test_acc": stats.summarize(values)})
+    models["learned"] = {"test_acc": stats.summarize(learned)}
+    return {"seeds": list(range(len(values))), "float32": {"test_acc": stats.summarize(values)},
+            "widths": [{"weight_bits": 2, "models": models, "comparisons": dict.fromkeys(
+                tables.BITS_DIFFERENCES, stats.compare_seeds(values, learned))}],
+            "dataset": {"name": "MNIST"},
+            **MADE, "config": {**MADE["config"], "LAYER_SIZES": [784, 256, 128, 10]}}
+
+
+def network_of(values, size):
+    """A network of results/frontier.json."""
+    return {"LAYER_SIZES": [100, 10], "INPUT": 10, "WEIGHT_BITS": 3, "ACTIVATION_BITS": 4,
+            "rows": [{}] * len(values), "test_acc": stats.summarize(values), "file_bytes": size}
+
+
+def recipes_result(values):
+    """results/recipes.json of one recipe."""
+    rows = [{"val_acc": value, "test_acc": value, "file_bytes": 3_900 + seed}
+            for seed, value in enumerate(values)]
+    return {"recipes": [{"name": "tiny", "model": "W3A4", "layer_sizes": [100, 64, 10],
+                         "seconds": 61.4, "rows": rows}], **MADE}
+
+
 def made_up(seeds):
     """Every result that a table shows, with this many seeds."""
     values = [0.97 + seed / 1000 for seed in range(seeds)]
@@ -77,6 +102,9 @@ def made_up(seeds):
         "lr_ablation": {"rows": [rate_row(0.1, seed, value) for seed, value in enumerate(values)],
                         "best_rate": 0.1, **MADE},
         "optimizer": optimizer_result(values),
+        "bits": bits_result(values, values[::-1]),
+        "frontier": {"networks": [network_of(values, 3_900)], "dataset": {"name": "MNIST"}, **MADE},
+        "recipes": recipes_result(values), "recipes_fashion_mnist": recipes_result(values),
         "training_bench": {"epochs": dict.fromkeys(
                                ("QAT epoch", "matrix products and update alone"), times),
                            "lane_epochs": {"single run": times, "sweep": times}, "lanes": 27,
@@ -135,6 +163,41 @@ def test_only_surviving_seeds_are_averaged_and_the_table_says_so():
     assert ("| 0.1 | 0.2000 ± 0.1414 (2 of 3) | 80.00 ± 14.14 (2 of 3) | 9 to 11 | "
             "1 stopped, 1 capped, 1 inexact | 0.4000 ± 0.2828 (2 of 3) |") in text
     assert "| 0.0001 | – | -130.00 | 9 | 1 guessing | 4.6000 |" in text
+
+
+def test_differences_are_of_the_seeds_that_survived():
+    result = bits_result([0.97, 0.98, 0.99], [0.98, None, 0.998])
+    text = tables.bits({"bits": result}.get)
+    assert ("| 2 | 98.00 ± 1.00 | 98.00 ± 1.00 | 98.90 ± 1.27 (2 of 3) | 98.00 ± 1.00 | "
+            "98.00 ± 1.00 | 3 | +0.90 (-0.37 to +2.17) | +0.90 (-0.37 to +2.17) |") in text
+    assert "784-256-128-10, activations of 8 bits" in text and "float32: 98.00 ± 1.00 %" in text
+    text = tables.bits({"bits": bits_result([0.9], [None])}.get)
+    assert "| 90.00 | – | 90.00 | 90.00 | 1 | – | – |" in text
+
+
+def test_frontier_lists_networks_by_size_and_those_without_a_file():
+    networks = [network_of([0.98, 0.99], 3_900), network_of([None, None], None),
+                network_of([0.97, None], 2_500)]
+    result = {"networks": networks, "dataset": {"name": "MNIST"}, **MADE}
+    lines = tables.frontier({"frontier": result}.get).splitlines()
+    assert lines[2:5] == ["| 100-10 | 10 × 10 | W3A4 | – | – | 2 |",
+                          "| 100-10 | 10 × 10 | W3A4 | 2,500 | 97.00 (1 of 2) | 2 |",
+                          "| 100-10 | 10 × 10 | W3A4 | 3,900 | 98.50 ± 0.71 | 2 |"]
+    assert "| 12,608 | 99.02 |" in lines[lines.index("") + 5]
+    assert "selected on the test set; ours were not" in lines[-1]
+
+
+def test_recipes_need_no_other_data_set():
+    def read(name):
+        if name != "recipes":
+            raise InputError("no such file")
+        return recipes_result([0.97, 0.98])
+    row = ("| `recipes/tiny.toml` | 100-64-10 W3A4 | 3,901 | 97.50 ± 0.71 | 97.50 ± 0.71 | 2 | 61 "
+           "| {} |")
+    assert row.format("–") in tables.recipes(read)
+    assert row.format("97.05 ± 0.07") in tables.recipes(
+        {"recipes": recipes_result([0.97, 0.98]),
+         "recipes_fashion_mnist": recipes_result([0.97, 0.971])}.get)
 
 
 def test_a_finding_is_a_line():

@@ -11,6 +11,7 @@ from hypothesis import given, strategies as st
 import config
 import data
 import devices
+import integer
 import model
 import predict
 import runtime
@@ -19,8 +20,15 @@ import training
 from conftest import ROOT, best_layers, rows_of, train
 
 SETTINGS = config.load([])
-# Patience of one epoch: a lane that does not learn leaves before the others.
-SMALL = {"LAYER_SIZES": (784, 32, 10), "BATCH_SIZE": 64, "MAX_EPOCHS": 3, "PATIENCE": 1}
+# Plain SGD, whatever the defaults are. Patience of one epoch: a lane that does not learn leaves
+# before the others.
+SMALL = {"LAYER_SIZES": (784, 32, 10), "BATCH_SIZE": 64, "MAX_EPOCHS": 3, "PATIENCE": 1,
+         "OPTIMIZER": "sgd", "MOMENTUM": 0.0, "SCHEDULE": "constant", "WEIGHT_DECAY": 0.0,
+         "LABEL_SMOOTHING": 0.0, "AVERAGING": 0.0, "AUGMENT": 0.0, "SCALES": "calibrated"}
+KINDS = {"float32": {"QAT_ENABLE": False},
+         "everything": {"WEIGHT_BITS": 6, "SCALES": "learned", "INPUT": 10,
+                        "LAYER_SIZES": (100, 32, 10), "WEIGHT_DECAY": 0.01, "LABEL_SMOOTHING": 0.1,
+                        "AVERAGING": 0.9, "AUGMENT": 1.0}}
 
 
 def make_hyper(**changes):
@@ -43,43 +51,45 @@ def assert_same_bits(a, b):
 
 @pytest.fixture(scope="module")
 def alone(parts):
-    """alone(quantized) -> the Sweep after each epoch of rate 0.1 and seed 0, trained once."""
+    """alone(kind) -> the Sweep after each epoch of rate 0.1 and seed 0, trained once."""
     found = {}
 
-    def get(quantized):
-        if quantized not in found:
-            hyper = make_hyper(QAT_ENABLE=quantized)
+    def get(kind):
+        if kind not in found:
+            hyper = make_hyper(**KINDS[kind])
             begin = training.start([0.1], [0], hyper)
-            found[quantized] = list(training.epochs(begin, *parts, hyper))
-        return found[quantized]
+            found[kind] = list(training.epochs(begin, *parts, hyper))
+        return found[kind]
     return get
 
 
 def test_sweep_goes_on_from_any_epoch_with_the_same_bits(parts, alone):
     """It is NumPy arrays and nothing else; the yielded ones are not written to later."""
-    first, *_, last = alone(True)
+    first, *_, last = alone("everything")
+    hyper = make_hyper(**KINDS["everything"])
     assert first.epoch == 1 and all(isinstance(a, (np.ndarray, np.generic))
                                     for a in jax.tree.leaves(first))
-    for sweep in training.epochs(first, *parts, make_hyper()):
+    for sweep in training.epochs(first, *parts, hyper):
         pass
     assert_same_bits(lane_of(sweep, 0), lane_of(last, 0))
-    assert list(training.epochs(sweep, *parts, make_hyper())) == []     # nothing goes on
+    assert sweep.state.average.count == 3 * (2_000 // 64)       # one mean of every step
+    assert list(training.epochs(sweep, *parts, hyper)) == []    # nothing goes on
 
 
-@pytest.mark.parametrize("quantized, rates, status", [
-    (True, [0.3, 1e-7, 0.03, 0.1], ["capped", "guessing", "capped", "capped"]),
-    (False, [1e30, 0.3, 0.1], ["diverged", "capped", "capped"])])
-def test_bits_of_a_lane_do_not_depend_on_its_company(parts, alone, monkeypatch, quantized, rates,
+@pytest.mark.parametrize("kind, rates, status", [
+    ("everything", [0.3, 1e-7, 0.03, 0.1], ["capped", "guessing", "capped", "capped"]),
+    ("float32", [1e30, 0.3, 0.1], ["diverged", "capped", "capped"])])
+def test_bits_of_a_lane_do_not_depend_on_its_company(parts, alone, monkeypatch, kind, rates,
                                                      status):
     """Nor on how many devices share the lanes, nor on when another lane ends: same seed, same bits.
     """
     seeds, everything, last = [*range(1, len(rates)), 0], jax.devices(), len(rates) - 1
-    hyper, ends = make_hyper(QAT_ENABLE=quantized), []
-    for count in ([1, len(everything)] if quantized else [len(everything)]):
+    hyper, ends = make_hyper(**KINDS[kind]), []
+    for count in ([1, len(everything)] if kind == "everything" else [len(everything)]):
         monkeypatch.setattr(jax, "devices", lambda *_: everything[:count])
         *_, before, end = training.epochs(training.start(rates, seeds, hyper), *parts, hyper)
         assert status_of(end) == status
-        assert_same_bits(lane_of(end, last), lane_of(alone(quantized)[-1], 0))
+        assert_same_bits(lane_of(end, last), lane_of(alone(kind)[-1], 0))
         for lane in np.flatnonzero(before.status != training.RUNNING):      # it has ended
             then, now = (lane_of(sweep, lane) for sweep in (before, end))
             assert_same_bits(then._replace(history=now.history[:-1]), now._replace(
@@ -96,7 +106,7 @@ def test_lanes_side_by_side_agree_with_a_lane_alone(parts, alone, monkeypatch):
     sweep = train(*parts, [1e30, 0.1, 1e30], [0, 0, 1], make_hyper(QAT_ENABLE=False))
     assert status_of(sweep) == ["diverged", "capped", "diverged"]
     # Equal up to the rounding of other matrix products.
-    np.testing.assert_allclose(sweep.history[1], alone(False)[-1].history[0], rtol=1e-3)
+    np.testing.assert_allclose(sweep.history[1], alone("float32")[-1].history[0], rtol=1e-3)
     assert np.isfinite(sweep.history[1]).all()
 
 
@@ -121,6 +131,15 @@ def test_interrupt_keeps_the_best_so_far(parts, monkeypatch):
     assert_same_bits(best_layers(sweep, 1), jax.tree.map(lambda a: a[1], sweep.state.layers))
 
 
+def assert_reloads_exactly(sweep, lane, val, hyper):
+    """The deployed network of a lane's best epoch has the very loss that was recorded for it."""
+    layers = best_layers(sweep, lane)
+    network = (model.to_network(layers, hyper) if hyper.QAT_ENABLE
+               else integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers)))
+    found = stats.evaluate(predict.make_predictor(network, "numpy")(val.images), val.labels)
+    assert found == tuple(sweep.history[lane, sweep.best_epoch[lane] - 1, 1:])
+
+
 @pytest.mark.parametrize("quantized", [True, False])
 def test_best_weights_give_the_recorded_loss_exactly(parts, quantized):
     """Overtrained on 200 images, so that the best epoch is long past when patience ends."""
@@ -130,11 +149,7 @@ def test_best_weights_give_the_recorded_loss_exactly(parts, quantized):
     losses, best = sweep.history[0, :, 1], sweep.best_epoch[0]
     assert status_of(sweep) == ["stopped"] and best == 1 + losses.argmin() < len(losses)
     assert len(losses) - sweep.renewed[0] == hyper.PATIENCE
-    layers = best_layers(sweep)
-    network = (model.to_network(layers, hyper) if quantized
-               else [(layer.w, layer.b) for layer in layers])
-    loss, accuracy = stats.evaluate(predict.make_predictor(network)(val.images), val.labels)
-    assert loss - losses[best - 1] == 0 and accuracy == sweep.history[0, best - 1, 2]
+    assert_reloads_exactly(sweep, 0, val, hyper)
 
 
 def test_training_learns(trained):
@@ -297,46 +312,47 @@ def test_early_stopping_equals_its_definition(lanes, patience, min_delta, metric
         assert found == expected_end(scores[lane], exact[lane], guess, patience, min_delta)
 
 
-def updates(hyper, steps, count):
-    """What `count` steps on a constant gradient of 2 add to a weight of 1, at rate 0.1."""
-    hyper = hyper._replace(QAT_ENABLE=False, LAYER_SIZES=(1, 1))
-    optimizer, params, found = training.make_optimizer(hyper, 0.1, steps), [np.float32(1)], []
+def updates(hyper, steps, count, gradient=2.0):
+    """What `count` steps on a constant gradient, at rate 0.1, add to a Layer whose leaves are 1.
+
+    Returns:
+      float64 [count, 4]: of w, b, x_scale and w_scale.
+    """
+    one = np.ones((1, 1), np.float32)
+    layers, found = [model.Layer(one, one[0], one, one)], []
+    optimizer = training.make_optimizer(hyper, 0.1, steps)
+    gradients = jax.tree.map(lambda leaf: np.full_like(leaf, gradient), layers)
     with jax.numpy_dtype_promotion("standard"):
-        state = optimizer.init(params)
+        state = optimizer.init(layers)
         for _ in range(count):
-            (update,), state = optimizer.update([np.float32(2)], state, params)
-            found.append(float(update))
+            update, state = optimizer.update(gradients, state, layers)
+            found.append([leaf.item() for leaf in update[0]])
     return np.array(found)
 
 
 def test_optimizers_follow_their_definitions():
     np.testing.assert_allclose(updates(make_hyper(), 5, 3), -0.2, rtol=1e-6)
     momentum = updates(make_hyper(MOMENTUM=0.9), 5, 3)
-    np.testing.assert_allclose(momentum, -0.2 * np.cumsum([1, 0.9, 0.81]), rtol=1e-6)
-    # Adam on a constant gradient steps by the rate; optax decays weights by 1e-4 of it besides.
-    adamw = updates(make_hyper(OPTIMIZER="adamw"), 5, 3)
-    np.testing.assert_allclose(adamw, -0.1 * (1 + 1e-4), rtol=1e-4)
+    np.testing.assert_allclose(momentum.T, [-0.2 * np.cumsum([1, 0.9, 0.81])] * 4, rtol=1e-6)
+    # Adam on a constant gradient steps by the rate; its float32 means are off by up to 1e-5.
+    np.testing.assert_allclose(updates(make_hyper(OPTIMIZER="adamw"), 5, 3), -0.1, rtol=1e-4)
 
 
-def test_adamw_decays_weights_but_not_scales():
-    one = np.ones((1, 1), np.float32)
-    layers = [model.Layer(one, one[0], one, one)] * 2
-    optimizer = training.make_optimizer(make_hyper(OPTIMIZER="adamw"), 0.1, 5)
-    with jax.numpy_dtype_promotion("standard"):
-        update, _ = optimizer.update(jax.tree.map(np.zeros_like, layers), optimizer.init(layers),
-                                     layers)
-    for layer in update:
-        assert (layer.w < 0).all() and (layer.b < 0).all()
-        assert not layer.x_scale.any() and not layer.w_scale.any()
+@pytest.mark.parametrize("changes", [{}, {"MOMENTUM": 0.9}, {"OPTIMIZER": "adamw"}])
+def test_decay_is_of_the_weights_alone_and_zero_means_none(changes):
+    """Neither biases nor scales; rate * WEIGHT_DECAY of a weight at each step, momentum or not."""
+    decayed = updates(make_hyper(**changes, WEIGHT_DECAY=0.01), 5, 3, gradient=0.0)
+    np.testing.assert_allclose(decayed, [[-0.1 * 0.01, 0, 0, 0]] * 3, rtol=1e-6)
+    np.testing.assert_array_equal(updates(make_hyper(**changes), 5, 3, gradient=0.0), 0)
 
 
 def test_cosine_schedule_warms_up_and_ends_at_zero():
     hyper = make_hyper(SCHEDULE="cosine", WARMUP_EPOCHS=0.5, MAX_EPOCHS=4)
-    found = updates(hyper, 10, 41)             # 5 steps of warm-up, 35 of cosine, then nothing
+    found = updates(hyper, 10, 41)[:, 0]       # 5 steps of warm-up, 35 of cosine, then nothing
     step = np.arange(41)
     factor = np.where(step < 5, step / 5, (1 + np.cos(np.pi * (step - 5) / 35)) / 2)
     np.testing.assert_allclose(found, -0.2 * factor, rtol=1e-5, atol=1e-8)
-    plain = updates(make_hyper(SCHEDULE="cosine", MAX_EPOCHS=4), 10, 40)
+    plain = updates(make_hyper(SCHEDULE="cosine", MAX_EPOCHS=4), 10, 40)[:, 0]
     np.testing.assert_allclose(plain, -0.1 * (1 + np.cos(np.pi * step[:40] / 40)),
                                rtol=1e-5, atol=1e-8)
 
@@ -353,11 +369,54 @@ def test_every_legal_schedule_trains(warmup, epochs, optimizer):
 
 
 @pytest.mark.parametrize("rate, changes", [
-    (3e-3, {"OPTIMIZER": "adamw", "SCHEDULE": "cosine", "WARMUP_EPOCHS": 0.5}),
+    (3e-3, {"OPTIMIZER": "adamw", "SCHEDULE": "cosine", "WARMUP_EPOCHS": 0.5, "SCALES": "learned",
+            "WEIGHT_BITS": 3, "INPUT": 14, "LAYER_SIZES": (196, 32, 10), "WEIGHT_DECAY": 0.01}),
     (0.1, {"MOMENTUM": 0.5, "POWER_OF_TWO_SCALES": False, "WEIGHT_BITS": 3})])
 def test_other_switches_train(parts, rate, changes):
-    sweep = train(*parts, [rate], [0], make_hyper(MAX_EPOCHS=2, **changes))
-    assert sweep.best_epoch[0] and sweep.history[0, -1, 2] > 0.5        # chance is 0.1
+    """Without AVERAGING, an epoch publishes its last weights."""
+    hyper = make_hyper(MAX_EPOCHS=2, **changes)
+    sweep = train(*parts, [rate], [0], hyper)
+    assert sweep.best_epoch[0] == 2 and sweep.history[0, -1, 2] > 0.5   # chance is 0.1
+    for best, layer in zip(sweep.best, sweep.state.layers):
+        assert_same_bits(best[:2], layer[:2])
+    if hyper.POWER_OF_TWO_SCALES:
+        assert_reloads_exactly(sweep, 0, parts[1], hyper)
+
+
+def test_published_weights_are_the_mean_of_those_after_each_step(parts):
+    """With its bias removed; in float64 from the steps of epochs of one step. Scales that are not
+    learned are calibrated to the mean, and its integers give the loss on record."""
+    split = rows_of(parts[0], 0, 64)
+    hyper = make_hyper(AVERAGING=0.7, MAX_EPOCHS=4, PATIENCE=4)
+    steps = []
+    for sweep in training.epochs(training.start([0.1], [0], hyper), split, split, hyper):
+        steps.append([np.float64(a) for layer in sweep.state.layers for a in layer[:2]])
+        share = 0.7 ** np.arange(len(steps))[::-1]
+        expected = [np.tensordot(share / share.sum(), arrays, 1) for arrays in zip(*steps)]
+        assert sweep.best_epoch[0] == len(steps)
+        for array, other in zip([a for layer in sweep.best for a in layer[:2]], expected):
+            # A few roundings of float32.
+            np.testing.assert_allclose(array, other, rtol=0, atol=1e-6 * np.abs(other).max())
+        layers = best_layers(sweep)
+        assert_same_bits(jax.device_get(model.calibrate(layers, split.images, hyper)), layers)
+        assert_reloads_exactly(sweep, 0, split, hyper)
+
+
+def test_learned_exponents_are_averaged_like_weights(parts, alone):
+    """And rounded, held by their bounds, only then: what is published is snapped from the mean."""
+    hyper = make_hyper(**KINDS["everything"])
+    sweep = alone("everything")[-1]
+    average, count = jax.tree.map(lambda a: np.float64(a[0]), sweep.state.average.ema), 93
+    mean = jax.tree.map(lambda a: np.float32(a / (1 - 0.9**count)), average)
+    snapped = jax.device_get(jax.jit(model.snap, static_argnames="hyper")(mean, hyper))
+    assert sweep.best_epoch[0] == 3
+    for layer, other in zip(snapped, best_layers(sweep)):
+        np.testing.assert_array_equal(layer.x_scale, other.x_scale)
+        np.testing.assert_array_equal(layer.w_scale, other.w_scale)
+        np.testing.assert_allclose(layer.w, other.w, rtol=1e-6)
+    moved = [layer.w_scale for layer in sweep.state.layers]     # from where calibration began them
+    assert all((np.rint(exponent) != exponent).mean() > 0.5 for exponent in moved)
+    assert_reloads_exactly(sweep, 0, parts[1], hyper)
 
 
 def test_all_zero_images_train_without_nan(parts):

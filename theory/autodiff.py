@@ -74,7 +74,8 @@ def _extremum(i, t, y, xs, eqn):
 def _custom_jvp(eqn, xs, tangents):
     """Call the rule that came with the function, and do not look inside."""
     _, rule = eqn.primitive.get_bind_params(eqn.params)["subfuns"]
-    ts = [tangents.get(i, jnp.zeros_like(x)) for i, x in enumerate(xs)]
+    zero = jax.custom_derivatives.SymbolicZero if eqn.params["symbolic_zeros"] else jnp.zeros_like
+    ts = [tangents[i] if i in tangents else zero(jax.typeof(x)) for i, x in enumerate(xs)]
     outputs = rule.call_wrapped(*xs, *ts)       # all primals, then all tangents
     return [Dual(*pair) for pair in zip(outputs, outputs[len(outputs) // 2:])]
 
