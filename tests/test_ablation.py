@@ -101,9 +101,11 @@ def fake_runs(monkeypatch):
         outcomes = []
         for point in points:
             failed = point["SEED"] == 1 and point.get("WEIGHT_BITS") == 1
-            row = {"seed": point["SEED"], "status": "diverged", "test_acc": None}
+            row = {"seed": point["SEED"], "status": "diverged", "test_acc": None,
+                   "val_acc": None}
             if not failed:
                 row |= {"status": "stopped", "test_acc": accuracy_of(point),
+                        "val_acc": point["SEED"] / 10 + point.get("INPUT", 0) / 100,
                         "file_bytes": 9 + len(outcomes)}
             outcomes.append(experiment.Outcome(config.change(settings, **point), None, None, row,
                                                None))
@@ -209,6 +211,13 @@ def test_plots_show_recipes_and_published_points(fake_runs, monkeypatch, script,
     texts = [text.get_text() for text in axes.texts]
     assert sorted(texts) == sorted(["tiny", *(point.name for point in published.POINTS)])
     assert "selected on the test set; ours were not" in drawn[0].get_supxlabel()
+    (line,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+    networks = results.read_result(tmp_path / "frontier.json")["networks"]
+    chosen = [min((n for n in networks if n["INPUT"] == side), key=lambda n: n["file_bytes"])
+              for side in (10, 12, 14, 28)]     # the made-up validation accuracy grows with INPUT
+    np.testing.assert_array_equal(line.get_xdata(), [n["file_bytes"] for n in chosen])
+    np.testing.assert_allclose(line.get_ydata(), [100 * (1 - n["test_acc"]["mean"])
+                                                  for n in chosen])
 
 
 def make_row(rate, val_loss, status="stopped"):
