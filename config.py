@@ -43,7 +43,7 @@ AUGMENT = 0.0                   # strength of random warps of the train images; 
 MAX_EPOCHS = 100                # early stopping ends the default run long before
 PATIENCE = 5                    # epochs without improvement before a run stops
 MIN_DELTA = 5e-4                # the least change of METRIC that counts: nats, or a fraction
-METRIC = "val_loss"             # val_loss or val_acc: what stops a run and picks its best epoch
+METRIC = "val_loss"             # stops a run, picks its epoch; val_acc; train_loss: for a schedule
 SEED = 0                        # initial weights and batch order
 
 # Ablations
@@ -103,7 +103,7 @@ _TABLE = {
     "MAX_EPOCHS": _Switch(int, 100, (1, 1_000_000), hyper=True),
     "PATIENCE": _Switch(int, 5, (1, 1_000_000), hyper=True),
     "MIN_DELTA": _Switch(float, 5e-4, (0, 1e3), hyper=True),
-    "METRIC": _Switch(str, "val_loss", ("val_loss", "val_acc"), hyper=True),
+    "METRIC": _Switch(str, "val_loss", ("val_loss", "val_acc", "train_loss"), hyper=True),
     "SEED": _Switch(int, 0, (0, 2**31 - 1)),
     "LR_ABLATION_RATES": _Switch(
         float, (1.0, 0.316, 0.1, 0.0316, 0.01, 0.00316, 1e-3, 3.16e-4, 1e-4), (1e-12, 1e3)),

@@ -152,12 +152,13 @@ def start(rates, seeds, hyper):
 def guess_score(labels, hyper):
     """The score of the best constant answer: no model that ignores its input scores lower."""
     shares = np.unique(labels, return_counts=True)[1] / len(labels)
-    return -np.sum(shares * np.log(shares)) if hyper.METRIC == "val_loss" else -shares.max()
+    return -shares.max() if hyper.METRIC == "val_acc" else -np.sum(shares * np.log(shares))
 
 
 def _score(metrics, hyper):
     """What early stopping minimizes; metrics float64 [..., 3]."""
-    return metrics[..., 1] if hyper.METRIC == "val_loss" else -metrics[..., 2]
+    value = metrics[..., METRICS.index(hyper.METRIC)]
+    return -value if hyper.METRIC == "val_acc" else value
 
 
 def judge(sweep, metrics, exact, hyper, guess):
