@@ -1,6 +1,4 @@
 """A deployed model -> logits, loss and accuracy: the only place that does this."""
-from collections import namedtuple
-
 import numpy as np
 
 import integer
@@ -22,8 +20,7 @@ def make_predictor(network, engine="jax", hyper=None):
 
     import model
     if isinstance(network, integer.FloatNetwork):
-        hyper = namedtuple("Hyper", "INPUT")(network.input)     # all that a float32 forward reads
-        network = [model.Layer(*layer) for layer in network.layers]
+        network, hyper = model.from_network(network)
     layers = jax.device_put(network)
     return lambda images: np.asarray(model.predict(layers, images, hyper=hyper))
 

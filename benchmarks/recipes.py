@@ -3,7 +3,8 @@
 python3 -m benchmarks.recipes [recipes/NAME.toml ...] [--KEY=value ...]
 
 No recipe named: all of them. ABLATION_SEEDS runs side by side, resumed where they were left. On
-another data set (--DATA_DIR=FOLDER) the recipes keep their headers and weights files.
+another data set (--DATA_DIR=FOLDER) the recipes keep their headers; weights and teachers are in a
+folder of its own in weights/.
 """
 import time
 from pathlib import Path
@@ -70,18 +71,24 @@ def main(argv):
     switches = [word for word in argv if not word.endswith(".toml")]
     paths = paths or sorted(Path(FOLDER).glob("*.toml"))
     named = {path: config.load([str(path), *switches], __doc__) for path in paths}
-    import checkpoint
     import experiment
     import results
     settings = named[paths[0]]
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.WEIGHTS_DIR)
     experiment.set_up(settings)
-    for path, settings in named.items():
+    data = experiment.load_data(settings)
+    stem = result_name(data.name)
+    # A teacher is needed first, and learns on the same data.
+    for path, settings in sorted(named.items(), key=lambda item: bool(item[1].TEACHER)):
         start = time.perf_counter()
         data = experiment.load_data(settings)
         print(f"{path} on {data.name}")
+        weights = Path(settings.WEIGHTS_DIR) / stem
+        if settings.TEACHER:
+            teacher = weights / Path(settings.TEACHER).name
+            settings = config.change(settings, TEACHER=str(teacher))
         entry, outcome = measure(path, settings, data)
-        target = Path(settings.RESULTS_DIR) / f"{result_name(data.name)}.json"
+        target = Path(settings.RESULTS_DIR) / f"{stem}.json"
         try:
             others = results.read_result(target)["recipes"]
         except (InputError, KeyError):
@@ -95,11 +102,9 @@ def main(argv):
         if data.name == HOME:
             recipe = read_bytes(path, MAX_BYTES).decode()
             write_atomically(path, _with_header(recipe, text).encode())
-            suffix = Path(checkpoint.default_name(True, 8, settings.FILE_FORMAT)).suffix
-            weights = Path(settings.WEIGHTS_DIR) / FOLDER / f"{path.stem}{suffix}"
-            weights.parent.mkdir(exist_ok=True)
-            write_atomically(weights, outcome.content)
-            print(f"wrote {path} and {weights}")
+        weights.mkdir(exist_ok=True)
+        write_atomically(weights / f"{path.stem}.{settings.FILE_FORMAT}", outcome.content)
+        print(f"wrote {weights / path.stem}.{settings.FILE_FORMAT}")
 
 
 if __name__ == "__main__":

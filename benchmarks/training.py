@@ -58,7 +58,8 @@ def our_epoch(hyper, rate, train):
     epoch = jax.jit(partial(training.train_epoch, hyper=hyper,
                             mesh=devices.make_mesh(1, data_parallel=False)))
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
-    return lambda: jax.block_until_ready(epoch(state, jnp.float32(rate), images, labels))
+    return lambda: jax.block_until_ready(
+        epoch(state, jnp.float32(rate), images, labels, None, jnp.int32(0)))
 
 
 def float_params(hyper):

@@ -55,6 +55,8 @@ def test_recipe_is_measured_into_result_header_and_weights(folder, tmp_path, scr
     (entry,) = json.loads(path.read_text())["recipes"]
     assert [row["seed"] for row in entry["rows"]] == [0, 1] and entry["name"] == "small"
     assert Path("recipes/small.toml").read_text() == before and not Path("weights/recipes").exists()
+    network, _ = checkpoint.load(Path("weights") / path.stem / "small.nqat")
+    assert checkpoint.digest(network) == entry["rows"][0]["sha256"]
 
     monkeypatch.setattr(recipes, "HOME", json.loads(path.read_text())["dataset"]["name"])
     assert script(recipes.main, *arguments)[0] == 0
