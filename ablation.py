@@ -5,6 +5,7 @@ python3 ablation.py quant        quantized against unquantized: loss, accuracy, 
 python3 ablation.py optimizer    SGD, SGD with momentum and AdamW, each over its own rates
 python3 ablation.py bits         QAT and post-training quantization from 8 bits a weight to 1
 python3 ablation.py frontier     accuracy against whole-file bytes, over shape, bits and input
+python3 ablation.py averaging    how much scales that flip disturb the last epochs, and the remedy
 python3 ablation.py plots        draw every plot again from results/
 """
 import signal
@@ -196,18 +197,18 @@ def bits(settings, data):
                             "seconds": seconds}
 
 
-# Networks from 2.5 kB to 60 kB: side of the input, bits, widths of the hidden layers.
+# Networks from 2 to 60 kB: INPUT, WEIGHT_BITS, hidden widths; and how all of them are trained.
 FRONTIER = tuple(
-    {"INPUT": side, "WEIGHT_BITS": w_bits, "ACTIVATION_BITS": a_bits,
-     "LAYER_SIZES": (side**2, *hidden, 10)} for side, w_bits, a_bits, hidden in (
-        (10, 2, 4, (80, 64)), (10, 2, 4, (112, 80)), (10, 3, 4, (48, 32)), (10, 3, 4, (64, 48)),
-        (10, 4, 4, (40, 32)), (10, 4, 4, (48, 40)),
-        (12, 2, 4, (112, 80)), (12, 3, 4, (64, 48)), (12, 4, 4, (64, 48)),
-        (14, 2, 8, (128, 96)), (14, 2, 8, (192, 96, 64)), (14, 2, 8, (256, 192)),
-        (14, 3, 8, (80, 64)), (14, 3, 8, (112, 64, 48)), (14, 3, 8, (192, 128)),
-        (14, 4, 8, (48, 48)), (14, 4, 8, (64, 64, 64)), (14, 4, 8, (128, 96)),
-        (14, 4, 8, (192, 128)),
-        (28, 2, 8, (64, 48)), (28, 2, 8, (128, 64)), (28, 2, 8, (256, 128)), (28, 4, 8, (128, 64))))
+    {"INPUT": side, "WEIGHT_BITS": weight_bits, "ACTIVATION_BITS": 8,
+     "LAYER_SIZES": (side**2, *hidden, 10)} for side, weight_bits, hidden in (
+        (10, 2, (80, 56, 36)), (10, 3, (40, 32, 20)), (10, 3, (62, 44, 28)), (10, 4, (40, 32, 20)),
+        (12, 2, (112, 72, 48)), (12, 3, (72, 54, 32)), (12, 4, (60, 48, 28)),
+        (12, 3, (104, 72, 48)), (14, 2, (200, 112, 64)), (14, 3, (120, 80, 52)),
+        (14, 4, (96, 64, 48)), (14, 3, (192, 128)), (28, 2, (128, 64)), (28, 3, (128, 64)),
+        (28, 4, (128, 64))))
+BRIEFLY = {"OPTIMIZER": "adamw", "LEARNING_RATE": 0.004, "SCHEDULE": "cosine", "BATCH_SIZE": 256,
+           "MAX_EPOCHS": 40, "PATIENCE": 40, "METRIC": "train_loss", "WEIGHT_DECAY": 0.0,
+           "AVERAGING": 0.998, "AUGMENT": 0.5, "FILE_FORMAT": "nqat"}
 
 
 def frontier(settings, data):
@@ -215,7 +216,7 @@ def frontier(settings, data):
     import experiment
     import stats
     seeds = seeds_of(settings)
-    points = [{**switches, "SEED": seed} for switches in FRONTIER for seed in seeds]
+    points = [{**BRIEFLY, **switches, "SEED": seed} for switches in FRONTIER for seed in seeds]
     outcomes, folder, seconds = experiment.run(settings, "frontier", points, data)
     networks = []
     for i, switches in enumerate(FRONTIER):
@@ -226,6 +227,35 @@ def frontier(settings, data):
         print(f"{switches['LAYER_SIZES']} {experiment.describe(group[0].settings)}: test accuracy "
               f"{stats.spread(networks[-1]['test_acc'], 2, 100)} %, {largest} bytes")
     return "frontier", folder, {"seeds": seeds, "networks": networks, "seconds": seconds}
+
+
+LATE = 10                       # last epochs, whose spread says how much flipping scales disturb
+AVERAGING = {f"{scales}, {words}": {"SCALES": scales, "AVERAGING": decay}
+             for scales in ("calibrated", "learned")
+             for words, decay in (("last weights", 0.0), ("averaged", 0.998))}
+
+
+def averaging(settings, data):
+    """The last epochs of a narrow net with and without averaged weights, for both kinds of scales."""
+    import numpy as np
+
+    import experiment
+    import stats
+    seeds = seeds_of(settings)
+    points = [{**BRIEFLY, **FRONTIER[5], **switches, "SEED": seed}
+              for switches in AVERAGING.values() for seed in seeds]
+    outcomes, folder, seconds = experiment.run(settings, "averaging", points, data)
+    models = {}
+    for i, name in enumerate(AVERAGING):
+        entry = _entry(outcomes[i * len(seeds):(i + 1) * len(seeds)])
+        late = [row["history"]["val_acc"][-LATE:] for row in entry["rows"]]
+        models[name] = {**entry, "late_mean": stats.summarize([np.mean(part) for part in late]),
+                        "late_std": stats.summarize([np.std(part) for part in late])}
+        print(f"{name}: val accuracy of the last {LATE} epochs "
+              f"{stats.spread(models[name]['late_mean'], 2, 100)} %, which vary by "
+              f"{stats.spread(models[name]['late_std'], 3, 100)} pp")
+    return "averaging", folder, {"seeds": seeds, "models": models, "seconds": seconds,
+                                 "late_epochs": LATE, "network": FRONTIER[5]}
 
 
 def run(study, settings):
@@ -242,8 +272,8 @@ def run(study, settings):
     results.write_result(folder / f"{name}.json", settings._asdict(),
                          rank=experiment.completed(content), **content,
                          dataset={"name": data.name, "sha256": data.sha256})
-    plot = plotting.draw(name, folder, folder)
-    if results.publish(folder / f"{name}.json", settings.RESULTS_DIR):
+    plot = plotting.draw(name, folder, folder) if name in plotting.PLOTS else None
+    if results.publish(folder / f"{name}.json", settings.RESULTS_DIR) and plot:
         results.copy(plot, settings.PLOTS_DIR)
     runs.finish(folder)
 
@@ -260,7 +290,7 @@ def draw_all(settings):
 
 
 STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "optimizer": optimizer,
-           "bits": bits, "frontier": frontier}
+           "bits": bits, "frontier": frontier, "averaging": averaging}
 
 
 def main(argv):

@@ -68,21 +68,7 @@ def describe(settings):
 def facts(settings, data):
     """What decides a model's weights, as JSON; it goes into the weights file."""
     switches = config.hyper(settings)._asdict() | {key: getattr(settings, key) for key in SWITCHES}
-    teacher = _teacher(settings, data)
-    return {"dataset": {"name": data.name, "sha256": data.sha256}, "switches": switches,
-            **({"teacher": checkpoint.digest(teacher)} if teacher else {})}
-
-
-def _teacher(settings, given):
-    """The network that the switches name as the teacher, or None; InputError: it doesn't fit."""
-    if not settings.TEACHER:
-        return None
-    network, _ = checkpoint.load(settings.TEACHER)
-    try:
-        data.check_fits(given, integer.sizes(network), network.input)
-    except InputError as error:
-        raise InputError(f"TEACHER = {settings.TEACHER!r}: its {error}") from None
-    return network
+    return {"dataset": {"name": data.name, "sha256": data.sha256}, "switches": switches}
 
 
 def _machine():
@@ -125,7 +111,7 @@ def _train(lanes, data, hyper, folder, group):
           interrupt.after_epoch() as asked,
           tqdm(total=hyper.MAX_EPOCHS, initial=sweep.epoch, unit="epoch", leave=False,
                disable=None if first else True) as bar):
-        for sweep in training.epochs(sweep, data.train, data.val, hyper, _teacher(settings, data)):
+        for sweep in training.epochs(sweep, data.train, data.val, hyper):
             stop = runtime.any_process(asked())
             ended = not (sweep.status == training.RUNNING).any()
             if recorder:

@@ -87,25 +87,17 @@ def forward(layers, images, hyper=None):
 predict = jax.jit(forward, static_argnames="hyper")
 
 
-def loss(layers, images, labels, hyper=None, taught=None):
-    """Mean cross-entropy of one batch in nats.
+def loss(layers, images, labels, hyper=None):
+    """Mean cross-entropy of one batch in nats; images uint8 [B, I], labels uint8 [B].
 
-    Args:
-      layers, images: as for forward; labels: uint8 [B]; hyper: LABEL_SMOOTHING, the share of each
-      target that goes to all classes alike; TEACHER_SHARE, of what remains the teacher's.
-      taught: float32 [B, classes], the teacher's probabilities, or None without one.
-    Source: Hinton et al. 2015 (arXiv:1503.02531), at temperature 1.
+    hyper.LABEL_SMOOTHING is the share of each target that goes to all classes alike.
     """
     log_probabilities = jax.nn.log_softmax(forward(layers, images, hyper))
     picked = jnp.take_along_axis(log_probabilities, labels[:, None].astype(jnp.int32), axis=1)
-    mean = jnp.mean(picked)
-    if taught is not None:
-        share = hyper.TEACHER_SHARE
-        mean = (1 - share) * mean + share * jnp.mean(jnp.sum(taught * log_probabilities, axis=1))
-    if hyper is not None and hyper.LABEL_SMOOTHING:
-        share = hyper.LABEL_SMOOTHING
-        mean = (1 - share) * mean + share * jnp.mean(log_probabilities)
-    return -mean
+    if hyper is None or not hyper.LABEL_SMOOTHING:
+        return -jnp.mean(picked)
+    share = hyper.LABEL_SMOOTHING
+    return -(1 - share) * jnp.mean(picked) - share * jnp.mean(log_probabilities)
 
 
 @partial(jax.jit, static_argnames="hyper")

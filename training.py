@@ -95,13 +95,12 @@ def publish(state, sample, hyper):
     return model.snap(model.set_scales(layers, sample, hyper), hyper)
 
 
-def train_epoch(state, rate, images, labels, taught, epoch, hyper, mesh):
+def train_epoch(state, rate, images, labels, epoch, hyper, mesh):
     """One epoch of one lane: calibrate, then one scan over shuffled batches.
 
     Args:
-      state: State; rate: float32 []; images: uint8 [N, I]; labels: uint8 [N]; taught: float32
-        [N, classes], a teacher's probabilities, or None; epoch: int32 [], from 0; mesh: its
-        "batch" axis, if it has one, shares each batch out.
+      state: State; rate: float32 []; images: uint8 [N, I]; labels: uint8 [N]; epoch: int32 [],
+        from 0; mesh: its "batch" axis, if it has one, shares each batch out.
     Returns:
       (State; the Layers to evaluate and deploy; mean train loss in nats, float32 []; whether the
       integers of those are exact, bool []).
@@ -117,10 +116,9 @@ def train_epoch(state, rate, images, labels, taught, epoch, hyper, mesh):
 
     def step(carry, rows):
         layers, opt_state, average = carry
-        batch = jax.tree.map(lambda data: devices.share_batch(data[rows], mesh),
-                             (images, labels, taught))
-        loss, grads = jax.value_and_grad(lambda layers: model.loss(
-            model.snap(layers, hyper), *batch[:2], hyper, batch[2]))(layers)
+        batch = [devices.share_batch(data[rows], mesh) for data in (images, labels)]
+        loss, grads = jax.value_and_grad(
+            lambda layers: model.loss(model.snap(layers, hyper), *batch, hyper))(layers)
         with jax.numpy_dtype_promotion("standard"):     # optax mixes its step count with floats
             updates, opt_state = optimizer.update(grads, opt_state, layers)
             layers = optax.apply_updates(layers, updates)
@@ -207,31 +205,28 @@ def _update(tree, rows, new):
     return jax.tree.map(replace, tree, new)
 
 
-def epochs(sweep, train, val, hyper, teacher=None):
+def epochs(sweep, train, val, hyper):
     """Run a Sweep on, epoch by epoch, until every lane has ended.
 
     Args:
-      sweep: as from start or an earlier yield; train, val: data.Split; hyper: as from config.hyper;
-      teacher: integer.Network or FloatNetwork whose answers are part of the targets, or None.
+      sweep: as from start or an earlier yield; train, val: data.Split; hyper: as from config.hyper.
     Yields:
       the Sweep after each epoch. The caller logs, saves or breaks.
     """
     lanes = len(sweep.rate)
     mesh = devices.make_mesh(lanes, hyper.DATA_PARALLEL)
-    teacher, teacher_hyper = model.from_network(teacher) if teacher else (None, None)
-    data = devices.place((train.images, train.labels, teacher), mesh)
+    data = devices.place((train.images, train.labels), mesh)
     val_images = devices.place(val.images, mesh)
-    def prepare(images, labels, teacher, epoch):
+    def warp(images, labels, epoch):
         """Before the lanes of a device, once: in a sweep of small nets it costs most of the time.
         The warps depend on the epoch alone, so that a lane's bits don't depend on its company."""
         if hyper.AUGMENT:
             key = jax.random.fold_in(jax.random.PRNGKey(AUGMENT_SEED), epoch)
             images = augment.warp(images, key, hyper.AUGMENT)
-        taught = jax.nn.softmax(model.forward(teacher, images, teacher_hyper)) if teacher else None
-        return images, labels, taught, epoch
+        return images, labels, epoch
 
     train_lanes = devices.over_lanes(
-        lambda lane, *data: train_epoch(*lane, *data, hyper, mesh), mesh, prepare=prepare)
+        lambda lane, *data: train_epoch(*lane, *data, hyper, mesh), mesh, prepare=warp)
     # Lane after lane, with the matrix products of a single model, so that the bits are the same.
     predict_lanes = devices.over_lanes(
         lambda layers, images: model.forward(layers, images, hyper), mesh, one_by_one=True)

@@ -3,7 +3,7 @@
 python3 -m benchmarks.recipes [recipes/NAME.toml ...] [--KEY=value ...]
 
 No recipe named: all of them. ABLATION_SEEDS runs side by side, resumed where they were left. On
-another data set (--DATA_DIR=FOLDER) the recipes keep their headers; weights and teachers are in a
+another data set (--DATA_DIR=FOLDER) the recipes keep their headers, and the weights files go into a
 folder of its own in weights/.
 """
 import time
@@ -78,15 +78,11 @@ def main(argv):
     experiment.set_up(settings)
     data = experiment.load_data(settings)
     stem = result_name(data.name)
-    # A teacher is needed first, and learns on the same data.
-    for path, settings in sorted(named.items(), key=lambda item: bool(item[1].TEACHER)):
+    for path, settings in named.items():
         start = time.perf_counter()
         data = experiment.load_data(settings)
         print(f"{path} on {data.name}")
         weights = Path(settings.WEIGHTS_DIR) / stem
-        if settings.TEACHER:
-            teacher = weights / Path(settings.TEACHER).name
-            settings = config.change(settings, TEACHER=str(teacher))
         entry, outcome = measure(path, settings, data)
         target = Path(settings.RESULTS_DIR) / f"{stem}.json"
         try:

@@ -177,6 +177,21 @@ def frontier(read):
         "weights alone, ours the whole file."])
 
 
+def averaging(read):
+    """The last epochs of training with and without averaged weights."""
+    result = read("averaging")
+    rows = [[name, stats.spread(entry["late_mean"], 2, 100), stats.spread(entry["late_std"], 3, 100),
+             stats.spread(entry["test_acc"], 2, 100), entry["test_acc"]["n"]]
+            for name, entry in result["models"].items()]
+    late = result["late_epochs"]
+    return "\n".join([
+        results.table(["scales, weights", f"val accuracy of the last {late} epochs (%)",
+                       "their standard deviation (pp)", "test accuracy (%)", "seeds"], rows), "",
+        f"{_shape(result['network']['LAYER_SIZES'])} W{result['network']['WEIGHT_BITS']}A"
+        f"{result['network']['ACTIVATION_BITS']}. ± is the standard deviation over seeds. "
+        f"{_source(result)}"])
+
+
 def recipes(read):
     """What each recipe reaches, on MNIST and on Fashion-MNIST."""
     result = read(result_name("MNIST"))
@@ -315,10 +330,11 @@ def switches(_):
 
 
 TABLES = {table.__name__: table for table in (
-    expected_output, models, findings, learning_rates, optimizers, bits, frontier, recipes,
-    training_speed, inference_speed, scaling, switches, reliability)}
+    expected_output, models, findings, learning_rates, optimizers, bits, frontier, averaging,
+    recipes, training_speed, inference_speed, scaling, switches, reliability)}
 PAGES = {"README.md": ["recipes", "expected_output", "findings", "reliability"],
-         "docs/results.md": ["models", "bits", "frontier", "learning_rates", "optimizers"],
+         "docs/results.md": ["models", "bits", "averaging", "frontier", "learning_rates",
+                             "optimizers"],
          "docs/speed.md": ["training_speed", "inference_speed", "scaling"],
          "docs/switches.md": ["switches"]}
 

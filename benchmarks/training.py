@@ -59,7 +59,7 @@ def our_epoch(hyper, rate, train):
                             mesh=devices.make_mesh(1, data_parallel=False)))
     images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
     return lambda: jax.block_until_ready(
-        epoch(state, jnp.float32(rate), images, labels, None, jnp.int32(0)))
+        epoch(state, jnp.float32(rate), images, labels, jnp.int32(0)))
 
 
 def float_params(hyper):

@@ -176,11 +176,29 @@ def test_frontier_study_marks_failed_runs_and_keeps_their_networks(fake_runs, mo
 def test_frontier_study_measures_whole_files(study, monkeypatch):
     monkeypatch.setattr(ablation, "FRONTIER", ({"WEIGHT_BITS": 8, "ACTIVATION_BITS": 8, "INPUT": 28,
                                                 "LAYER_SIZES": (784, 16, 10)},))    # as in TINY
+    monkeypatch.setattr(ablation, "BRIEFLY", {})
     path = study(ablation.main, "frontier", "--ABLATION_SEEDS=1", "--FILE_FORMAT=nqat")
     (network,) = results.read_result(path / "frontier.json")["networks"]
     assert 8_000 < network["file_bytes"] < 13_000           # 12,704 codes, in less than 8 bits each
     assert network["rows"][0]["file_bytes"] == network["file_bytes"]
     assert (path / "frontier.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_averaging_study_measures_the_last_epochs(monkeypatch):
+    """Their mean and spread, by hand."""
+    histories = iter(np.random.default_rng(0).uniform(0.9, 1, (8, 12)))
+
+    def run(settings, study, points, data):
+        assert [point["SCALES"] for point in points] == 4 * ["calibrated"] + 4 * ["learned"]
+        return [experiment.Outcome(settings, None, None, {
+            "status": "capped", "test_acc": 0.9, "history": {"val_acc": list(next(histories))}},
+            None) for _ in points], "folder", {}
+    monkeypatch.setattr(experiment, "run", run)
+    _, _, content = ablation.averaging(config.load(["--ABLATION_SEEDS=2"]), None)
+    expected = np.random.default_rng(0).uniform(0.9, 1, (8, 12))[:2, 2:]
+    first = next(iter(content["models"].values()))
+    assert first["late_mean"]["mean"] == pytest.approx(expected.mean())
+    assert first["late_std"]["mean"] == pytest.approx(expected.std(axis=1).mean())
 
 
 def test_networks_of_the_frontier_fit_mnist():

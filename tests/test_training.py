@@ -11,7 +11,6 @@ from hypothesis import given, strategies as st
 import config
 import data
 import devices
-import integer
 import model
 import predict
 import runtime
@@ -452,18 +451,3 @@ runtime.set_strict()
 assert dict(jax.config.values) != before
 """
     subprocess.run([sys.executable, "-B", "-c", program], check=True)
-
-
-def test_teacher_answers_the_same_warped_images(parts):
-    """A pupil that is its teacher, and believes it alone, has no gradient: its weights stay."""
-    split = rows_of(parts[0], 0, 256)
-    hyper = make_hyper(QAT_ENABLE=False, AUGMENT=1.0, TEACHER_SHARE=1.0, MAX_EPOCHS=1)
-    begin = training.start([0.1], [0], hyper)
-    layers = [layer._replace(w=layer.w[0], b=layer.b[0]) for layer in begin.state.layers]
-    teacher = integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers))
-    end, = training.epochs(begin, split, split, hyper, teacher)
-    other, = training.epochs(begin, split, split, hyper._replace(TEACHER_SHARE=0.5), teacher)
-    for before, same, moved in zip(layers, end.state.layers, other.state.layers):
-        # Softmax of the same logits in two programs: some ulp of a gradient of size 1.
-        np.testing.assert_allclose(same.w[0], before.w, atol=1e-6)
-        assert np.abs(moved.w[0] - before.w).max() > 1e-3
