@@ -1,6 +1,8 @@
 """The same integers in every engine: logits against an int64 oracle; exit 1 if any differ.
 
 python3 -m benchmarks.parity [--WEIGHTS=FILE] [--KEY=value ...]
+
+Of the model that the switches name and, unless WEIGHTS names a file, of one of each recipe.
 """
 import sys
 import tempfile
@@ -98,42 +100,44 @@ def make_javascript(network, stack):
                       1_000)
 
 
-def make_engines(network, stack):
+def make_engines(network, stack, random_images):
     """Name of each engine to (a function that makes it, how many random images it gets)."""
     return {
-        "training forward (float32)": (partial(training_forward, network), RANDOM_IMAGES),
+        "training forward (float32)": (partial(training_forward, network), random_images),
         "NumPy int32": (lambda: in_batches(integer.make_engine(network, "numpy"), CHUNK), 0),
-        "JAX int8": (partial(integer.make_engine, network), RANDOM_IMAGES),
-        **{f"ONNX Runtime, batch {batch:,}": (partial(make_onnx, network, batch), RANDOM_IMAGES)
+        "JAX int8": (partial(integer.make_engine, network), random_images),
+        **{f"ONNX Runtime, batch {batch:,}": (partial(make_onnx, network, batch), random_images)
            for batch in (1, 128, 10_000)},
-        "C": (partial(make_c, network), RANDOM_IMAGES),
+        "C": (partial(make_c, network), random_images),
         "JavaScript": (partial(make_javascript, network, stack), SLOW_RANDOM_IMAGES),
     }
 
 
-def compare(network, test_images):
+def compare(network, test_images, random_images=RANDOM_IMAGES):
     """Run every engine that is here on the test images and random ones.
 
+    Args:
+      network: integer.Network; test_images: uint8 [N, pixels]; random_images: how many more.
     Returns:
       (rows of the table, how many logits differ from the oracle's).
     """
     rng = np.random.default_rng(0)
     chunks = [test_images] + [rng.integers(0, 256, (CHUNK, test_images.shape[1]), dtype=np.uint8)
-                              for _ in range(RANDOM_IMAGES // CHUNK)]
+                              for _ in range(random_images // CHUNK)]
     start = time.perf_counter()
     wanted = [oracle(network, images) for images in chunks]
     rows = [["NumPy int64 (the oracle)", f"{sum(map(len, chunks)):,}", "–",
              f"{time.perf_counter() - start:.1f}"]]
     different = 0
     with ExitStack() as stack:
-        for name, (make, random_images) in make_engines(network, stack).items():
+        for name, (make, random_count) in make_engines(network, stack, random_images).items():
             start = time.perf_counter()
             try:
                 run = make()
             except engines.Missing as missing:
                 rows.append([name, f"skipped: {missing}", "–", "–"])
                 continue
-            logits = [run(images) for images in chunks[:1 + random_images // CHUNK]]
+            logits = [run(images) for images in chunks[:1 + random_count // CHUNK]]
             mismatches = sum(int((got != want).sum()) for got, want in zip(logits, wanted))
             different += mismatches
             rows.append([name, f"{sum(map(len, logits)):,}", mismatches,
@@ -144,13 +148,21 @@ def compare(network, test_images):
 def main(argv):
     settings = config.load(argv, __doc__)
     experiment.set_up(settings)
-    network, dataset, path = load_network(settings)
-    rows, different = compare(network, dataset.test.images)
-    print(results.table(["engine", "images", "mismatched logits", "seconds"], rows))
-    print(f"\n{path}, {integer.name(network)}: {len(dataset.test.images):,} test images, the "
-          f"others random bytes; {integer.sizes(network)[-1]} logits an image. "
-          "Seconds include compiling.")
-    sys.exit(1 if different else 0)
+    paths = [settings.WEIGHTS]
+    if not settings.WEIGHTS:
+        paths += sorted(map(str, Path(settings.WEIGHTS_DIR).glob("recipes/*")))
+    wrong = 0
+    for name, random_images in zip(paths, [RANDOM_IMAGES] + [CHUNK] * len(paths)):
+        network, dataset, path = load_network(settings._replace(WEIGHTS=name))
+        rows, different = compare(network, dataset.test.images,
+                                  random_images)
+        wrong += different
+        print(results.table(["engine", "images", "mismatched logits", "seconds"], rows))
+        print(f"\n{path}, {integer.name(network)}: {len(dataset.test.images):,} test images, the "
+              f"others random bytes; {integer.sizes(network)[-1]} logits an image. "
+              "Seconds include compiling.\n")
+    print(f"{len(paths)} models, {wrong} mismatched logits")
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

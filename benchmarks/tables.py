@@ -332,9 +332,9 @@ def switches(_):
 TABLES = {table.__name__: table for table in (
     expected_output, models, findings, learning_rates, optimizers, bits, frontier, averaging,
     recipes, training_speed, inference_speed, scaling, switches, reliability)}
-PAGES = {"README.md": ["recipes", "expected_output", "findings", "reliability"],
+PAGES = {"README.md": ["recipes", "expected_output", "findings"],
          "docs/results.md": ["models", "bits", "averaging", "frontier", "learning_rates",
-                             "optimizers"],
+                             "optimizers", "reliability"],
          "docs/speed.md": ["training_speed", "inference_speed", "scaling"],
          "docs/switches.md": ["switches"]}
 
