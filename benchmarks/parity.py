@@ -113,7 +113,7 @@ def make_engines(network, stack, random_images):
     }
 
 
-def compare(network, test_images, random_images=RANDOM_IMAGES):
+def compare(network, test_images, random_images):
     """Run every engine that is here on the test images and random ones.
 
     Args:

@@ -457,7 +457,7 @@ def test_parity_counts_every_wrong_logit(few_images, monkeypatch):
         return run
     monkeypatch.setattr(parity, "make_c", lie)
     monkeypatch.setattr(parity, "make_onnx", lambda network, batch: lie(network))
-    rows, different = parity.compare(network, images)
+    rows, different = parity.compare(network, images, 200)
     by_name = {row[0]: row for row in rows}
     assert different == 4 * 2 * 2               # four liars, two chunks, two logits
     assert by_name["C"][1:3] == ["210", 4] and by_name["JAX int8"][2] == 0
