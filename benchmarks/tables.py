@@ -192,6 +192,11 @@ def averaging(read):
         f"{_source(result)}"])
 
 
+def _largest(entry):
+    """The bytes of the largest weights file of a recipe's seeds."""
+    return max(row["file_bytes"] for row in entry["rows"])
+
+
 def recipes(read):
     """What each recipe reaches, on MNIST and on Fashion-MNIST."""
     result = read(result_name("MNIST"))
@@ -201,12 +206,12 @@ def recipes(read):
     except InputError:                          # not measured there yet
         elsewhere = {}
     rows = []
-    for entry in result["recipes"]:
+    for entry in sorted(result["recipes"], key=_largest, reverse=True):
         accuracies = [stats.summarize([row[key] for row in entry["rows"]])
                       for key in ("val_acc", "test_acc")]
         rows.append([f"`recipes/{entry['name']}.toml`",
                      f"{_shape(entry['layer_sizes'])} {entry['model']}",
-                     f"{max(row['file_bytes'] for row in entry['rows']):,}",
+                     f"{_largest(entry):,}",
                      *(stats.spread(accuracy, 2, 100) for accuracy in accuracies),
                      len(entry["rows"]), f"{entry['seconds']:.0f}",
                      stats.spread(elsewhere[entry["name"]], 2, 100)
@@ -289,7 +294,10 @@ def findings(read):
     largest = max(by_batch, key=int)
     images = int(largest) / np.median(by_batch[largest])
     width = quant["models"]["qat"]["label"].replace("\n", " ")
+    default = quant["models"]["qat"]["test_acc"]
     return "\n".join([
+        f"- The default run, {width}: {stats.spread(default, 2, 100)} % of the test images, "
+        f"{default['n']} seeds.",
         *(f"- {width}, {_verdict(name, comparison)}."
           for name, comparison in quant["comparisons"].items()),
         f"- Learning rate: {sweep['best_rate']:g} has the least mean validation loss.",

@@ -205,7 +205,7 @@ def test_recipes_need_no_other_data_set():
 
 def test_a_finding_is_a_line():
     lines = tables.findings(made_up(3).__getitem__).splitlines()
-    assert len(lines) == 5 and all(line.startswith("- ") for line in lines)
+    assert len(lines) == 6 and all(line.startswith("- ") for line in lines)
 
 
 def test_reliability_counts_what_did_not_survive():
