@@ -207,7 +207,7 @@ FRONTIER = tuple(
         (14, 4, (96, 64, 48)), (14, 3, (192, 128)), (28, 2, (128, 64)), (28, 3, (128, 64)),
         (28, 4, (128, 64))))
 BRIEFLY = {"OPTIMIZER": "adamw", "LEARNING_RATE": 0.004, "SCHEDULE": "cosine", "BATCH_SIZE": 256,
-           "MAX_EPOCHS": 40, "PATIENCE": 40, "METRIC": "train_loss", "WEIGHT_DECAY": 0.0,
+           "MAX_EPOCHS": 25, "PATIENCE": 25, "METRIC": "train_loss", "WEIGHT_DECAY": 0.0,
            "AVERAGING": 0.998, "AUGMENT": 0.5, "FILE_FORMAT": "nqat"}
 
 
