@@ -99,12 +99,16 @@ def optimizer(settings, data):
                                  "seconds": seconds}
 
 
+NO_CODES = {"FILE_FORMAT": "npz", "COMPUTE_DTYPE": "float32"}   # what is not integers needs these
+FLOAT32 = {"QAT_ENABLE": False, **NO_CODES}
+
+
 def quantized_against_unquantized(settings, data):
     """QAT, post-training quantization and float32 on the same seeds, each judged from its file."""
     import experiment
     import stats
     seeds = seeds_of(settings)
-    points = [{"QAT_ENABLE": quantized, "SEED": seed} for quantized in (False, True)
+    points = [{**switches, "SEED": seed} for switches in (FLOAT32, {"QAT_ENABLE": True})
               for seed in seeds]
     outcomes, folder, seconds = experiment.run(settings, "quant_vs_unquant", points, data)
     for outcome in outcomes:
@@ -140,7 +144,6 @@ def quantized_against_unquantized(settings, data):
 
 WIDTHS = (8, 6, 4, 3, 2, 1)     # bits of a weight
 QAT = {"QAT_ENABLE": True, "SCALES": "learned", "PER_CHANNEL": True, "POWER_OF_TWO_SCALES": True}
-NO_CODES = {"FILE_FORMAT": "npz", "COMPUTE_DTYPE": "float32"}   # what is not integers needs these
 # What is trained at each width: QAT as above, and with one thing changed.
 TRAININGS = {"learned": {}, "calibrated": {"SCALES": "calibrated"},
              "per-tensor": {"PER_CHANNEL": False},
@@ -172,7 +175,7 @@ def bits(settings, data):
     import stats
     seeds = seeds_of(settings)
     cells = [(width, name) for width in WIDTHS for name in TRAININGS]
-    points = [{"QAT_ENABLE": False, **NO_CODES, "SEED": seed} for seed in seeds]
+    points = [{**FLOAT32, "SEED": seed} for seed in seeds]
     points += [{**QAT, **TRAININGS[name], "WEIGHT_BITS": width, "SEED": seed}
                for width, name in cells for seed in seeds]
     outcomes, folder, seconds = experiment.run(settings, "bits", points, data)
@@ -208,7 +211,7 @@ FRONTIER = tuple(
         (28, 4, (128, 64))))
 BRIEFLY = {"OPTIMIZER": "adamw", "LEARNING_RATE": 0.004, "SCHEDULE": "cosine", "BATCH_SIZE": 256,
            "MAX_EPOCHS": 25, "PATIENCE": 25, "METRIC": "train_loss", "WEIGHT_DECAY": 0.0,
-           "AVERAGING": 0.998, "AUGMENT": 0.5, "FILE_FORMAT": "nqat"}
+           "SCALES": "calibrated", "AVERAGING": 0.998, "AUGMENT": 0.5, "FILE_FORMAT": "nqat"}
 
 
 def frontier(settings, data):
@@ -272,9 +275,11 @@ def run(study, settings):
     results.write_result(folder / f"{name}.json", settings._asdict(),
                          rank=experiment.completed(content), **content,
                          dataset={"name": data.name, "sha256": data.sha256})
-    plot = plotting.draw(name, folder, folder) if name in plotting.PLOTS else None
-    if results.publish(folder / f"{name}.json", settings.RESULTS_DIR) and plot:
-        results.copy(plot, settings.PLOTS_DIR)
+    drawn = name in plotting.PLOTS
+    if drawn:
+        plotting.draw(name, folder, folder)
+    if results.publish(folder / f"{name}.json", settings.RESULTS_DIR) and drawn:
+        plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)   # beside the recipes there
     runs.finish(folder)
 
 

@@ -120,7 +120,10 @@ def _check_meta(meta):
     if type(meta.setdefault("input", integer.IMAGE_SIDE)) is not int:   # older files lack it
         raise ValueError("input is not an integer")
     integer.check_input(meta["input"], sizes[0])
-    if type(meta.get("quantized")) is not bool or not isinstance(meta.get("facts"), dict):
+    facts = meta.get("facts")
+    if (type(meta.get("quantized")) is not bool or not isinstance(facts, dict)
+            or not isinstance(facts.get("dataset", {}), dict)
+            or type(facts.get("val_loss", 0.0)) not in (int, float)):
         raise ValueError("it does not say whether it is quantized, or from what it was made")
     if meta["quantized"]:
         for key in ("weight_bits", "activation_bits", "logit_exponent"):

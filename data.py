@@ -231,8 +231,8 @@ def check_fits(dataset, layer_sizes, input=integer.IMAGE_SIDE):
     inputs = dataset.train.images.shape[1]
     classes = int(max(dataset.train.labels.max(), dataset.test.labels.max())) + 1
     if inputs != integer.pixels(input, layer_sizes[0]) or classes > layer_sizes[-1]:
-        raise InputError(f"LAYER_SIZES = {tuple(layer_sizes)} does not fit {dataset.name}: it has "
-                         f"{inputs} pixels and {classes} classes")
+        raise InputError(f"LAYER_SIZES = {tuple(layer_sizes)} with INPUT = {input} does not fit "
+                         f"{dataset.name}: it has {inputs} pixels and {classes} classes")
 
 
 def split_val(train, val_examples, batch_size):

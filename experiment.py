@@ -59,6 +59,14 @@ def load_data(settings):
     return Data(dataset.name, dataset.sha256, train, val, dataset.test)
 
 
+def check_fits(given, settings):
+    """InputError: a point's network or batch doesn't fit the Data."""
+    data.check_fits(given, settings.LAYER_SIZES, settings.INPUT)
+    if settings.BATCH_SIZE > len(given.train.labels):
+        raise InputError(f"BATCH_SIZE = {settings.BATCH_SIZE} is more than the "
+                         f"{len(given.train.labels)} train images")
+
+
 def describe(settings):
     """W8A8, or float32: what these switches train."""
     return (integer.kind(settings.WEIGHT_BITS, settings.ACTIVATION_BITS) if settings.QAT_ENABLE
@@ -182,6 +190,8 @@ def run(settings, study, points, data):
     groups = {}                                 # hyperparameters -> indices of points
     for i, point in enumerate(changed):
         groups.setdefault(config.hyper(point), []).append(i)
+    for point in changed:
+        check_fits(data, point)
     folder = Path(settings.RUNS_DIR) / runs.name(study, [facts(point, data) for point in changed])
     outcomes, seconds = [None] * len(points), {"compile": 0.0, "epochs": 0.0}
     with runs.locked(folder) if runtime.is_first() else nullcontext():

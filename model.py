@@ -127,7 +127,7 @@ def calibrate(layers, images, hyper):
     return calibrated
 
 
-def set_scales(layers, images, hyper, first=False):
+def set_scales(layers, images, hyper, first):
     """Layers with the scale leaves that training starts an epoch with.
 
     Args:

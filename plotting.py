@@ -245,7 +245,7 @@ def draw(name, results_dir, plots_dir):
     result, path = read_result(Path(results_dir) / f"{name}.json"), Path(plots_dir) / file
     recipes = Path(results_dir) / "recipes.json"
     if name == "frontier" and recipes.exists():
-        result["recipes"] = read_result(recipes).get("recipes", [])
+        result["recipes"] = read_result(recipes).get("recipes", [])     # of MNIST
     with matplotlib.rc_context(STYLE):
         try:
             figure = function(result)

@@ -168,9 +168,9 @@ def learned_scale(exponent, floor, power_of_two, terms):
       least scale allowed; power_of_two: False: free scales; terms: int, N * qmax for the N numbers
       that share the scale.
     Returns:
-      float32, the shape of exponent. Gradient, straight through the rounding: the scale's own times
-      1 / (scale * ln 2 * sqrt(terms)), so that a step of SGD moves the scale as LSQ's would; 0 where
-      the floor holds it.
+      float32, the shape of exponent. Gradient: of 2**exponent, straight through the rounding, times
+      LSQ's 1 / sqrt(terms); 0 where the floor holds it. It is small: adamw moves by it, plain SGD
+      hardly.
     Source: Esser et al. 2020 (LSQ, arXiv:1902.08153, sec. 2.2); log2 scales: Jain et al. 2020
       (TQT, arXiv:1903.08066).
     """
@@ -183,5 +183,5 @@ def learned_scale(exponent, floor, power_of_two, terms):
         scale = lax.bitcast_convert_type((rounded + 127) << 23, jnp.float32)
     else:
         scale = lax.stop_gradient(jnp.exp2(exponent))
-    slope = 1 / (scale * (math.log(2) * math.sqrt(terms)))
+    slope = scale * (math.log(2) / math.sqrt(terms))
     return scale + slope * (exponent - lax.stop_gradient(exponent))     # + 0: exact

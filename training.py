@@ -92,7 +92,9 @@ def publish(state, sample, hyper):
     with jax.numpy_dtype_promotion("standard"):
         layers = optax.tree.bias_correction(state.average.ema, hyper.AVERAGING,
                                             state.average.count)
-    return model.snap(model.set_scales(layers, sample, hyper), hyper)
+    if hyper.SCALES == "calibrated" and hyper.QAT_ENABLE:
+        layers = model.calibrate(layers, sample, hyper)
+    return model.snap(layers, hyper)
 
 
 def train_epoch(state, rate, images, labels, epoch, hyper, mesh):
@@ -155,6 +157,11 @@ def guess_score(labels, hyper):
     return -shares.max() if hyper.METRIC == "val_acc" else -np.sum(shares * np.log(shares))
 
 
+def _guess_metric(hyper):
+    """The hyper whose score says whether a model guesses: of val, whatever picks the epoch."""
+    return hyper._replace(METRIC="val_loss") if hyper.METRIC == "train_loss" else hyper
+
+
 def _score(metrics, hyper):
     """What early stopping minimizes; metrics float64 [..., 3]."""
     value = metrics[..., METRICS.index(hyper.METRIC)]
@@ -188,7 +195,7 @@ def judge(sweep, metrics, exact, hyper, guess):
     status = np.where(running & (epoch - renewed >= hyper.PATIENCE), STOPPED, status)
     best = history[lanes, best_epoch - 1]
     ended = running & (status != RUNNING)
-    status = np.where(ended & ~(_score(best, hyper) < guess), GUESSING, status)
+    status = np.where(ended & ~(_score(best, _guess_metric(hyper)) < guess), GUESSING, status)
     status = np.where(ended & (best_epoch == 0), INEXACT, status)
     status = np.where(running & ~finite, DIVERGED, status)
     return sweep._replace(best_epoch=best_epoch.astype(np.int32), mark=mark,

@@ -6,6 +6,7 @@ No recipe named: all of them. ABLATION_SEEDS runs side by side, resumed where th
 another data set (--DATA_DIR=FOLDER) the recipes keep their headers, and the weights files go into a
 folder of its own in weights/.
 """
+import itertools
 import time
 from pathlib import Path
 
@@ -45,45 +46,51 @@ def header(entry, path, environment):
 
 
 def _with_header(text, lines):
-    """A recipe's text with other lines for its first block of comment."""
-    rest = text.split("\n\n", 1)[1] if text.startswith("# ") else text
-    return f"{lines}\n{rest}"
+    """A recipe's text with other lines for the comment that opens it."""
+    rest = "".join(itertools.dropwhile(lambda line: line.startswith("#"),
+                                       text.splitlines(keepends=True)))
+    return f"{lines}\n{rest.lstrip()}"
 
 
 def measure(path, settings, data):
-    """Train a recipe's seeds: an entry of the result, and the first seed's Outcome."""
+    """Train a recipe's seeds: an entry of the result, the first seed's Outcome, and the folder."""
     import experiment
-    import runs
     name = path.stem
     points = [{"SEED": settings.SEED + i} for i in range(settings.ABLATION_SEEDS)]
     outcomes, folder, seconds = experiment.run(settings, f"recipe-{name}", points, data)
     for outcome in outcomes:
         experiment.check_usable(outcome.row, folder)
-    runs.finish(folder)
     return {"name": name, "model": experiment.describe(settings),
             "layer_sizes": settings.LAYER_SIZES, "input": settings.INPUT,
             "seconds": sum(seconds.values()),
-            "rows": [outcome.row for outcome in outcomes]}, outcomes[0]
+            "rows": [outcome.row for outcome in outcomes]}, outcomes[0], folder
 
 
 def main(argv):
     paths = [Path(word) for word in argv if word.endswith(".toml")]
     switches = [word for word in argv if not word.endswith(".toml")]
+    if "--help" in argv:
+        config.load(argv, __doc__)
     paths = paths or sorted(Path(FOLDER).glob("*.toml"))
+    if not paths:
+        raise InputError("no recipe is here; name one: recipes/NAME.toml")
     named = {path: config.load([str(path), *switches], __doc__) for path in paths}
+    for path, settings in named.items():
+        if not settings.POWER_OF_TWO_SCALES:
+            raise InputError(f"{path}: POWER_OF_TWO_SCALES = False has no integers to save")
     import experiment
     import results
+    import runs
     settings = named[paths[0]]
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.WEIGHTS_DIR)
     experiment.set_up(settings)
-    data = experiment.load_data(settings)
-    stem = result_name(data.name)
     for path, settings in named.items():
         start = time.perf_counter()
         data = experiment.load_data(settings)
         print(f"{path} on {data.name}")
+        stem = result_name(data.name)
         weights = Path(settings.WEIGHTS_DIR) / stem
-        entry, outcome = measure(path, settings, data)
+        entry, outcome, folder = measure(path, settings, data)
         target = Path(settings.RESULTS_DIR) / f"{stem}.json"
         try:
             others = results.read_result(target)["recipes"]
@@ -98,9 +105,9 @@ def main(argv):
         if data.name == HOME:
             recipe = read_bytes(path, MAX_BYTES).decode()
             write_atomically(path, _with_header(recipe, text).encode())
-        weights.mkdir(exist_ok=True)
         write_atomically(weights / f"{path.stem}.{settings.FILE_FORMAT}", outcome.content)
         print(f"wrote {weights / path.stem}.{settings.FILE_FORMAT}")
+        runs.finish(folder)
 
 
 if __name__ == "__main__":

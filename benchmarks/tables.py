@@ -52,7 +52,8 @@ def expected_output(read):
     """What the reference run of main_train.py printed last."""
     result = read("train")
     row, switches = result["row"], result["config"]
-    name = checkpoint.default_name(switches["QAT_ENABLE"], switches["WEIGHT_BITS"])
+    name = checkpoint.default_name(switches["QAT_ENABLE"], switches["WEIGHT_BITS"],
+                                   switches.get("FILE_FORMAT", "npz"))
     best = row["history"]["val_loss"][row["best_epoch"] - 1]
     return "\n".join([
         "```",

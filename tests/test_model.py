@@ -179,7 +179,7 @@ def expected_gradient(layers, x, labels, hyper):
         return codes * scale, inside, np.where(inside, codes - v, codes)
 
     def by_exponent(gradient, scale, numbers, qmax):
-        return gradient / (scale * np.log(2) * (numbers * qmax) ** 0.5)
+        return gradient * scale * np.log(2) / (numbers * qmax) ** 0.5
 
     (w1, b1, _, s1), (w2, b2, sh, s2) = (
         (layer.w, layer.b, *(2 ** np.rint(np.float64(e)) for e in layer[2:])) for layer in layers)

@@ -11,6 +11,7 @@ from hypothesis import given, strategies as st
 import config
 import data
 import devices
+import integer
 import model
 import predict
 import runtime
