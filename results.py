@@ -41,7 +41,7 @@ def peak_memory():
 
 
 def _command():
-    """The command that makes this result again, without the folders of this machine."""
+    """The command that makes this result again, without the folders that it fills."""
     script = Path(os.path.realpath(sys.argv[0]))
     words = [script.name]
     if script.parent != ROOT and script.is_relative_to(ROOT):
