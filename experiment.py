@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 import checkpoint
 import config
@@ -17,6 +16,7 @@ import integer
 import interrupt
 import model
 import predict
+import progress
 import runs
 import runtime
 import training
@@ -86,21 +86,12 @@ def _machine():
                             "processes": jax.process_count()}
 
 
-def _log(sweep):
-    """One line per epoch: of the active run with the least validation loss, and how many go on."""
-    if sweep.epoch == 1:
-        tqdm.write("epoch  train loss    val loss    val acc   seconds   active runs")
-    ran = sweep.history[~np.isnan(sweep.history[:, -1]).all(1), -1]
-    train_loss, val_loss, val_acc = ran[np.nan_to_num(ran[:, 1], nan=np.inf).argmin()]
-    tqdm.write(f"{sweep.epoch:5d}  {train_loss:10.4f}  {val_loss:10.4f}  {100 * val_acc:7.2f} %  "
-               f"{sweep.seconds[-1]:8.2f}   {len(ran)} of {len(sweep.rate)}")
-
-
-def _train(lanes, data, hyper, folder, group):
+def _train(lanes, data, hyper, folder, group, part):
     """The finished Sweep of one group of lanes, resumed where it was left.
 
     Args:
-      lanes: list of Config that share `hyper`; folder: Path of the run; group: number of its state.
+      lanes: list of Config that share `hyper`; folder: Path of the run; group: number of its state;
+      part: as progress.shown takes it.
     Raises:
       interrupt.Stopped: a signal came; the state is saved.
     """
@@ -117,14 +108,12 @@ def _train(lanes, data, hyper, folder, group):
     with (runs.Recorder(state, history, sweep, machine, settings.LOG) if first
           else nullcontext() as recorder,
           interrupt.after_epoch() as asked,
-          tqdm(total=hyper.MAX_EPOCHS, initial=sweep.epoch, unit="epoch", leave=False,
-               disable=None if first else True) as bar):
+          progress.shown(sweep, hyper, part, silent=not first) as show):
         for sweep in training.epochs(sweep, data.train, data.val, hyper):
             stop = runtime.any_process(asked())
             ended = not (sweep.status == training.RUNNING).any()
+            show(sweep, last=stop or ended)
             if recorder:
-                bar.update()
-                _log(sweep)
                 due = sweep.epoch % settings.CHECKPOINT_EVERY == 0
                 recorder.record(sweep, due, must=stop or ended)
             if stop and not ended:
@@ -174,6 +163,21 @@ def _outcome(settings, changes, sweep, lane, data):
     return judge(settings, layers, data, row)
 
 
+def _parts(groups):
+    """Of each group of lanes: (number, how many there are, its kind and what sets it apart)."""
+    named = ("QAT_ENABLE", "WEIGHT_BITS", "ACTIVATION_BITS")       # by describe
+    differing = [name for name, *values in zip(config.Hyper._fields, *groups)
+                 if len(set(values)) > 1 and name not in named]
+    parts = []
+    for number, (hyper, members) in enumerate(groups.items(), 1):
+        values = [(name, getattr(hyper, name)) for name in differing]
+        words = [f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+                 for name, value in values]
+        runs_ = f"{len(members)} run{'s' * (len(members) > 1)}"
+        parts.append((number, len(groups), ", ".join([describe(hyper), *words, runs_])))
+    return parts
+
+
 def run(settings, study, points, data):
     """Train and judge every point.
 
@@ -197,8 +201,9 @@ def run(settings, study, points, data):
     with runs.locked(folder) if runtime.is_first() else nullcontext():
         if runtime.is_first():
             runs.announce_others(folder, study)
-        sweeps = [_train([changed[i] for i in members], data, hyper, folder, group)
-                  for group, (hyper, members) in enumerate(groups.items())]
+        sweeps = [_train([changed[i] for i in members], data, hyper, folder, group, part)
+                  for group, ((hyper, members), part) in enumerate(zip(groups.items(),
+                                                                       _parts(groups)))]
         runtime.end_all_but_first()
         for sweep, members in zip(sweeps, groups.values()):
             seconds["compile"] += float(sweep.compile_seconds)

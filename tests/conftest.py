@@ -1,10 +1,12 @@
 """What the tests share: the import path, strict JAX, MNIST, and one small trained network."""
 import gzip
 import os
+import re
 import shutil
 import struct
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -105,6 +107,15 @@ def trained(mnist):
     network = model.to_network(best_layers(sweep), hyper)
     return SimpleNamespace(network=network, hyper=hyper, sweep=sweep, val=val,
                            predict=predict.make_predictor(network))
+
+
+def wait_for_epoch(process, runs_dir, epoch):
+    """Until the history of a process's run, in its RUNS_DIR, has this epoch."""
+    while not any(re.search(rf"^{epoch},", path.read_text(), re.MULTILINE)
+                  for path in Path(runs_dir).glob("*/history0.csv")):
+        if process.poll() is not None:
+            pytest.fail("".join(filter(None, process.communicate())))
+        time.sleep(0.002)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import experiment
 import files
 import main_train
 import runs
-from conftest import ROOT
+from conftest import ROOT, wait_for_epoch
 from files import InputError
 from test_scripts import TINY, assert_refused, places
 
@@ -229,17 +229,10 @@ def begin(folder, path, *words):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def wait_for_epoch(process, epoch):
-    for line in process.stdout:
-        if re.match(rf" +{epoch} ", line):
-            return
-    pytest.fail(process.stderr.read())
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_after_the_epoch_with_the_state_saved(folder, tmp_path, number):
     process = begin(folder, tmp_path)
-    wait_for_epoch(process, 3)
+    wait_for_epoch(process, tmp_path / "runs", 3)
     process.send_signal(number)
     out, errors = process.communicate(timeout=30)
     assert process.returncode == 130
@@ -259,7 +252,7 @@ def test_a_signal_ends_after_the_epoch_with_the_state_saved(folder, tmp_path, nu
 
 def test_a_second_signal_ends_at_once_and_the_state_before_is_whole(folder, tmp_path):
     process = begin(folder, tmp_path, "--LAYER_SIZES=784,2000,10")
-    wait_for_epoch(process, 2)
+    wait_for_epoch(process, tmp_path / "runs", 2)
     process.send_signal(signal.SIGINT)
     time.sleep(0.02)
     process.send_signal(signal.SIGINT)

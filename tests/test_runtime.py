@@ -16,7 +16,7 @@ from hypothesis import given, strategies as st
 import config
 import devices
 import runtime
-from conftest import CACHE, ROOT
+from conftest import CACHE, ROOT, wait_for_epoch
 from files import InputError
 
 # Quick, and few steps: summation order makes data-parallel floats drift apart over many.
@@ -83,16 +83,6 @@ def finish(running):
     return outputs
 
 
-def wait_for_epoch(process, epoch):
-    """Read the process's output up to this epoch's line; all that was read."""
-    lines = []
-    for line in process.stdout:
-        lines.append(line)
-        if re.match(rf" +{epoch} ", line):
-            return "".join(lines)
-    pytest.fail("".join(lines))
-
-
 @pytest.mark.parametrize("mode", ["lanes", "batch"])
 def test_two_processes_give_the_result_of_one(tmp_path, start, mode):
     switches = (["--LR_ABLATION_MODE=True"] if mode == "lanes"
@@ -115,7 +105,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_and_both_go_on(tmp_path, sta
     switches = ["--LR_ABLATION_MODE=True", "--ABLATION_MAX_EPOCHS=100", "--PATIENCE=1000"]
     alone, = start(tmp_path / "alone", *switches, processes=1)
     first, second = start(tmp_path / "both", *switches, processes=2)
-    wait_for_epoch(first, 2)
+    wait_for_epoch(first, tmp_path / "both", 2)
     second.send_signal(signal.SIGINT)
     sent = time.monotonic()
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
@@ -135,7 +125,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_and_both_go_on(tmp_path, sta
 
 def test_a_dead_process_stops_the_others_within_a_minute(tmp_path, start):
     first, second = start(tmp_path, *LONG, processes=2)
-    wait_for_epoch(first, 9)
+    wait_for_epoch(first, tmp_path, 9)
     second.kill()
     killed = time.monotonic()
     output = first.communicate(timeout=60)[0]
