@@ -4,6 +4,7 @@ from matplotlib import patheffects
 from matplotlib.figure import Figure        # not pyplot: no screen is needed, nothing global
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
+from scipy import optimize
 
 from published import POINTS
 
@@ -25,6 +26,19 @@ def plain_log(axis):
     axis.set_ticks([tick for tick in ticks if low <= tick <= high])
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())
+
+
+def setting(result):
+    """The data set and the network of a study, in words."""
+    return f"{result['dataset']['name']}, {'-'.join(map(str, result['config']['LAYER_SIZES']))}"
+
+
+def spread_out(positions, gap):
+    """The positions moved as little as it takes to be `gap` apart, in the same order; float [n]."""
+    order, steps = np.argsort(positions), gap * np.arange(len(positions))
+    apart = np.empty(len(positions))
+    apart[order] = optimize.isotonic_regression(np.array(positions)[order] - steps).x + steps
+    return apart
 
 
 def _accuracy_axis(axes):

@@ -25,7 +25,7 @@ def earliest_end(sweep, hyper):
 def header(lanes):
     """The names over the columns of `line`."""
     return ("epoch  train loss    val loss    val acc   seconds"
-            + "       rate   seed   active runs" * (lanes > 1))
+            + "      rate   seed   active" * (lanes > 1))
 
 
 def line(sweep):
@@ -37,7 +37,7 @@ def line(sweep):
             f"{sweep.seconds[-1]:8.2f}")
     if lanes > 1:
         active = (~np.isnan(metrics).all(1)).sum()
-        text += f"  {sweep.rate[lane]:9g}  {sweep.seed[lane]:5d}   {active} of {lanes}"
+        text += f"  {sweep.rate[lane]:8g}  {sweep.seed[lane]:5d}   {active} of {lanes}"
     return text
 
 

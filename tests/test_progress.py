@@ -81,7 +81,7 @@ def test_a_part_is_named_and_its_end_is_told(shown):
 
 def test_a_line_of_a_sweep_says_whose_it_is(shown):
     title, line = shown(1, 1.0)
-    assert title.split()[-4:] == ["rate", "seed", "active", "runs"]
+    assert title.split()[-3:] == ["rate", "seed", "active"]
     assert line.split() == ["1", "0.5000", "0.5000", "50.00", "%", "0.50", "2", "1", "2", "of", "2"]
     title, line = shown(1, 1.0, lanes=1)
     assert title.split()[-1] == "seconds" and len(line.split()) == 6
