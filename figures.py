@@ -41,6 +41,33 @@ def spread_out(positions, gap):
     return apart
 
 
+def put_names(figure, axes, names, marks):
+    """Names beside their points, each on the side where it covers the fewest marks and names.
+
+    Args:
+      names: list of (x, y, text, dict for annotate); marks: floats [N, 2], what to keep clear of.
+    """
+    figure.draw_without_rendering()             # so that positions are known
+    marks, taken = axes.transData.transform(marks), []
+    sides = [(x, y) for y in (-1, 1, 0) for x in (0, 1, -1) if x or y]
+    for x, y, text, how in names:
+        choices = []
+        for at_x, at_y in sides:
+            name = axes.annotate(
+                text, (x, y), ((4 if at_y else 8) * at_x, 8 * at_y), textcoords="offset points",
+                ha=("center", "left", "right")[at_x], va=("center", "bottom", "top")[at_y], **how)
+            box = name.get_window_extent().padded(9)
+            inside = axes.bbox.fully_containsx(box.x0) and axes.bbox.fully_containsx(
+                box.x1) and axes.bbox.fully_containsy(box.y0)
+            cost = box.count_contains(marks) + 2 * box.count_overlaps(taken) + 9 * (not inside)
+            choices.append((cost, len(choices), name, box))
+        _, _, best, box = min(choices, key=lambda choice: choice[:2])
+        for _, _, name, _ in choices:
+            if name is not best:
+                name.remove()
+        taken.append(box)
+
+
 def _accuracy_axis(axes):
     """A y axis of errors in %, logarithmic and upside down, that reads as test accuracy."""
     axes.set_yscale("log")
@@ -72,6 +99,19 @@ DIFFERENCES = {"learned - calibrated": ("learned − calibrated", COLORS[0], "o"
                "per-tensor - per-channel": ("per-tensor − per-channel", COLORS[3], "^")}
 
 
+def _gains(axes, result):
+    """What QAT with calibrated scales gains over rounding: arrows, from one percentage point on."""
+    for x, width in enumerate(result["widths"]):
+        gain = width["comparisons"]["calibrated - PTQ"]["mean"]
+        if gain is not None and gain >= 0.01:
+            low, high = (np.mean(_errors(width["models"][key]["rows"])[0])
+                         for key in ("ptq", "calibrated"))
+            axes.annotate("", (x, high), (x, low), arrowprops={
+                "arrowstyle": "->", "color": "0.3", "shrinkA": 7, "shrinkB": 7})
+            axes.annotate(f"+{100 * gain:.1f} pp", (x, low**0.7 * high**0.3), (2, 0), va="center",
+                          textcoords="offset points", fontsize=8.5)
+
+
 def _models_panel(axes, result):
     """Accuracy against bits, by kind of model: the mean and range of its usable runs."""
     errors, _ = _errors(result["float32"]["rows"])
@@ -88,7 +128,8 @@ def _models_panel(axes, result):
         if failed:
             axes.plot(*zip(*failed), "x", color=color, label="run without a usable model")
     _accuracy_axis(axes)
-    axes.set_title("Accuracy")
+    axes.set_title("Accuracy by the bits of a weight")
+    _gains(axes, result)
     shown = dict(zip(*reversed(axes.get_legend_handles_labels())))      # each label once
     axes.legend(shown.values(), shown.keys(), loc="lower left", fontsize=9)
 
@@ -121,9 +162,10 @@ def bits(result):
     """Accuracy against a weight's bits, and what the kind of scale changes."""
     figure = Figure(figsize=(8.3, 4.3), layout="constrained")
     figure.get_layout_engine().set(wspace=0.04)
-    panels = figure.subplots(1, 2)
+    panels = figure.subplots(1, 2, width_ratios=(1.1, 1))
     _models_panel(panels[0], result)
     _differences_panel(panels[1], result)
+    panels[0].set_xlim(-0.3, len(result["widths"]) - 0.05)      # room for the last gain
     for axes in panels:
         axes.set_xticks(range(len(result["widths"])),
                         [width["weight_bits"] for width in result["widths"]])
@@ -133,8 +175,8 @@ def bits(result):
     figure.supxlabel(
         f"{result['dataset']['name']}, {shape}, activations of "
         f"{result['config']['ACTIVATION_BITS']} bits, {len(result['seeds'])} seeds. Left: mean and "
-        "range over seeds.\nRight: mean and 95 % interval over the same seeds; filled where "
-        "p < 0.05. Close to 0 the axis is linear.", fontsize=8.5)
+        "range over seeds;\narrows: what calibrated QAT gains. Right: mean and 95 % interval over "
+        "the same seeds;\nfilled where p < 0.05. Close to 0 the axis is linear.", fontsize=8.5)
     return figure
 
 
@@ -184,20 +226,19 @@ def frontier(result):
     """Accuracy against the bytes of the whole file: our networks, recipes, and published ones."""
     figure = Figure(figsize=(8.3, 5.6), layout="constrained")
     axes = figure.subplots()
-    lost = _network_points(axes, result["networks"])
+    lost, names = _network_points(axes, result["networks"]), []
     home = result["dataset"]["name"] == "MNIST"     # as are the published points and the recipes
     for point in POINTS if home else ():
         at = point.bytes, 100 * (1 - point.test_acc)
         axes.plot(*at, **PUBLISHED)
-        axes.annotate(point.name, at, (0, -13), textcoords="offset points", ha="center",
-                      fontsize=8.5, path_effects=OUTLINE)
+        names.append((*at, point.name, {"fontsize": 8.5, "path_effects": OUTLINE}))
     for recipe in result.get("recipes", []) if home else ():
         usable, _ = _errors(recipe["rows"])
         at = max(row["file_bytes"] for row in recipe["rows"]), np.mean(usable)
         axes.errorbar(*at, np.std(usable, ddof=1) if len(usable) > 1 else None, fmt="*",
                       color=COLORS[5], markersize=13, capsize=2, markeredgecolor="white", zorder=3)
-        axes.annotate(recipe["name"], at, (0, 9), textcoords="offset points", ha="center",
-                      color=COLORS[5], fontweight="bold", fontsize=9, path_effects=OUTLINE)
+        names.append((*at, recipe["name"], {"color": COLORS[5], "fontweight": "bold", "fontsize": 9,
+                                            "path_effects": OUTLINE}))
     axes.set_xscale("log")
     axes.set_xticks([1000 * 2**power for power in range(10)])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / 1000:g} kB"))
@@ -214,4 +255,6 @@ def frontier(result):
     if any(network["test_acc"]["missing"] for network in result["networks"]):
         note += f" Hollow: some runs failed; not drawn, as all did: {lost}."
     figure.supxlabel(note, fontsize=8.5)
+    marks = [(x, y) for line in axes.lines for x, y in line.get_xydata()]
+    put_names(figure, axes, names, np.array(marks))
     return figure

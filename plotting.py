@@ -14,6 +14,7 @@ from figures import COLORS, STYLE, plain_log, setting
 from files import InputError, write_atomically
 from results import read_result
 
+
 def save(figure, path):
     """Write a figure as PNG, atomically."""
     buffer = io.BytesIO()

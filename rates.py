@@ -164,7 +164,7 @@ def learning_rates(result):
     _same_epochs_panel(same, groups, worst)
     same.set_ylabel("best loss so far (nats)")
     _curves_panel(curves, groups, worst)
-    for axes, title in ((stop, "How long a run lasts"), (loss, "What it has reached then"),
+    for axes, title in ((stop, "How long a run lasts"), (loss, "The best validation loss that it has reached then"),
                         (same, "What each rate has reached after the same number of epochs"),
                         (curves, "The way there: a line per run, named by its rate in the order of "
                          "the ends; dots: best epochs")):
