@@ -171,9 +171,8 @@ def bits(result):
                         [width["weight_bits"] for width in result["widths"]])
         axes.set_xlabel("bits of a weight")
         axes.grid(axis="x", visible=False)
-    shape = "-".join(map(str, result["config"]["LAYER_SIZES"]))
     figure.supxlabel(
-        f"{result['dataset']['name']}, {shape}, activations of "
+        f"{setting(result)}, activations of "
         f"{result['config']['ACTIVATION_BITS']} bits, {len(result['seeds'])} seeds. Left: mean and "
         "range over seeds;\narrows: what calibrated QAT gains. Right: mean and 95 % interval over "
         "the same seeds;\nfilled where p < 0.05. Close to 0 the axis is linear.", fontsize=8.5)

@@ -163,10 +163,21 @@ def test_checkpoint_keeps_the_arguments_only():
         assert f"{number:,}" in README
 
 
-def test_graph_is_drawn(cases, tmp_path):
+def test_no_name_in_the_graph_touches_another_or_the_edge_of_a_box(cases):
     case = cases["float32"]
-    graph.draw(graph.trace(case.loss, *case[1:]), tmp_path / "graph.png")
-    assert (tmp_path / "graph.png").read_bytes().startswith(b"\x89PNG")
+    figure = graph.draw(graph.trace(case.loss, *case[1:]))
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [patch.get_window_extent() for patch in axes.patches if patch.get_zorder() == 2]
+    names = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(boxes) > 60 and len(names) > len(boxes)
+    for i, name in enumerate(names):
+        assert not name.count_overlaps(names[:i])
+        assert figure.bbox.contains(*name.min) and figure.bbox.contains(*name.max)
+        for box in boxes:
+            inside = box.padded(-3)
+            assert not box.overlaps(name) or (inside.contains(*name.min)
+                                              and inside.contains(*name.max))
 
 
 @pytest.mark.parametrize("name", report.BLOCKS)

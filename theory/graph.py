@@ -123,9 +123,12 @@ def residuals(graph):
     return list(found.values())
 
 
-ARGUMENT, FORWARD, BACKWARD, WEIGHTS, GRADIENT = 0.0, 2.5, 7.0, 9.6, 12.1    # x of the columns
-HALF = {ARGUMENT: 0.45, FORWARD: 1.4, BACKWARD: 1.1, WEIGHTS: 1.1, GRADIENT: 0.7}     # box widths
-TALL = 0.27                                     # half a box's height; rows are 1 apart
+# The drawing: x in inches, y in rows, of 0.3 inches.
+WIDTH, ROW = 8.3, 0.3
+ARGUMENT, FORWARD, BACKWARD, WEIGHTS, GRADIENT = 0.32, 1.85, 4.72, 6.6, 7.92   # x of the columns
+HALF = {ARGUMENT: 0.27, FORWARD: 1.02, BACKWARD: 0.77, WEIGHTS: 0.8, GRADIENT: 0.33}  # box widths
+TALL = 0.3                                      # half a box's height, in rows
+GAP = (FORWARD + HALF[FORWARD] + BACKWARD - HALF[BACKWARD]) / 2     # x of most residuals' names
 
 
 def _arrow(axes, start, end, color, curve=0.0, style="-"):
@@ -137,11 +140,18 @@ def _arrow(axes, start, end, color, curve=0.0, style="-"):
 def _box(axes, x, y, text, color):
     axes.add_patch(Rectangle((x - HALF[x], y - TALL), 2 * HALF[x], 2 * TALL, facecolor="white",
                              edgecolor=color, zorder=2))
-    axes.text(x, y, text, ha="center", va="center", fontsize=8.5, zorder=3)
+    axes.text(x, y, text, ha="center", va="center", fontsize=7.5, zorder=3)
 
 
 def _text(shape):
     return f"[{','.join(map(str, shape))}]"
+
+
+def _typed(value):
+    """A Value's type as a jaxpr writes it: f32[128,784]."""
+    kind = value.dtype.name if value.dtype == bool else (
+        f"{value.dtype.kind}{8 * value.dtype.itemsize}")
+    return f"{kind}{_text(value.shape)}"
 
 
 def _draw_forward(axes, graph, height):
@@ -192,21 +202,23 @@ def _draw_backward(axes, graph, height):
                 _arrow(axes, (x, y + TALL), (x, to_y - TALL), ORANGE)
         for value in entry.residuals:
             source = height(value.row if value.row >= 0 else entry.row)
-            end = (x - HALF[x], y - 0.05) if x == BACKWARD or source == y else (x - 0.9, y + TALL)
-            start = FORWARD + HALF[FORWARD], source - 0.05
+            start, end = (FORWARD + HALF[FORWARD], source - 0.05), (x - HALF[x], y - 0.05)
+            if x != BACKWARD:                   # on its way down through the backward column
+                end = end[0], y + 0.15
             _arrow(axes, start, end, GREEN, style="--")
+            at = GAP if x == BACKWARD else BACKWARD - 0.45      # beside the cotangents' way
             slope = (end[1] - start[1]) / (end[0] - start[0])
-            axes.text(4.95, start[1] + slope * (4.95 - start[0]), str(value), fontsize=7.5,
+            axes.text(at, start[1] + slope * (at - start[0]), _typed(value), fontsize=7,
                       color=GREEN, ha="center", va="center",
-                      bbox={"facecolor": "white", "lw": 0, "pad": 0.6})
+                      bbox={"facecolor": "white", "linewidth": 0, "pad": 0.6})
         shape = next(v.shape for v in entry.inputs if isinstance(v, Entry))
         _box(axes, x, y, f"{entry.name}$^T$ {_text(shape)}", ORANGE)
 
 
-def draw(graph, path):
-    """Draw a Graph as a PNG: forward pass down the left, backward pass up the right."""
+def draw(graph):
+    """The Figure of a Graph: forward pass down the left, backward pass up the right."""
     count = len(graph.rows)
-    figure = Figure(figsize=(13, 0.42 * count + 1.2), dpi=110)
+    figure = Figure(figsize=(WIDTH, ROW * (count + 1.2)), dpi=130)
     axes = figure.add_axes((0, 0, 1, 1))
 
     def height(row):
@@ -217,12 +229,13 @@ def draw(graph, path):
         axes.axhspan(min(inside) - 0.5, max(inside) + 0.5, color=("#F3F3F3", "white")[layer % 2],
                      zorder=0)
         title = f"layer {layer}" if layer < graph.rows[-1].layer else "loss"
-        axes.text(-1.7, max(inside), title, fontsize=11, va="center", weight="bold")
+        axes.text(WIDTH - 0.05, min(inside), title, fontsize=10, ha="right", va="center",
+                  weight="bold")
     _draw_forward(axes, graph, height)
     _draw_backward(axes, graph, height)
-    for x, title, color in ((FORWARD, "forward pass, downwards", BLUE), (4.95, "residuals", GREEN),
-                            (8.2, "backward pass, upwards", ORANGE)):
-        axes.text(x, count + 0.9, title, color=color, ha="center", fontsize=12)
-    axes.set(xlim=(-1.8, 13.0), ylim=(0.4, count + 1.3))
+    for x, title, color in ((FORWARD, "forward pass, downwards", BLUE), (GAP, "residuals", GREEN),
+                            ((BACKWARD + WEIGHTS) / 2, "backward pass, upwards", ORANGE)):
+        axes.text(x, count + 0.95, title, color=color, ha="center", va="center", fontsize=10)
+    axes.set(xlim=(0, WIDTH), ylim=(0.4, count + 1.6))
     axes.axis("off")
-    plotting.save(figure, path)
+    return figure

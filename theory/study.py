@@ -1,10 +1,10 @@
 """Measure how jax.grad works on this model, and put the output into theory/README.md.
 
-python3 -m theory.study [recipes/NAME.toml] [--KEY=value ...]
+python3 -m theory.study [--draw] [recipes/NAME.toml] [--KEY=value ...]
 
 Writes results/autodiff.json, plots/autodiff_graph.png, plots/autodiff_ste.png, and the blocks
 between markers in theory/README.md. About a minute; run it on a quiet machine: it takes times.
-With arguments the README stays as it is.
+--draw measures nothing: it draws the figures again. With switches the README stays as it is.
 """
 import sys
 from functools import partial
@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))      # also as python3 theory
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -133,19 +134,26 @@ def measure_training(train, val, settings):
                    for rule, rules in RULES.items()} for name in ("W8A8", "W2A4")}
 
 
-def draw_training(result, path):
-    """Validation loss by epoch under each rule, one panel per width."""
-    figure = Figure(figsize=(9, 3.6), dpi=110, layout="constrained")
+def draw_training(result):
+    """The Figure of validation loss by epoch under each rule, one panel per width."""
+    figure = Figure(figsize=(8.3, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    styles = [(graph.GREY, "s", ":"), (graph.BLUE, "^", "--"), (graph.ORANGE, "o", "-")]
+    styles = [(graph.GREY, "s", 5, ":"), (graph.BLUE, "o", 9, "--"), (graph.ORANGE, "o", 4, "-")]
     for axes, (name, losses) in zip(panels, result.items()):
-        for (rule, values), (color, marker, line) in zip(losses.items(), styles):
-            axes.plot(values, color=color, marker=marker, linestyle=line, label=rule)
+        for (rule, values), (color, marker, size, line) in zip(losses.items(), styles):
+            axes.plot(values, color=color, marker=marker, markersize=size, linestyle=line,
+                      markerfacecolor="none" if size == 9 else color, label=rule)
         axes.set(title=name, xlabel="epoch (32 steps of 128 images)", ylim=(0, None))
-        axes.grid(alpha=0.3)
     panels[0].set_ylabel("validation loss (nats)")
-    panels[1].legend(loc="center right", frameon=False)
-    plotting.save(figure, path)
+    panels[1].legend(loc="center right")
+    return figure
+
+
+def draw(case, losses, folder):
+    """Both figures, as PNG in a folder: of a Case's graph, and of training losses."""
+    with matplotlib.rc_context(plotting.STYLE):
+        plotting.save(graph.draw(graph.trace(case.loss, *case[1:])), folder / "autodiff_graph.png")
+        plotting.save(draw_training(losses), folder / "autodiff_ste.png")
 
 
 def modes_table(result):
@@ -185,19 +193,21 @@ TABLES = {"modes": modes_table, "recomputation": recomputation_table, "training"
 
 
 def main(argv):
-    settings = config.load(argv, __doc__)
+    settings = config.load(argv, __doc__, also=("--draw",))
     check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
     experiment.set_up(settings)
     data = experiment.load_data(settings)
     cases = report.make_cases(settings, data.train)
     plots, path = Path(settings.PLOTS_DIR), Path(settings.RESULTS_DIR) / "autodiff.json"
     case = cases["float32"]
+    if "--draw" in argv:
+        draw(case, read_result(path)["training"], plots)
+        return
     losses = measure_training(data.train, data.val, settings)
     write_result(path, settings._asdict(), repeats=REPEATS, block=BLOCK, modes=measure_modes(case),
                  parameters=report.parameter_count(case),
                  recomputation=measure_recomputation(case, data.train), training=losses)
-    graph.draw(graph.trace(case.loss, *case[1:]), plots / "autodiff_graph.png")
-    draw_training(losses, plots / "autodiff_ste.png")
+    draw(case, losses, plots)
     if argv:
         return                                  # the README tells of the default configuration
     blocks = {name: make(cases) for name, make in report.BLOCKS.items()}
