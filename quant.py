@@ -58,8 +58,8 @@ def _fake_quantize_jvp(bits, signed, primals, tangents):
     x_tangent, scale_tangent = tangents
     qmin, qmax = code_range(bits, signed)
     codes = x * (1 / scale)
-    # Not the gradient of jnp.clip: that is 0.5 at the bound, where absmax calibration puts the
-    # largest weight of every channel.
+    # Not the gradient of jnp.clip: that is 0.5 at the bounds, where every activation that rounds to
+    # 0 is and, at 2 bits, every weight but those that round to 0.
     inside = (codes > qmin - 0.5) & (codes < qmax + 0.5)
     tangent = jnp.zeros_like(x)
     if not isinstance(x_tangent, SymbolicZero):

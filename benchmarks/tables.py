@@ -18,6 +18,7 @@ import results
 import stats
 from benchmarks import inference, timing
 from benchmarks.recipes import result_name
+from benchmarks.scaling import LANES_PER_DEVICE
 from experiment import USABLE
 from files import InputError, read_bytes, write_atomically
 
@@ -259,18 +260,21 @@ def training_speed(read):
 
 
 def scaling(read):
-    """The ends of each axis of the scaling study."""
-    result, rows = read("scaling"), []
-    for axis, points in result["points"].items():
-        for point in (points[0], points[-1]) if len(points) > 1 else points:
-            seconds = np.median(point["seconds"])
-            rows.append([f"{axis} = {point[axis]}", f"{seconds:.3f}", f"{point['gemm_limit']:.3f}",
-                         f"{seconds / point['gemm_limit']:.1f}"])
+    """The ends of each axis of the scaling study, and its devices."""
+    result = read("scaling")
+
+    def row(name, point):
+        return [name, timing.spread(point["seconds"], 3), f"{point['gemm_limit']:.3f}",
+                f"{np.median(point['seconds']) / point['gemm_limit']:.1f}"]
+
+    rows = [row(f"{axis} = {point[axis]}", point) for axis, points in result["points"].items()
+            for point in (points if axis == "devices" else points[::max(len(points) - 1, 1)])]
     switches = result["config"]
     header = [f"QAT {integer.kind(switches['WEIGHT_BITS'], switches['ACTIVATION_BITS'])}, one "
-              "lane-epoch at", "median (s)",
+              "lane-epoch at", "median (range) (s)",
               f"its operations at {result['gemm_gflops']:.0f} GFLOP/s (s)", "ratio"]
-    return f"{results.table(header, rows)}\n\n{_source(result)}"
+    return "\n".join([results.table(header, rows), "",
+                      f"Each device trains {LANES_PER_DEVICE} lanes. {_source(result)}"])
 
 
 def inference_speed(read):
