@@ -28,9 +28,10 @@ def plain_log(axis):
     axis.set_minor_locator(NullLocator())
 
 
-def setting(result):
-    """The data set and the network of a study, in words."""
-    return f"{result['dataset']['name']}, {'-'.join(map(str, result['config']['LAYER_SIZES']))}"
+def setting(result, seeds):
+    """The data set, the network and how many seeds a study has, in words."""
+    return (f"{result['dataset']['name']}, {'-'.join(map(str, result['config']['LAYER_SIZES']))}, "
+            f"{seeds} seed{'s' * (seeds != 1)}")
 
 
 def spread_out(positions, gap):
@@ -172,10 +173,10 @@ def bits(result):
         axes.set_xlabel("bits of a weight")
         axes.grid(axis="x", visible=False)
     figure.supxlabel(
-        f"{setting(result)}, activations of "
-        f"{result['config']['ACTIVATION_BITS']} bits, {len(result['seeds'])} seeds. Left: mean and "
-        "range over seeds;\narrows: what calibrated QAT gains. Right: mean and 95 % interval over "
-        "the same seeds;\nfilled where p < 0.05. Close to 0 the axis is linear.", fontsize=8.5)
+        f"{setting(result, len(result['seeds']))}, activations of "
+        f"{result['config']['ACTIVATION_BITS']} bits. Left: mean and range over seeds;\n"
+        "arrows: what calibrated QAT gains. Right: mean and 95 % interval over the same seeds;\n"
+        "filled where p < 0.05. Close to 0 the axis is linear.", fontsize=8.5)
     return figure
 
 

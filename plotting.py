@@ -78,8 +78,8 @@ def _quant_vs_unquant(result):
                 f"{stats.describe(of['test_acc']).partition(': ')[0]}".translate(names)
                 for pair, of in result["comparisons"].items()]
     figure.supxlabel("\n".join([
-        f"{setting(result)}, n = {len(result['seeds'])} seeds (dots); diamonds: mean ± standard "
-        "deviation over seeds. Test accuracy:", *verdicts]), fontsize=8.5)
+        f"{setting(result, len(result['seeds']))} (dots); diamonds: mean ± standard deviation. "
+        "Test accuracy:", *verdicts]), fontsize=8.5)
     return figure
 
 

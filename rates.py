@@ -51,14 +51,14 @@ def _rate_panel(axes, rows, key, worst, color=COLORS[0], best=None):
                       **_run_marker(row["status"]))
     if best is not None:
         axes.plot(best, np.mean(groups[best]), "*", color=color, markersize=15,
-                  markeredgecolor="white", zorder=3)
+                  markeredgecolor="white", zorder=4)
 
 
 def _run_marker(status):
     """The look of one run, which says how it ended."""
     marker = MARKERS[status]
     return {"marker": marker, "linestyle": "none", "markersize": 5.5 if marker == "x" else 4.5,
-            "markerfacecolor": "white"}
+            "markerfacecolor": "white", "zorder": 3}
 
 
 def _run_marks(rows, mean="mean over seeds"):
@@ -116,8 +116,10 @@ def _same_epochs_panel(axes, groups, worst):
 
 
 def _curves_panel(axes, groups, worst):
-    """Validation loss by epoch: a line per run, a colour and a name per rate, dots at best epochs;
-    a triangle where a run leaves the axes through the top."""
+    """Validation loss by epoch: a line per run, a colour and a name per rate, dots at best epochs.
+
+    A run that leaves the axes through the top has a triangle there; returns whether one does.
+    """
     top, ends = 1.3 * worst, []
     for i, (rate, group) in enumerate(groups.items()):
         color, dashes = COLORS[i % len(COLORS)], ("-", "--")[i // len(COLORS) % 2]
@@ -129,19 +131,20 @@ def _curves_panel(axes, groups, worst):
                 axes.plot(row["best_epoch"], values[row["best_epoch"] - 1], MARKERS[row["status"]],
                           color=color, markersize=5, markeredgecolor="white")
             if values[-1] > top:
-                axes.plot(epochs[np.argmax(values > top)], top, "^", color=color, markersize=9,
-                          clip_on=False)
+                axes.plot(epochs[np.argmax(values > top)], 0.93 * top, "^", color=color,
+                          markersize=9)
         # The longest run of the rate carries its name.
         last = max(group, key=lambda row: row["epochs"])
         loss = last["history"]["val_loss"][-1]
-        left = loss is None or loss > top
-        ends.append((last["epochs"], top if left else loss, f"{rate:g}{' leaves' if left else ''}", color))
+        loss = top if loss is None else min(loss, top)
+        ends.append((last["epochs"], loss, f"{rate:g}{' ▲' if loss == top else ''}", color))
     axes.set(xscale="log", yscale="log", xlabel="epoch", ylabel="validation loss (nats)")
     axes.set_xlim(1, 1.1 * max(end[0] for end in ends))
     axes.set_ylim(0.7 * min(end[1] for end in ends), top)
     plain_log(axes.xaxis)
     plain_log(axes.yaxis)
     _end_labels(axes, ends, 1.015)
+    return any(end[1] == top for end in ends)
 
 
 def learning_rates(result):
@@ -156,23 +159,26 @@ def learning_rates(result):
     _rate_panel(loss, rows, "val_loss", worst, best=best)
     star = Line2D([], [], linestyle="none", marker="*", markersize=12, color="0.35",
                   label=f"least mean loss: {best:g}")
-    stop.legend(handles=[*_run_marks(rows), star], loc="upper right", fontsize=9)
+    marks = [*_run_marks(rows), star]
+    figure.legend(handles=marks, loc="outside upper center", ncols=4 if len(marks) < 5 else 3,
+                  fontsize=9)
     for axes, label in ((stop, "epochs to stop"), (loss, "best loss (nats)")):
         _rate_axis(axes)
         axes.set(xlabel="", ylabel=label)
     stop.set_xlim(min(groups) / 5, 1.6 * max(groups))       # room for the names of the third panel
     _same_epochs_panel(same, groups, worst)
     same.set_ylabel("best loss so far (nats)")
-    _curves_panel(curves, groups, worst)
-    for axes, title in ((stop, "How long a run lasts"), (loss, "The best validation loss that it has reached then"),
+    leaves = " ▲: leaves the axes." * _curves_panel(curves, groups, worst)
+    for axes, title in ((stop, "How long a run lasts"),
+                        (loss, "The best validation loss that it has reached then"),
                         (same, "What each rate has reached after the same number of epochs"),
                         (curves, "The way there: a line per run, named by its rate in the order of "
                          "the ends; dots: best epochs")):
         axes.set_title(title, loc="left", fontsize=11)
     figure.supxlabel(
-        f"{setting(result)}, {len(groups)} rates, {len(next(iter(groups.values())))} seeds. A run "
-        f"stops when {config['PATIENCE']} epochs bring less than {config['MIN_DELTA']:g} nats: a "
-        "slow\nrate stops where its progress per epoch becomes small, not where it has converged.",
+        f"{setting(result, len({row['seed'] for row in rows}))}. A run stops when "
+        f"{config['PATIENCE']} epochs bring less than {config['MIN_DELTA']:g} nats: a slow rate "
+        "stops\nwhere its progress per epoch becomes small, not where it has converged." + leaves,
         fontsize=8.5)
     return figure
 
@@ -201,6 +207,5 @@ def optimizers(result):
         words.axis("off")
         words.legend(handles=handles, title=title, loc="upper left", fontsize=9, title_fontsize=9,
                      ncols=1 + column, alignment="left", borderaxespad=0)
-    figure.supxlabel(f"{setting(result)}, "
-                     f"{len(next(iter(_by_rate(every).values())))} seeds", fontsize=8.5)
+    figure.supxlabel(setting(result, len({row["seed"] for row in every})), fontsize=8.5)
     return figure

@@ -298,6 +298,6 @@ def jax_bytes_block(cases):
     return fence(*lines)
 
 
-BLOCKS = {"toy": toy_block, "jaxpr": jaxpr_block, "rules": rules_block, "reverse": reverse_block, "ste": ste_block,
-          "residuals": residuals_block, "largest": largest_residuals_block,
+BLOCKS = {"toy": toy_block, "jaxpr": jaxpr_block, "rules": rules_block, "reverse": reverse_block,
+          "ste": ste_block, "residuals": residuals_block, "largest": largest_residuals_block,
           "jax-bytes": jax_bytes_block}
