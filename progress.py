@@ -56,24 +56,25 @@ def shown(sweep, hyper, part=(1, 1, ""), silent=False):
     if name and not silent:
         print(f"{name}: {what}", flush=True)
         due = time.monotonic() + INTERVAL
-    with tqdm(total=earliest_end(sweep, hyper), initial=sweep.epoch, leave=False,
+
+    def place(sweep, end):
+        return (f"{name}{', ' * bool(name)}epoch {sweep.epoch} of "
+                f"{'at least ' * (end < hyper.MAX_EPOCHS)}{end}")
+
+    end = earliest_end(sweep, hyper)
+    with tqdm(total=end, initial=sweep.epoch, desc=place(sweep, end), leave=False,
               bar_format="{desc} |{bar}| {elapsed} gone, {remaining} left",
               disable=True if silent else None) as bar:
-        def describe(sweep):
-            end = bar.total = earliest_end(sweep, hyper)
-            bar.set_description_str(f"{name}{', ' * bool(name)}epoch {sweep.epoch} of "
-                                    f"{'at least ' * (end < hyper.MAX_EPOCHS)}{end}", False)
-
         def show(sweep, last):
             nonlocal due, titled
             if silent:
                 return
-            describe(sweep)
+            bar.total = earliest_end(sweep, hyper)
+            bar.set_description_str(place(sweep, bar.total), refresh=False)
             bar.update()
             if watched or last or time.monotonic() >= due:
                 due = time.monotonic() + INTERVAL
                 tqdm.write("\n".join([*[header(len(sweep.rate))] * (not titled), line(sweep)]))
                 sys.stdout.flush()
                 titled = True
-        describe(sweep)
         yield show
