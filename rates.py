@@ -61,9 +61,9 @@ def _run_marker(status):
             "markerfacecolor": "white", "zorder": 3}
 
 
-def _run_marks(rows, mean="mean over seeds"):
+def _run_marks(rows):
     """Legend entries, in grey, of the marks of these runs."""
-    marks = [Line2D([], [], color="0.35", label=mean),
+    marks = [Line2D([], [], color="0.35", label="mean over seeds"),
              Patch(facecolor="0.35", alpha=0.25, label="range over seeds")]
     met = {row["status"] for row in rows}
     return marks + [Line2D([], [], color="0.35", label=f"run that {words}", **_run_marker(status))
@@ -71,9 +71,9 @@ def _run_marks(rows, mean="mean over seeds"):
 
 
 def _best_so_far(row, epochs):
-    """The least validation loss of a run's first epochs; NaN when all of them diverged."""
+    """The least validation loss of a run's first epochs; infinity when all of them diverged."""
     values = [value for value in row["history"]["val_loss"][:epochs] if value is not None]
-    return min(values, default=np.nan)
+    return min(values, default=np.inf)
 
 
 def _end_labels(axes, ends, x, **how):
@@ -107,7 +107,7 @@ def _same_epochs_panel(axes, groups, worst):
     colors = matplotlib.colormaps["viridis"](np.linspace(0.85, 0, len(counts)))
     ends = []
     for count, color in zip(counts, colors):
-        means = [np.nanmean([np.fmin(_best_so_far(row, count), worst) for row in group])
+        means = [np.mean([min(_best_so_far(row, count), worst) for row in group])
                  for group in groups.values()]
         axes.plot(list(groups), means, "o-", markersize=3.5, color=color)
         ends.append((min(groups), means[-1], f"{count:,} epochs", color))
@@ -120,7 +120,7 @@ def _curves_panel(axes, groups, worst):
 
     A run that leaves the axes through the top has a triangle there; returns whether one does.
     """
-    top, ends = 1.3 * worst, []
+    top, ends, leaves = 1.3 * worst, [], False
     for i, (rate, group) in enumerate(groups.items()):
         color, dashes = COLORS[i % len(COLORS)], ("-", "--")[i // len(COLORS) % 2]
         for row in group:
@@ -128,9 +128,10 @@ def _curves_panel(axes, groups, worst):
             epochs = np.arange(1, len(values) + 1)
             axes.plot(epochs, values, color=color, linewidth=1, linestyle=dashes)
             if row["best_epoch"]:
-                axes.plot(row["best_epoch"], values[row["best_epoch"] - 1], MARKERS[row["status"]],
-                          color=color, markersize=5, markeredgecolor="white")
-            if values[-1] > top:
+                axes.plot(row["best_epoch"], values[row["best_epoch"] - 1], "o", color=color,
+                          markersize=5.5, markeredgecolor="white")
+            if (values > top).any():
+                leaves = True
                 axes.plot(epochs[np.argmax(values > top)], 0.93 * top, "^", color=color,
                           markersize=9)
         # The longest run of the rate carries its name.
@@ -144,7 +145,7 @@ def _curves_panel(axes, groups, worst):
     plain_log(axes.xaxis)
     plain_log(axes.yaxis)
     _end_labels(axes, ends, 1.015)
-    return any(end[1] == top for end in ends)
+    return leaves
 
 
 def learning_rates(result):

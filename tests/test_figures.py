@@ -63,7 +63,8 @@ def test_curves_are_named_in_the_order_of_their_ends_and_those_that_leave_are_ma
                  and line.get_color() == names[2].get_color()]
     assert [line.get_xdata()[0] for line in triangles] == [2, 2]    # the epoch that leaves
     dots = [line for line in curves.lines if line.get_marker() == "o"]
-    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots] == [(2, 0.3), (2, 0.31)]
+    assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots] == [
+        (1, 1.5), (1, 1.5), (2, 0.3), (2, 0.31), (5, 0.29), (5, 0.29)]
     assert "▲: leaves the axes" in figure.get_supxlabel() and "2 seeds" in figure.get_supxlabel()
     sweep["rows"] = sweep["rows"][2:]
     assert "▲" not in rates.learning_rates(sweep).get_supxlabel()
