@@ -45,7 +45,8 @@ def fake_quantize(x, scale, bits, signed=True):
     Returns:
       float32 [I, O], within scale/2 of x inside the grid's range, saturated beyond.
       Gradient: 1 where qmin - 0.5 < x/scale < qmax + 0.5, 0 beyond; with respect to scale the
-      code less x/scale where the first is 1, the code beyond.
+      code less x/scale inside these bounds, the code beyond. Of signed x whose scale has a gradient
+      too, 1 everywhere: a weight that it leaves outside could not come back by itself.
     Source: Jacob et al. 2018 (arXiv:1712.05877, sec. 3); Bengio et al. 2013 (arXiv:1308.3432);
       the scale's gradient: Esser et al. 2020 (LSQ, arXiv:1902.08153).
     """
@@ -61,10 +62,11 @@ def _fake_quantize_jvp(bits, signed, primals, tangents):
     # Not the gradient of jnp.clip: that is 0.5 at the bounds, where every activation that rounds to
     # 0 is and, at 2 bits, every weight but those that round to 0.
     inside = (codes > qmin - 0.5) & (codes < qmax + 0.5)
+    is_learned = not isinstance(scale_tangent, SymbolicZero)
     tangent = jnp.zeros_like(x)
     if not isinstance(x_tangent, SymbolicZero):
-        tangent = jnp.where(inside, x_tangent, 0.0)
-    if not isinstance(scale_tangent, SymbolicZero):     # a calibrated scale costs nothing
+        tangent = x_tangent if signed and is_learned else jnp.where(inside, x_tangent, 0.0)
+    if is_learned:                              # a calibrated scale costs nothing
         rounded = quantize(x, scale, bits, signed)
         tangent += scale_tangent * jnp.where(inside, rounded - codes, rounded)
     return fake_quantize(x, scale, bits, signed), tangent

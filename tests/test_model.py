@@ -184,7 +184,7 @@ def expected_gradient(layers, x, labels, hyper):
     (w1, b1, _, s1), (w2, b2, sh, s2) = (
         (layer.w, layer.b, *(2 ** np.rint(np.float64(e)) for e in layer[2:])) for layer in layers)
     qmax, qmax_h = oracle.code_range(hyper.WEIGHT_BITS, True)[1], 2**hyper.ACTIVATION_BITS - 1
-    (q1, in1, by_s1), (q2, in2, by_s2) = (
+    (q1, _, by_s1), (q2, _, by_s2) = (
         quantize(np.float64(w), s, hyper.WEIGHT_BITS) for w, s in ((w1, s1), (w2, s2)))
     acc = x @ q1 + np.rint(b1 / (s1 / 256)) * (s1 / 256)
     h, in_h, by_sh = quantize(np.maximum(acc, 0), sh, hyper.ACTIVATION_BITS, False)
@@ -193,9 +193,9 @@ def expected_gradient(layers, x, labels, hyper):
     gh = g2 @ q2.T
     g1 = gh * in_h * (acc > 0)
     g_q1, g_q2 = x.T @ g1, h.T @ g2
-    return [model.Layer(g_q1 * in1, g1.sum(0), np.zeros((1, 1)),
+    return [model.Layer(g_q1, g1.sum(0), np.zeros((1, 1)),
                         by_exponent((g_q1 * by_s1).sum(0, keepdims=True), s1, len(w1), qmax)),
-            model.Layer(g_q2 * in2, g2.sum(0),
+            model.Layer(g_q2, g2.sum(0),
                         by_exponent((gh * by_sh).sum(keepdims=True), sh, len(w2), qmax_h),
                         by_exponent((g_q2 * by_s2).sum(keepdims=True), s2, w2.size, qmax))]
 

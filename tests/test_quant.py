@@ -78,7 +78,7 @@ def test_gradient_is_one_strictly_inside_the_bounds_and_zero_beyond(bits, signed
 @every_grid
 def test_gradient_with_respect_to_scale_is_lsqs(rng, bits, signed):
     """Esser et al. 2020, eq. 3: round(v) - v inside, the end of the range beyond; the numbers that
-    share a scale add up. The gradient of x does not change because the scale has one too."""
+    share a scale add up. The gradient of signed x then passes everywhere."""
     qmin, qmax = oracle.code_range(bits, signed)
     for shape in ((1, 2), (1, 1)):
         scale = np.resize(np.float32([2.0**-5, 0.5]), shape)
@@ -95,7 +95,7 @@ def test_gradient_with_respect_to_scale_is_lsqs(rng, bits, signed):
         np.testing.assert_array_equal(moves, slope.astype(np.float32))
         upstream = rng.normal(0, 1, x.shape).astype(np.float32)
         of_x, of_scale = jax.vjp(quantized, x, scale)[1](upstream)
-        np.testing.assert_array_equal(of_x, upstream * inside)
+        np.testing.assert_array_equal(of_x, upstream * (inside | signed))
         axes = tuple(axis for axis in (0, 1) if shape[axis] == 1)
         # float32 sums of 400 or 800 terms.
         np.testing.assert_allclose(of_scale, (upstream * slope).sum(axes, keepdims=True),
