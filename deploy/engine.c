@@ -1,16 +1,97 @@
-/* Integer-only MLP in C99: no floating point, no allocation, no dependencies.
+/* Integer-only MLP in C99: no floating point, no allocation, no library.
  *
- * int mlp_predict(image, logits) fills the accumulators of the last layer and returns the class.
- * With -DMLP_MAIN a program that classifies the images of an idx file:
- *     cc -O3 -march=native -DMLP_MAIN mlp.c -o mlp && ./mlp IMAGES [LABELS]
+ * The compiler's own macros choose between two ways to the same integers, each with its table in
+ * mlp_weights.h. Where an instruction multiplies bytes, LANES outputs at a time: DOT4 adds to every
+ * 32-bit lane the products of its four bytes of codes (unsigned) and of weights (signed). Elsewhere,
+ * or with -DMLP_PORTABLE, plain C and a table that takes as many bits as the weights have.
  */
-#define MLP_WEIGHTS
 #include "mlp.h"
 
+#if defined(MLP_PORTABLE) || !defined(__GNUC__) || defined(__ARM_BIG_ENDIAN)
+#elif defined(__AVX512VNNI__)
+#include <immintrin.h>
+#define LANES 16
+#define SPLAT(word) _mm512_set1_epi32((int)(word))
+#define DOT4 _mm512_dpbusd_epi32
+typedef __m512i lanes;
+#elif defined(__AVXVNNI__)
+#include <immintrin.h>
+#define LANES 8
+#define SPLAT(word) _mm256_set1_epi32((int)(word))
+#define DOT4 _mm256_dpbusd_avx_epi32
+typedef __m256i lanes;
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include <arm_neon.h>
+#define LANES 4
+#define SPLAT vdupq_n_u32
+typedef uint32x4_t lanes;
+static inline lanes DOT4(lanes sums, lanes x, lanes w)
+{   /* both unsigned: w + 128, and 128 * x off again */
+    const uint8x16_t codes = vreinterpretq_u8_u32(x), sign = vdupq_n_u8(128);
+    lanes offset = vdotq_u32(vdupq_n_u32(0), codes, sign);
+    return vsubq_u32(vdotq_u32(sums, codes, veorq_u8(vreinterpretq_u8_u32(w), sign)), offset);
+}
+#endif
+#include "mlp_weights.h"
+
+#ifdef LANES
+#include <string.h>
+
+#define SUMS(outputs) (((outputs) + 15) / 16 * 16)      /* of an accumulator: the table has so many */
+
+/* Up to four codes as a word, the first one in its lowest byte. */
+static uint32_t four(const uint8_t *x, uint32_t left)
+{
+    if (left >= 4)
+        return x[0] | (uint32_t)x[1] << 8 | (uint32_t)x[2] << 16 | (uint32_t)x[3] << 24;
+    return x[0] | (left > 1 ? (uint32_t)x[1] << 8 : 0) | (left > 2 ? (uint32_t)x[2] << 16 : 0);
+}
+
+static void store(uint32_t *acc, lanes sums)
+{
+    memcpy(acc, &sums, sizeof sums);
+}
+
+/* acc = x @ w + b modulo 2^32; the true value lies in (-2^24, 2^24). */
+static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t *acc)
+{
+    uint32_t word[(MLP_MAX_INPUTS + 3) / 4];    /* most pixels are 0: only the other fours count */
+    const lanes *row[(MLP_MAX_INPUTS + 3) / 4], *w = (const lanes *)layer->w;
+    uint32_t count = 0, vectors = SUMS(layer->outputs) / LANES, v = 0;
+    for (uint32_t i = 0; i < layer->inputs; i += 4, w += vectors) {
+        word[count] = four(x + i, layer->inputs - i);
+        row[count] = w;
+        count += word[count] != 0;              /* no branch to mispredict */
+    }
+    for (; v + 4 <= vectors; v += 4) {
+        lanes sums0 = SPLAT(0), sums1 = sums0, sums2 = sums0, sums3 = sums0;
+        for (uint32_t n = 0; n < count; n++) {
+            const lanes codes = SPLAT(word[n]), *weights = row[n] + v;
+            sums0 = DOT4(sums0, codes, weights[0]);
+            sums1 = DOT4(sums1, codes, weights[1]);
+            sums2 = DOT4(sums2, codes, weights[2]);
+            sums3 = DOT4(sums3, codes, weights[3]);
+        }
+        store(acc + v * LANES, sums0);
+        store(acc + (v + 1) * LANES, sums1);
+        store(acc + (v + 2) * LANES, sums2);
+        store(acc + (v + 3) * LANES, sums3);
+    }
+    for (; v < vectors; v++) {
+        lanes sums = SPLAT(0);
+        for (uint32_t n = 0; n < count; n++)
+            sums = DOT4(sums, SPLAT(word[n]), row[n][v]);
+        store(acc + v * LANES, sums);
+    }
+    for (uint32_t o = 0; o < layer->outputs; o++)
+        acc[o] += (uint32_t)layer->b[o];
+}
+#else
 /* A weight is stored as an unsigned field, code + MLP_OFFSET, MLP_FIELD_BITS wide. Fields k and
  * k + FIELDS/2 of a word lie 16 bits apart, and a field times an input stays below 2^16: one
  * 32-bit multiplication makes two products. MLP_OFFSET * (sum of the inputs) is taken off again. */
 #define FIELDS (32 / MLP_FIELD_BITS)
+#define SUMS(outputs) (((outputs) + FIELDS - 1) / FIELDS * FIELDS)
 #define PAIR_MASK (((UINT32_C(1) << MLP_FIELD_BITS) - 1) * UINT32_C(0x10001))
 
 /* Add four inputs' products to the accumulators of four fields: k and k + 1 (low0, low1), and those
@@ -38,7 +119,7 @@ static void add_rows(uint32_t *restrict low0, uint32_t *restrict low1, uint32_t 
 static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t *acc)
 {
     uint16_t nonzero[MLP_MAX_INPUTS + 1];   /* most pixels are 0: only the others cost time */
-    uint32_t count = 0, sum = 0, words = layer->words, half = words * (FIELDS / 2);
+    uint32_t count = 0, sum = 0, half = SUMS(layer->outputs) / 2, words = 2 * half / FIELDS;
     for (uint32_t i = 0; i < layer->inputs; i++) {
         nonzero[count] = (uint16_t)i;
         count += x[i] != 0;                     /* no branch to mispredict */
@@ -64,12 +145,12 @@ static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t
     for (uint32_t o = 0; o < layer->outputs; o++)
         acc[o] += (uint32_t)layer->b[o] - MLP_OFFSET * sum;
 }
+#endif
 
 /* clip(round_half_even(acc / 2^shift), 0, MLP_QMAX); negatives give 0: nothing signed shifts. */
 static uint8_t requantize(uint32_t acc, uint8_t shift)
 {
-    if (acc > INT32_MAX)
-        return 0;
+    acc = acc > INT32_MAX ? 0 : acc;            /* no branch: half of them are negative */
     acc = (acc + (UINT32_C(1) << (shift - 1)) - 1 + (acc >> shift & 1)) >> shift;
     return (uint8_t)(acc < MLP_QMAX ? acc : MLP_QMAX);
 }
@@ -91,7 +172,7 @@ static void pool(const uint8_t *restrict image, uint8_t *restrict codes)
 
 int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES])
 {
-    uint32_t acc[MLP_MAX_SUMS];
+    uint32_t acc[SUMS(MLP_MAX_OUTPUTS)];
     uint8_t codes[MLP_MAX_CODES];
     const uint8_t *x = image;
     int best = 0;
@@ -115,67 +196,8 @@ int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES])
     return best;
 }
 
-#ifdef MLP_MAIN
-#include <stdio.h>
-#include <stdlib.h>
-
-static void fail(const char *path, const char *reason)
+void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count)
 {
-    fprintf(stderr, "error: %s %s\n", path, reason);
-    exit(2);
+    for (; count; count--, images += MLP_INPUTS, logits += MLP_CLASSES)
+        mlp_predict(images, logits);
 }
-
-/* Open an idx file of uint8 whose items have item_bytes each; returns their number. */
-static uint32_t open_idx(const char *path, int rank, uint32_t item_bytes, FILE **file)
-{
-    uint8_t head[16];
-    size_t head_bytes = 4 + 4 * (size_t)rank;
-    uint64_t size[4] = {0, 1, 1, 1};
-    long end;
-    *file = fopen(path, "rb");
-    if (!*file)
-        fail(path, "can't be opened");
-    if (fseek(*file, 0, SEEK_END) || (end = ftell(*file)) < 0 || fseek(*file, 0, SEEK_SET))
-        fail(path, "is not a plain file");
-    if (fread(head, 1, head_bytes, *file) != head_bytes)
-        fail(path, "is truncated");
-    if (head[0] || head[1] || head[2] != 8 || head[3] != rank)
-        fail(path, "is not an uncompressed idx file of the right kind");
-    for (int r = 0; r < rank; r++)
-        size[r] = (uint32_t)head[4 + 4 * r] << 24 | (uint32_t)head[5 + 4 * r] << 16 |
-                  (uint32_t)head[6 + 4 * r] << 8 | head[7 + 4 * r];
-    if (size[1] * size[2] != item_bytes)
-        fail(path, "holds images of the wrong size");
-    if ((uint64_t)end != head_bytes + size[0] * item_bytes)
-        fail(path, "is truncated, or longer than its header says");
-    return (uint32_t)size[0];
-}
-
-int main(int argc, char **argv)
-{
-    FILE *images, *labels = NULL;
-    uint8_t image[MLP_INPUTS], label;
-    int32_t logits[MLP_CLASSES];
-    uint32_t correct = 0, count;
-    if (argc < 2 || argc > 3)
-        fail("usage:", "mlp IMAGES [LABELS], two idx files");
-    count = open_idx(argv[1], 3, MLP_INPUTS, &images);
-    if (argc == 3 && open_idx(argv[2], 1, 1, &labels) != count)
-        fail(argv[2], "has another number of items than the images");
-    for (uint32_t n = 0; n < count; n++) {
-        if (fread(image, 1, MLP_INPUTS, images) != MLP_INPUTS ||
-            (labels && fread(&label, 1, 1, labels) != 1))
-            fail(argv[1], "or its labels can't be read");
-        int best = mlp_predict(image, logits);
-        if (labels)
-            correct += best == label;
-        else
-            printf("%d\n", best);
-    }
-    if (labels && count)
-        printf("accuracy %lu.%02lu %% (%lu of %lu)\n", (unsigned long)(100ull * correct / count),
-               (unsigned long)(10000ull * correct / count % 100), (unsigned long)correct,
-               (unsigned long)count);
-    return 0;
-}
-#endif

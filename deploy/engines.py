@@ -13,17 +13,6 @@ C_FLAGS = ("-std=c99", "-O3", "-march=native")
 # As root Chromium refuses its sandbox; the rest keeps it from touching a GPU or the network.
 CHROMIUM_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                   "--disable-background-networking", "--disable-component-update", "--disable-sync")
-# C loops over a batch, so that timing it does not time Python's calls.
-_BATCH = """
-#include <stddef.h>
-#include "mlp.h"
-void mlp_batch(const uint8_t *images, int32_t *logits, int count);
-void mlp_batch(const uint8_t *images, int32_t *logits, int count)
-{
-    for (int n = 0; n < count; n++)
-        mlp_predict(images + (size_t)n * MLP_INPUTS, logits + (size_t)n * MLP_CLASSES);
-}
-"""
 
 
 class Missing(Exception):
@@ -65,12 +54,13 @@ def make_c(files, compiler="gcc", flags=C_FLAGS):
     """
     compiler = find_compiler(compiler)
     with tempfile.TemporaryDirectory() as folder:       # a loaded library outlives its file
-        for name, text in {**files, "batch.c": _BATCH}.items():
+        for name, text in files.items():
             (Path(folder) / name).write_text(text, "utf-8")
         library = Path(folder) / "mlp.so"
-        subprocess.run([compiler, *flags, "-shared", "-fPIC", "mlp.c", "batch.c", "-o", library],
-                       cwd=folder, check=True)
-        batch = ctypes.CDLL(str(library)).mlp_batch
+        subprocess.run([compiler, *flags, "-shared", "-fPIC", "mlp.c", "-o", library], cwd=folder,
+                       check=True)
+        batch = ctypes.CDLL(str(library)).mlp_predict_batch
+    batch.argtypes, batch.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32), None
     header = files["mlp.h"].split()
     inputs, classes = (int(header[header.index(f"MLP_{name}") + 1])
                        for name in ("INPUTS", "CLASSES"))
@@ -79,8 +69,7 @@ def make_c(files, compiler="gcc", flags=C_FLAGS):
         # The library trusts its caller: wrong shapes would read beyond the array.
         images = np.ascontiguousarray(images, np.uint8).reshape(len(images), inputs)
         logits = np.empty((len(images), classes), np.int32)
-        batch(images.ctypes.data_as(ctypes.c_void_p), logits.ctypes.data_as(ctypes.c_void_p),
-              len(images))
+        batch(images.ctypes.data, logits.ctypes.data, len(images))
         return logits
 
     return run

@@ -1,4 +1,4 @@
-"""C99: one header of packed weights and one source file, the integers of deploy/engine.c."""
+"""C99: the integers of a network as tables, the engine that runs them, and programs to try it."""
 import math
 from pathlib import Path
 
@@ -8,10 +8,12 @@ import integer
 
 # Bits of the field that a weight takes: powers of two, so that no field straddles a word.
 FIELD_BITS = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
+LANES = 16                      # of the widest instruction: what the outputs are filled up to
+FRAMES = 320                    # bytes of stack besides the buffers; the tests measure less
 
 
 def pack_words(w_q, bits):
-    """Weight codes as the words that engine.c multiplies.
+    """Weight codes as the words that engine.c multiplies in plain C.
 
     Args:
       w_q: int8 [I, O]; bits: of the weights.
@@ -31,73 +33,150 @@ def pack_words(w_q, bits):
     return np.bitwise_or.reduce(codes << places, axis=1)
 
 
+def lane_words(w_q):
+    """Weight codes as the words that engine.c gives to instructions that multiply bytes.
+
+    Args:
+      w_q: int8 [I, O].
+    Returns:
+      uint32 [ceil(I / 4), O filled up to LANES]: four inputs' codes for one output in a word, the
+      first in its lowest byte; zeros fill up.
+    """
+    inputs, outputs = w_q.shape
+    codes = np.zeros((math.ceil(inputs / 4), 4, LANES * math.ceil(outputs / LANES)), np.uint32)
+    codes.reshape(-1, codes.shape[2])[:inputs, :outputs] = w_q.view(np.uint8)
+    places = np.arange(0, 32, 8, dtype=np.uint32)[:, None]
+    return np.bitwise_or.reduce(codes << places, axis=1)
+
+
 def _array(kind, name, values):
     """A constant array as C text, lines short enough to read."""
-    text = [f"0x{v:x}u" if kind == "uint32_t" else str(v) for v in values.ravel().tolist()]
+    text = [f"0x{v:x}" if "uint32_t" in kind else str(v) for v in values.ravel().tolist()]
     rows = [",".join(text[start:start + 8]) for start in range(0, len(text), 8)]
     return f"static const {kind} {name}[] = {{\n" + ",\n".join(rows) + "\n};\n"
 
 
-def export(network):
-    """The two files and what they need.
-
-    Args:
-      network: integer.Network.
-    Returns:
-      (files, flash, ram): {"mlp.h": text, "mlp.c": text}; bytes of constant tables; bytes of
-      buffers, all on the stack. Code, return addresses and saved registers come on top.
-    """
-    bits, sizes = network.weight_bits, integer.sizes(network)
-    fields = 32 // FIELD_BITS[bits]
-    arrays, table, flash = [], [], 0
-    for i, layer in enumerate(network.layers):
-        words = pack_words(layer.w_q, bits)
-        parts = [("uint32_t", f"mlp_w{i}", words), ("int32_t", f"mlp_b{i}", layer.b_q)]
-        if layer.shift is not None:
-            parts.append(("uint8_t", f"mlp_shift{i}", layer.shift.astype(np.uint8)))
-        arrays += [_array(*part) for part in parts]
-        flash += sum(values.nbytes for _, _, values in parts)
-        shift = "0" if layer.shift is None else f"mlp_shift{i}"
-        inputs, outputs = layer.w_q.shape
-        table.append(f"    {{{inputs}, {outputs}, {words.shape[1]}, mlp_w{i}, mlp_b{i}, {shift}}}")
-    max_sums = max(fields * math.ceil(outputs / fields) for outputs in sizes[1:])
-    pixels = integer.pixels(network.input, sizes[0])
-    pooled = "" if network.input == integer.IMAGE_SIDE else (
-        f"#define MLP_POOLED {network.input}      /* side of the pooled image */\n")
-    # Pooling makes codes of the pixels too, in the same buffer.
-    max_inputs, max_codes = max(sizes[:-1]), max(sizes if pooled else sizes[1:])
-    name = f"nanoQAT {integer.name(network)}, {'-'.join(map(str, sizes))}"
-    header = f"""/* {name}; made by main_export.py. */
+def _header(title, network):
+    """mlp.h: what a caller needs to know."""
+    sizes = integer.sizes(network)
+    return f"""/* {title} */
 #ifndef MLP_H
 #define MLP_H
 #include <stdint.h>
 
-#define MLP_INPUTS {pixels}      /* bytes of an image */
+#define MLP_INPUTS {integer.pixels(network.input, sizes[0])}      /* bytes of an image */
 #define MLP_CLASSES {sizes[-1]}
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
 
 /* The class of an image; logits receives the accumulators of the last layer. Reentrant. */
 int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES]);
 
-#ifdef MLP_WEIGHTS                      /* mlp.c alone defines it */
+/* The logits of `count` images, one after the other. */
+void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count);
+
+#ifdef __cplusplus
+}}
+#endif
+#endif
+"""
+
+
+def _weights(title, network):
+    """(mlp_weights.h: the tables, and what mlp.c needs to know; bytes of the packed tables)."""
+    bits, sizes = network.weight_bits, integer.sizes(network)
+    packed, lanes, rest, table, flash = [], [], [], [], 0
+    for i, layer in enumerate(network.layers):
+        words = pack_words(layer.w_q, bits)
+        packed.append(_array("uint32_t", f"mlp_w{i}", words))
+        lanes.append(_array("__attribute__((aligned(64))) uint32_t", f"mlp_w{i}",
+                            lane_words(layer.w_q)))
+        rest.append(_array("int32_t", f"mlp_b{i}", layer.b_q))
+        flash += words.nbytes + layer.b_q.nbytes
+        shift = "0" if layer.shift is None else f"mlp_shift{i}"
+        if layer.shift is not None:
+            rest.append(_array("uint8_t", shift, layer.shift))
+            flash += layer.shift.nbytes
+        inputs, outputs = layer.w_q.shape
+        table.append(f"    {{{inputs}, {outputs}, mlp_w{i}, mlp_b{i}, {shift}}}")
+    pooled = "" if network.input == integer.IMAGE_SIDE else (
+        f"#define MLP_POOLED {network.input}      /* side of the pooled image */\n")
+    return f"""/* {title} */
 {pooled}#define MLP_LAYERS {len(network.layers)}
 #define MLP_FIELD_BITS {FIELD_BITS[bits]}
 #define MLP_STEP {2 if bits == 1 else 1}      /* weight = MLP_STEP * field - MLP_OFFSET */
 #define MLP_OFFSET {2 ** (bits - 1)}u
 #define MLP_QMAX {integer.code_range(network.activation_bits, signed=False)[1]}u
-#define MLP_MAX_INPUTS {max_inputs}
-#define MLP_MAX_SUMS {max_sums}
-#define MLP_MAX_CODES {max_codes}
+#define MLP_MAX_INPUTS {max(sizes[:-1])}
+#define MLP_MAX_OUTPUTS {max(sizes[1:])}
+#define MLP_MAX_CODES {_max_codes(network)}
 
 struct mlp_layer {{
-    uint32_t inputs, outputs, words;    /* words: 32-bit words of weights per input */
+    uint32_t inputs, outputs;
     const uint32_t *w;
     const int32_t *b;
     const uint8_t *shift;
 }};
 
-{''.join(arrays)}
+#ifdef LANES                            /* bytes, four inputs in a word */
+{''.join(lanes)}#else                                   /* fields of MLP_FIELD_BITS, one input's */
+{''.join(packed)}#endif
+{''.join(rest)}
 static const struct mlp_layer mlp_layers[MLP_LAYERS] = {{
-""" + ",\n".join(table) + "\n};\n#endif\n#endif\n"
-    ram = 4 * max_sums + max_codes + 2 * (max_inputs + 1)
-    source = (Path(__file__).parent / "engine.c").read_text("utf-8")
-    return {"mlp.h": header, "mlp.c": source}, flash, ram
+""" + ",\n".join(table) + "\n};\n", flash
+
+
+def _max_codes(network):
+    """Codes that the engine keeps at a time; pooling makes codes of the pixels, too."""
+    sizes = integer.sizes(network)
+    return max(sizes[1:] if network.input == integer.IMAGE_SIDE else sizes)
+
+
+def _example(title, network):
+    """example.c: the least program, which is a test: an image and its logits by NumPy."""
+    count = integer.pixels(network.input, integer.sizes(network)[0])
+    ramp = 97 * np.arange(count) % 512                  # half of the bytes 0, the others of all kinds
+    image = np.maximum(ramp - 256, 0).astype(np.uint8)
+    logits = integer.make_engine(network, "numpy")(image[None])[0]
+    return f"""/* {title}
+ *
+ * The least program, and a test vector: exits with 0 if the logits are right on this machine.
+ *     cc -std=c99 -O3 mlp.c example.c -o example && ./example
+ */
+#include "mlp.h"
+
+{_array("uint8_t", "image", image)}
+{_array("int32_t", "expected", logits)}
+int main(void)
+{{
+    int32_t logits[MLP_CLASSES];
+    int best = mlp_predict(image, logits), wrong = best != {logits.argmax()};
+    for (int o = 0; o < MLP_CLASSES; o++)
+        wrong |= logits[o] != expected[o];
+    return wrong;
+}}
+"""
+
+
+def export(network):
+    """The files of a C program and what the engine needs in plain C, as on a microcontroller.
+
+    Args:
+      network: integer.Network.
+    Returns:
+      (files, flash, ram): {name: text}; bytes of constant tables, code on top; bytes of stack that
+      mlp_predict needs at most, buffers and calls.
+    """
+    sizes, fields = integer.sizes(network), 32 // FIELD_BITS[network.weight_bits]
+    title = (f"nanoQAT {integer.name(network)}, {'-'.join(map(str, sizes))}; "
+             "made by main_export.py.")
+    weights, flash = _weights(title, network)
+    sums = max(fields * math.ceil(outputs / fields) for outputs in sizes[1:])
+    ram = 4 * sums + _max_codes(network) + 2 * (max(sizes[:-1]) + 1) + FRAMES
+    folder = Path(__file__).parent
+    return {"mlp.h": _header(title, network), "mlp_weights.h": weights,
+            "mlp.c": (folder / "engine.c").read_text("utf-8"),
+            "classify.c": (folder / "classify.c").read_text("utf-8"),
+            "example.c": _example(title, network)}, flash, ram
