@@ -35,11 +35,19 @@ def to_onnx(network):
 def to_c(network):
     from deploy import to_c as target
     files, flash, ram = target.export(network)
-    return {name: text.encode() for name, text in files.items()}, (
-        f"flash {flash:,} bytes of tables, RAM {ram:,} bytes of buffers; code and calls on top\n"
-        f"  your program: #include \"mlp.h\", compile mlp.c, call mlp_predict(image, logits)\n"
-        f"  try it:       cc -std=c99 -O3 -march=native -DMLP_MAIN {OUT}/mlp.c -o {OUT}/mlp\n"
-        f"                {OUT}/mlp IMAGES [LABELS]     uncompressed idx files; one class a line")
+    compiler = "cc -std=c99 -O3 -march=native"
+    return {name: text.encode() for name, text in files.items()}, f"""\
+in plain C: flash {flash:,} bytes of tables, and code; stack at most {ram:,} bytes
+your program: #include "mlp.h", compile mlp.c, call mlp_predict(image, logits)
+a test vector of one image, exit code 0 if right:
+  {compiler} {OUT}/mlp.c {OUT}/example.c -o {OUT}/example
+  {OUT}/example && echo right
+the test images:
+  {compiler} {OUT}/mlp.c {OUT}/classify.c -o {OUT}/classify
+  gunzip -c datasets/mnist/t10k-images-idx3-ubyte.gz > {OUT}/images
+  gunzip -c datasets/mnist/t10k-labels-idx1-ubyte.gz > {OUT}/labels
+  {OUT}/classify {OUT}/images {OUT}/labels
+C++ and Python call it in ten lines: docs/deploy.md"""
 
 
 def to_web(network):

@@ -20,7 +20,7 @@ import integer
 import model
 import results
 from benchmarks import load_network
-from deploy import engines
+from deploy import engines, to_c
 
 RANDOM_IMAGES = 100_000         # of uniform bytes: codes and accumulators that no digit reaches
 SLOW_RANDOM_IMAGES = 10_000     # for JavaScript
@@ -81,10 +81,16 @@ def make_onnx(network, batch):
     return in_batches(engines.make_onnx(to_onnx.export(network)), batch)
 
 
-def make_c(network):
-    """The C engine."""
-    from deploy import to_c
-    return engines.make_c(to_c.export(network)[0])
+def make_c(network, *flags):
+    """The C engine; flags: compiler's, besides the usual ones."""
+    return engines.make_c(to_c.export(network)[0], flags=(*engines.C_FLAGS, *flags))
+
+
+def make_sanitized_c(network, stack, *flags):
+    """The C engine under the address and undefined behaviour sanitizers, which end it if it errs."""
+    folder = stack.enter_context(tempfile.TemporaryDirectory())
+    return engines.make_c_program(to_c.export(network)[0], folder,
+                                  flags=(*engines.C_FLAGS, *engines.SANITIZERS, *flags))
 
 
 def make_javascript(network, stack):
@@ -109,6 +115,10 @@ def make_engines(network, stack, random_images):
         **{f"ONNX Runtime, batch {batch:,}": (partial(make_onnx, network, batch), random_images)
            for batch in (1, 128, 10_000)},
         "C": (partial(make_c, network), random_images),
+        "C, plain": (partial(make_c, network, engines.PLAIN), random_images),
+        "C, sanitized": (partial(make_sanitized_c, network, stack), random_images),
+        "C, plain, sanitized": (partial(make_sanitized_c, network, stack, engines.PLAIN),
+                                random_images),
         "JavaScript": (partial(make_javascript, network, stack), SLOW_RANDOM_IMAGES),
     }
 
@@ -160,7 +170,8 @@ def main(argv):
         print(results.table(["engine", "images", "mismatched logits", "seconds"], rows))
         print(f"\n{path}, {integer.name(network)}: {len(dataset.test.images):,} test images, the "
               f"others random bytes; {integer.sizes(network)[-1]} logits an image. "
-              "Seconds include compiling.\n")
+              "Seconds include compiling. Plain C is what processors without a dot product of bytes "
+              "run.\n")
     print(f"{len(paths)} models, {wrong} mismatched logits")
     sys.exit(1 if wrong else 0)
 

@@ -37,7 +37,8 @@ static inline lanes DOT4(lanes sums, lanes x, lanes w)
 #ifdef LANES
 #include <string.h>
 
-#define SUMS(outputs) (((outputs) + 15) / 16 * 16)      /* of an accumulator: the table has so many */
+/* Outputs of the table, which zeros fill up to four times the most LANES. */
+#define SUMS(outputs) (((outputs) + 63) / 64 * 64)
 
 /* Up to four codes as a word, the first one in its lowest byte. */
 static uint32_t four(const uint8_t *x, uint32_t left)
@@ -57,13 +58,13 @@ static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t
 {
     uint32_t word[(MLP_MAX_INPUTS + 3) / 4];    /* most pixels are 0: only the other fours count */
     const lanes *row[(MLP_MAX_INPUTS + 3) / 4], *w = (const lanes *)layer->w;
-    uint32_t count = 0, vectors = SUMS(layer->outputs) / LANES, v = 0;
+    uint32_t count = 0, vectors = SUMS(layer->outputs) / LANES;
     for (uint32_t i = 0; i < layer->inputs; i += 4, w += vectors) {
         word[count] = four(x + i, layer->inputs - i);
         row[count] = w;
         count += word[count] != 0;              /* no branch to mispredict */
     }
-    for (; v + 4 <= vectors; v += 4) {
+    for (uint32_t v = 0; v < vectors; v += 4) {
         lanes sums0 = SPLAT(0), sums1 = sums0, sums2 = sums0, sums3 = sums0;
         for (uint32_t n = 0; n < count; n++) {
             const lanes codes = SPLAT(word[n]), *weights = row[n] + v;
@@ -77,12 +78,6 @@ static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t
         store(acc + (v + 2) * LANES, sums2);
         store(acc + (v + 3) * LANES, sums3);
     }
-    for (; v < vectors; v++) {
-        lanes sums = SPLAT(0);
-        for (uint32_t n = 0; n < count; n++)
-            sums = DOT4(sums, SPLAT(word[n]), row[n][v]);
-        store(acc + v * LANES, sums);
-    }
     for (uint32_t o = 0; o < layer->outputs; o++)
         acc[o] += (uint32_t)layer->b[o];
 }
@@ -92,6 +87,7 @@ static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t
  * 32-bit multiplication makes two products. MLP_OFFSET * (sum of the inputs) is taken off again. */
 #define FIELDS (32 / MLP_FIELD_BITS)
 #define SUMS(outputs) (((outputs) + FIELDS - 1) / FIELDS * FIELDS)
+#define CHUNK (MLP_MAX_INPUTS < 256 ? MLP_MAX_INPUTS : 256)
 #define PAIR_MASK (((UINT32_C(1) << MLP_FIELD_BITS) - 1) * UINT32_C(0x10001))
 
 /* Add four inputs' products to the accumulators of four fields: k and k + 1 (low0, low1), and those
@@ -118,26 +114,32 @@ static void add_rows(uint32_t *restrict low0, uint32_t *restrict low1, uint32_t 
 /* acc = x @ w + b modulo 2^32; the true value lies in (-2^24, 2^24). */
 static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t *acc)
 {
-    uint16_t nonzero[MLP_MAX_INPUTS + 1];   /* most pixels are 0: only the others cost time */
-    uint32_t count = 0, sum = 0, half = SUMS(layer->outputs) / 2, words = 2 * half / FIELDS;
-    for (uint32_t i = 0; i < layer->inputs; i++) {
-        nonzero[count] = (uint16_t)i;
-        count += x[i] != 0;                     /* no branch to mispredict */
-        sum += x[i];
-    }
+    uint8_t nonzero[CHUNK];                     /* most pixels are 0: only the others cost time */
+    const uint32_t *w = layer->w;
+    uint32_t sum = 0, half = SUMS(layer->outputs) / 2, words = 2 * half / FIELDS;
     for (uint32_t o = 0; o < 2 * half; o++)
         acc[o] = 0;
-    for (uint32_t n = 0; n < count; n += 4) {
-        const uint32_t *row[4];
-        uint32_t factor[4];
-        for (uint32_t r = 0; r < 4; r++) {      /* the last group is filled up with 0 * row 0 */
-            uint32_t i = n + r < count ? nonzero[n + r] : 0;
-            row[r] = layer->w + i * words;
-            factor[r] = n + r < count ? MLP_STEP * (uint32_t)x[i] : 0;
+    for (uint32_t left = layer->inputs, size; left; left -= size, x += size, w += size * words) {
+        uint32_t count = 0;
+        size = left < CHUNK ? left : CHUNK;
+        for (uint32_t i = 0; i < size; i++) {
+            nonzero[count] = (uint8_t)i;
+            count += x[i] != 0;                 /* no branch to mispredict */
+            sum += x[i];
         }
-        for (uint32_t k = 0; k < FIELDS / 2; k += 2) {
-            uint32_t *low = acc + k * words, *high = low + half;
-            add_rows(low, low + words, high, high + words, row, factor, words, k * MLP_FIELD_BITS);
+        for (uint32_t n = 0; n < count; n += 4) {
+            const uint32_t *row[4];
+            uint32_t factor[4];
+            for (uint32_t r = 0; r < 4; r++) {  /* the last group is filled up with 0 * row 0 */
+                uint32_t i = n + r < count ? nonzero[n + r] : 0;
+                row[r] = w + i * words;
+                factor[r] = n + r < count ? MLP_STEP * (uint32_t)x[i] : 0;
+            }
+            for (uint32_t k = 0; k < FIELDS / 2; k += 2) {
+                uint32_t *low = acc + k * words, *high = low + half;
+                add_rows(low, low + words, high, high + words, row, factor, words,
+                         k * MLP_FIELD_BITS);
+            }
         }
     }
     for (uint32_t o = 0; o < half; o++)

@@ -1,6 +1,7 @@
 """Run exported models: each engine takes uint8 images [N, I] and gives int32 accumulators."""
 import base64
 import ctypes
+import functools
 import shutil
 import subprocess
 import tempfile
@@ -10,6 +11,23 @@ from pathlib import Path
 import numpy as np
 
 C_FLAGS = ("-std=c99", "-O3", "-march=native")
+PLAIN = "-DMLP_PORTABLE"        # to C_FLAGS: the way of processors that have no dot product of bytes
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+# Raw images in, int32 logits out; arrays of one image, so that the sanitizer sees a byte too far.
+_PIPE = """
+#include <stdio.h>
+#include "mlp.h"
+int main(void)
+{
+    uint8_t image[MLP_INPUTS];
+    int32_t logits[MLP_CLASSES];
+    while (fread(image, MLP_INPUTS, 1, stdin)) {
+        mlp_predict_batch(image, logits, 1);
+        fwrite(logits, sizeof logits, 1, stdout);
+    }
+    return 0;
+}
+"""
 # As root Chromium refuses its sandbox; the rest keeps it from touching a GPU or the network.
 CHROMIUM_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
                   "--disable-background-networking", "--disable-component-update", "--disable-sync")
@@ -36,12 +54,26 @@ def make_onnx(model):
     return lambda images: session.run([output], {"image": images})[0]
 
 
-def find_compiler(name="gcc"):
-    """Path of a C compiler, or Missing."""
+@functools.cache
+def find_compiler(name="gcc", flags=()):
+    """Path of a C compiler that can link a program with these flags, or Missing."""
     path = shutil.which(name)
     if not path:
         raise Missing(f"no {name}: install it from the system's packages")
+    with tempfile.TemporaryDirectory() as folder:
+        probe = subprocess.run([path, *flags, "-x", "c", "-", "-o", "probe"], cwd=folder,
+                               input=b"int main(void) { return 0; }\n", capture_output=True)
+    if probe.returncode:
+        raise Missing(f"{name} can't link with {' '.join(flags)}: its libraries are missing")
     return path
+
+
+def _compile(files, folder, compiler, flags, *more):
+    """Write the files to the folder and call the compiler there."""
+    compiler = find_compiler(compiler, flags)
+    for name, text in files.items():
+        (Path(folder) / name).write_text(text, "utf-8")
+    subprocess.run([compiler, *flags, *more], cwd=folder, check=True)
 
 
 def make_c(files, compiler="gcc", flags=C_FLAGS):
@@ -52,14 +84,9 @@ def make_c(files, compiler="gcc", flags=C_FLAGS):
     Returns:
       a function from images to accumulators.
     """
-    compiler = find_compiler(compiler)
     with tempfile.TemporaryDirectory() as folder:       # a loaded library outlives its file
-        for name, text in files.items():
-            (Path(folder) / name).write_text(text, "utf-8")
-        library = Path(folder) / "mlp.so"
-        subprocess.run([compiler, *flags, "-shared", "-fPIC", "mlp.c", "-o", library], cwd=folder,
-                       check=True)
-        batch = ctypes.CDLL(str(library)).mlp_predict_batch
+        _compile(files, folder, compiler, flags, "-shared", "-fPIC", "mlp.c", "-o", "mlp.so")
+        batch = ctypes.CDLL(str(Path(folder) / "mlp.so")).mlp_predict_batch
     batch.argtypes, batch.restype = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32), None
     header = files["mlp.h"].split()
     inputs, classes = (int(header[header.index(f"MLP_{name}") + 1])
@@ -71,6 +98,18 @@ def make_c(files, compiler="gcc", flags=C_FLAGS):
         logits = np.empty((len(images), classes), np.int32)
         batch(images.ctypes.data, logits.ctypes.data, len(images))
         return logits
+
+    return run
+
+
+def make_c_program(files, folder, compiler="gcc", flags=(*C_FLAGS, *SANITIZERS)):
+    """The C engine, as a program in a folder, which may run under sanitizers; else as make_c."""
+    _compile({**files, "pipe.c": _PIPE}, folder, compiler, flags, "mlp.c", "pipe.c", "-o", "pipe")
+
+    def run(images):
+        done = subprocess.run([Path(folder) / "pipe"], input=images.tobytes(), check=True,
+                              stdout=subprocess.PIPE)
+        return np.frombuffer(done.stdout, np.int32).reshape(len(images), -1)
 
     return run
 

@@ -8,8 +8,8 @@ import integer
 
 # Bits of the field that a weight takes: powers of two, so that no field straddles a word.
 FIELD_BITS = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
-LANES = 16                      # of the widest instruction: what the outputs are filled up to
-FRAMES = 320                    # bytes of stack besides the buffers; the tests measure less
+TILE = 64                       # what engine.c's dot product fills the outputs up to
+FRAMES = 208                    # bytes of stack besides the buffers; the tests measure less
 
 
 def pack_words(w_q, bits):
@@ -39,11 +39,11 @@ def lane_words(w_q):
     Args:
       w_q: int8 [I, O].
     Returns:
-      uint32 [ceil(I / 4), O filled up to LANES]: four inputs' codes for one output in a word, the
+      uint32 [ceil(I / 4), O filled up to TILE]: four inputs' codes for one output in a word, the
       first in its lowest byte; zeros fill up.
     """
     inputs, outputs = w_q.shape
-    codes = np.zeros((math.ceil(inputs / 4), 4, LANES * math.ceil(outputs / LANES)), np.uint32)
+    codes = np.zeros((math.ceil(inputs / 4), 4, TILE * math.ceil(outputs / TILE)), np.uint32)
     codes.reshape(-1, codes.shape[2])[:inputs, :outputs] = w_q.view(np.uint8)
     places = np.arange(0, 32, 8, dtype=np.uint32)[:, None]
     return np.bitwise_or.reduce(codes << places, axis=1)
@@ -174,7 +174,7 @@ def export(network):
              "made by main_export.py.")
     weights, flash = _weights(title, network)
     sums = max(fields * math.ceil(outputs / fields) for outputs in sizes[1:])
-    ram = 4 * sums + _max_codes(network) + 2 * (max(sizes[:-1]) + 1) + FRAMES
+    ram = 4 * sums + _max_codes(network) + min(256, max(sizes[:-1])) + FRAMES
     folder = Path(__file__).parent
     return {"mlp.h": _header(title, network), "mlp_weights.h": weights,
             "mlp.c": (folder / "engine.c").read_text("utf-8"),

@@ -1,5 +1,8 @@
 """Exported models compute the integers of the weights file: ONNX Runtime, C and JavaScript."""
+import re
+import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,7 +21,9 @@ SIZES = (784, 37, 22, 10)       # no multiple of a SIMD width or of the fields i
 WIDTHS = [(8, 8), (7, 5), (5, 1), (4, 8), (3, 4), (2, 2), (1, 8), (1, 1)]
 POOLED = [(4, 8, 14), (1, 8, 12), (2, 4, 10)]       # the side that images are pooled to, too
 CASES = [(*widths, 28) for widths in WIDTHS] + POOLED
-STRICT = ("-std=c99", "-Wall", "-Wextra", "-pedantic", "-Werror", "-O2")
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-O2")
+# The instructions of the processor: its widest, half as wide where it has both, none.
+BUILDS = [(), ("-mno-avx512f",), (engines.PLAIN,)]
 
 
 def make_network(weight_bits=8, activation_bits=8, input=28, sizes=SIZES):
@@ -178,43 +183,51 @@ def test_onnx_of_trained_network_on_many_images(onnx, trained, many):
     np.testing.assert_array_equal(parity.in_batches(run, 1)(images[:1_000]), want[:1_000])
 
 
+@pytest.mark.parametrize("build", [BUILDS[0], BUILDS[-1]])
 @pytest.mark.parametrize("weight_bits, activation_bits, input", CASES)
-def test_c_equals_oracle(need, weight_bits, activation_bits, input):
+def test_c_equals_oracle(need, weight_bits, activation_bits, input, build):
     network, images = make_network(weight_bits, activation_bits, input), random_images(500)
-    run = need(engines.make_c, to_c.export(network)[0])
+    run = need(engines.make_c, to_c.export(network)[0], flags=(*engines.C_FLAGS, *build))
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
-def test_c_of_trained_network_on_many_images(need, trained, many):
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("sizes", [(784, 256, 128, 10), (255, 64, 65, 3), (257, 1, 2), (1, 300, 2)])
+def test_c_equals_oracle_at_every_remainder(need, sizes, build):
+    """Inputs that are no whole number of fours or chunks, outputs of no whole number of lanes."""
+    network, images = make_network(8, 8, 28, sizes), random_images(50, sizes[0])
+    run = need(engines.make_c, to_c.export(network)[0], flags=(*engines.C_FLAGS, *build))
+    np.testing.assert_array_equal(run(images), oracle.run(network, images))
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_c_of_trained_network_on_many_images(need, trained, many, build):
     images, want = many
-    run = need(engines.make_c, to_c.export(trained.network)[0])
+    run = need(engines.make_c, to_c.export(trained.network)[0], flags=(*engines.C_FLAGS, *build))
     np.testing.assert_array_equal(run(images), want)
 
 
 @pytest.fixture
 def compiled(tmp_path, need):
     """compiled(compiler, *flags, bits, input) -> (C program of a random network, the network)."""
-    def build(compiler, *flags, bits=8, input=28):
-        compiler = need(engines.find_compiler, compiler)
-        probe = subprocess.run([compiler, *flags, "-x", "c", "-", "-o", tmp_path / "probe"],
-                               input=b"#include <stdio.h>\nint main(void) { return 0; }\n",
-                               capture_output=True)
-        if probe.returncode:
-            pytest.skip(f"{compiler} can't link {' '.join(flags)}: its libraries are missing")
+    def build(compiler, *flags, bits=8, input=28, source="classify.c"):
+        compiler = need(engines.find_compiler, compiler, flags)
         network = make_network(bits, input=input)
         for name, text in to_c.export(network)[0].items():
             (tmp_path / name).write_text(text, "utf-8")
-        built = subprocess.run([compiler, *STRICT, *flags, "-DMLP_MAIN", "mlp.c", "-o", "mlp"],
+        built = subprocess.run([compiler, *STRICT, *flags, "mlp.c", source, "-o", "program"],
                                cwd=tmp_path, capture_output=True, text=True)
         assert (built.returncode, built.stderr) == (0, "")
-        return tmp_path / "mlp", network
+        return tmp_path / "program", network
     return build
 
 
+# clang's sanitizers need libraries that are often missing; its traps need none.
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
-@pytest.mark.parametrize("flags", [(), ("-m32",),
-                                   ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")])
-@pytest.mark.parametrize("bits, input", [(8, 28), (3, 12), (1, 28)])
+@pytest.mark.parametrize("flags", [(), ("-m32",), ("-march=native",), engines.SANITIZERS,
+                                   ("-march=native", *engines.SANITIZERS),
+                                   ("-march=native", "-fsanitize=undefined", "-fsanitize-trap=all")])
+@pytest.mark.parametrize("bits, input", [(8, 28), (3, 12)])
 def test_c_program_is_clean_and_classifies(compiled, tmp_path, compiler, flags, bits, input):
     program, network = compiled(compiler, *flags, bits=bits, input=input)
     images = random_images(60)
@@ -228,6 +241,16 @@ def test_c_program_is_clean_and_classifies(compiled, tmp_path, compiler, flags, 
     ran = subprocess.run([program, tmp_path / "images", tmp_path / "labels"], capture_output=True,
                          text=True)
     assert (ran.returncode, ran.stdout) == (0, "accuracy 50.00 % (31 of 62)\n")
+
+
+@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("bits, input, inputs", [(8, 28, 37), (3, 12, 144)])
+def test_c_reads_and_writes_no_byte_too_far(need, tmp_path, bits, input, inputs, build):
+    network = make_network(bits, 8, input, (inputs, 66, 5, 3))
+    images = random_images(1_000, integer.pixels(input, inputs))
+    run = need(engines.make_c_program, to_c.export(network)[0], tmp_path,
+               flags=(*engines.C_FLAGS, *engines.SANITIZERS, *build))
+    np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
 def test_c_program_refuses_bad_files_in_one_line(compiled, tmp_path):
@@ -249,11 +272,60 @@ def test_c_program_refuses_bad_files_in_one_line(compiled, tmp_path):
         assert ran.stderr.startswith("error: ") and ran.stderr.count("\n") == 1, names
 
 
-def test_c_engine_uses_no_floating_point_and_no_heap():
-    engine, program = (ROOT / "deploy" / "engine.c").read_text("utf-8").split("#ifdef MLP_MAIN")
-    assert len(engine.splitlines()) < 150
-    for word in ("float", "double", "malloc", "#include <", "%"):
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("flags", [(), ("-march=native",)])
+def test_test_vector_passes_and_fails_on_one_wrong_logit(compiled, tmp_path, compiler, flags):
+    program, _ = compiled(compiler, *flags, source="example.c")
+    assert subprocess.run([program]).returncode == 0
+    head, logits = (tmp_path / "example.c").read_text().split("expected[] = {\n")
+    first = logits.split(",")[0]
+    (tmp_path / "example.c").write_text(f"{head}expected[] = {{\n{int(first) + 1}"
+                                        f"{logits.removeprefix(first)}")
+    subprocess.run([compiler, "mlp.c", "example.c", "-o", "other"], cwd=tmp_path, check=True)
+    assert subprocess.run([tmp_path / "other"]).returncode == 1
+
+
+def compile_object(folder, compiler, flags, bits=8, input=28, sizes=SIZES):
+    """mlp.o of a random network in a folder; returns the stack that its export promises."""
+    files, _, ram = to_c.export(make_network(bits, 8, input, sizes))
+    for name, text in files.items():
+        (folder / name).write_text(text, "utf-8")
+    subprocess.run([compiler, "-std=c99", *flags, "-c", "mlp.c"], cwd=folder, check=True)
+    return ram
+
+
+@pytest.mark.parametrize("flags", [("-O2",), ("-O3", "-march=native")])
+def test_c_engine_calls_nothing_but_memory_functions(need, tmp_path, flags):
+    compile_object(tmp_path, need(engines.find_compiler), ("-fno-stack-protector", *flags))
+    listed = subprocess.run(["nm", "-u", "mlp.o"], cwd=tmp_path, capture_output=True, text=True)
+    assert {line.split()[-1] for line in listed.stdout.splitlines()} <= {
+        "memcpy", "memset", "_GLOBAL_OFFSET_TABLE_"}
+
+
+def test_c_engine_has_no_floating_point(need, tmp_path):
+    """GCC compiles it without any register of such numbers; the word scan sees both ways."""
+    compiler = need(engines.find_compiler, "gcc", ("-mgeneral-regs-only",))
+    compile_object(tmp_path, compiler, ("-O2", "-mgeneral-regs-only"))
+    engine = (ROOT / "deploy" / "engine.c").read_text("utf-8")
+    for word in ("float", "double", "_ps", "_pd", "f32", "f64"):
         assert word not in engine.replace("no floating point", "")
+
+
+@pytest.mark.parametrize("compiler, flags", [
+    ("gcc", ("-m32",)), ("arm-none-eabi-gcc", ("-mcpu=cortex-m0", "-mthumb")),
+    ("arm-none-eabi-gcc", ("-mcpu=cortex-m4", "-mthumb")), ("avr-gcc", ("-mmcu=atmega328p",)),
+    ("riscv64-unknown-elf-gcc", ("-march=rv32ec", "-mabi=ilp32e"))])
+def test_stack_is_no_more_than_promised(tmp_path, compiler, flags):
+    if not shutil.which(compiler):
+        pytest.skip(f"no {compiler}")
+    for bits, input, sizes in ((8, 28, (40, 37, 10)), (1, 28, (784, 70, 40, 10)), (4, 12, SIZES)):
+        for level in ("-Os", "-O2", "-O3"):
+            ram = compile_object(tmp_path, compiler, (level, *flags, "-ffreestanding",
+                                                      "-fstack-usage"), bits, input, sizes)
+            used = {line.split("\t")[0].split(":")[-1]: int(line.split("\t")[1])
+                    for line in (tmp_path / "mlp.su").read_text().splitlines()}
+            used.pop("mlp_predict_batch")
+            assert ram - 130 <= sum(used.values()) <= ram, (bits, level, used)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -267,6 +339,17 @@ def test_packed_words_hold_every_code(bits):
         fields = fields.reshape(inputs, -1)[:, :outputs].astype(np.int16)
         codes = 2 * fields - 1 if bits == 1 else fields - 2 ** (bits - 1)
         np.testing.assert_array_equal(codes, layer.w_q)
+
+
+def test_lane_words_hold_four_inputs_of_each_output():
+    for layer in make_network(sizes=(30, 17, 10)).layers:
+        words = to_c.lane_words(layer.w_q)
+        inputs, outputs = layer.w_q.shape
+        assert words.shape == (-(-inputs // 4), -(-outputs // 64) * 64)
+        codes = words.astype("<u4").view(np.int8).reshape(*words.shape, 4).swapaxes(1, 2)
+        codes = codes.reshape(-1, words.shape[1])
+        np.testing.assert_array_equal(codes[:inputs, :outputs], layer.w_q)
+        assert not codes[inputs:].any() and not codes[:, outputs:].any()
 
 
 def test_page_equals_oracle_on_test_images(page, trained, mnist):
@@ -371,7 +454,8 @@ def test_page_centres_as_mnist_does(page, trained, mnist):
     assert drawn.mean() >= direct.mean() - 0.03
 
 
-@pytest.mark.parametrize("form, names", [("onnx", ["mlp.onnx"]), ("c", ["mlp.c", "mlp.h"]),
+@pytest.mark.parametrize("form, names", [("onnx", ["mlp.onnx"]), ("c", ["classify.c", "example.c", "mlp.c", "mlp.h",
+                                                "mlp_weights.h"]),
                                          ("web", ["mlp.html"])])
 def test_script_writes_a_saved_file_whole(script, tmp_path, monkeypatch, onnx, form, names):
     monkeypatch.chdir(tmp_path)
@@ -383,6 +467,42 @@ def test_script_writes_a_saved_file_whole(script, tmp_path, monkeypatch, onnx, f
     for name in names:
         size = (folder / name).stat().st_size
         assert any(name in line and f"{size:,} bytes" in line for line in out)
+
+
+@pytest.fixture
+def exported(script, need, tmp_path, monkeypatch, trained):
+    """(folder, lines): a working folder as a clone's, a trained network exported there to C."""
+    need(engines.find_compiler, "cc")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "datasets").symlink_to(ROOT / "datasets")
+    checkpoint.save("w.npz", trained.network, {})
+    code, out, err = script(main_export.main, "c", "--WEIGHTS=w.npz")
+    assert (code, err) == (0, [])
+    return tmp_path, out
+
+
+def test_what_the_script_prints_works_as_printed(exported, mnist, many):
+    folder, out = exported
+    commands = "\n".join(line.strip() for line in out if line.startswith("  "))
+    ran = subprocess.run(["sh", "-e"], input=commands, cwd=folder, capture_output=True, text=True)
+    right = int((many[1][:10_000].argmax(1) == mnist.test.labels).sum())
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout == f"right\naccuracy {right / 100:.2f} % ({right} of 10000)\n"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/deploy.md"])
+def test_callers_in_the_docs_run_and_answer_right(exported, need, many, page):
+    folder, _ = exported
+    need(engines.find_compiler, "c++")
+    blocks = dict(re.findall(r"^```(cpp|sh|python)\n(.*?)^```", (ROOT / page).read_text("utf-8"),
+                             re.MULTILINE | re.DOTALL))
+    assert not blocks or len(blocks) == 3
+    want = "".join(f"{best}\n" for best in many[1][:10_000].argmax(1))
+    if blocks:
+        (folder / "main.cpp").write_text(blocks["cpp"], "utf-8")
+        for program, text in (("sh", blocks["sh"]), (sys.executable, blocks["python"])):
+            ran = subprocess.run([program], input=text, cwd=folder, capture_output=True, text=True)
+            assert (ran.stderr, ran.stdout) == ("", want)
 
 
 def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeypatch):
@@ -433,7 +553,7 @@ def test_parity_skips_what_is_missing_and_goes_on(script, few_images, tmp_path, 
     write_folder(tmp_path, split, split, side=20)
     checkpoint.save(tmp_path / "w.npz", make_network(sizes=(400, 16, 10)), {})
 
-    def no_compiler(_):
+    def no_compiler(*_):
         raise engines.Missing("no gcc")
     monkeypatch.setattr(parity, "make_c", no_compiler)
     code, out, err = script(parity.main, f"--WEIGHTS={tmp_path / 'w.npz'}",
@@ -455,9 +575,9 @@ def test_parity_counts_every_wrong_logit(few_images, monkeypatch):
             acc[0, :2] += 1
             return acc
         return run
-    monkeypatch.setattr(parity, "make_c", lie)
+    monkeypatch.setattr(parity, "make_c", lambda network, *flags: lie(network))
     monkeypatch.setattr(parity, "make_onnx", lambda network, batch: lie(network))
     rows, different = parity.compare(network, images, 200)
     by_name = {row[0]: row for row in rows}
-    assert different == 4 * 2 * 2               # four liars, two chunks, two logits
+    assert different == 5 * 2 * 2               # five liars, two chunks, two logits
     assert by_name["C"][1:3] == ["210", 4] and by_name["JAX int8"][2] == 0
