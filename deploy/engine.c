@@ -8,7 +8,7 @@
 #include "mlp.h"
 
 #if defined(MLP_PORTABLE) || !defined(__GNUC__) || defined(__ARM_BIG_ENDIAN)
-#elif defined(__AVX512VNNI__)
+#elif defined(__AVX512VNNI__) && defined(__AVX512BW__)
 #include <immintrin.h>
 #define LANES 16
 #define SPLAT(word) _mm512_set1_epi32((int)(word))
@@ -37,54 +37,86 @@ static inline lanes DOT4(lanes sums, lanes x, lanes w)
 #ifdef LANES
 #include <string.h>
 
-/* Outputs of the table, which zeros fill up to four times the most LANES. */
-#define SUMS(outputs) (((outputs) + 63) / 64 * 64)
+#define BLOCK 8                             /* images at a time: weights stay in the nearest cache */
+#define SUMS(outputs) (((outputs) + 63) / 64 * 64)      /* as in the table: zeros fill it up */
 
-/* Up to four codes as a word, the first one in its lowest byte. */
-static uint32_t four(const uint8_t *x, uint32_t left)
+/* Fours of codes that are not all 0, each as a word, its first code in the lowest byte: most pixels
+ * are 0. row: where their weights begin, in vectors of lanes. */
+struct fours {
+    uint32_t count, word[MLP_MAX_INPUTS / 4 + 16], row[MLP_MAX_INPUTS / 4 + 16];
+};
+
+static void store(uint32_t *to, lanes values)
 {
-    if (left >= 4)
-        return x[0] | (uint32_t)x[1] << 8 | (uint32_t)x[2] << 16 | (uint32_t)x[3] << 24;
-    return x[0] | (left > 1 ? (uint32_t)x[1] << 8 : 0) | (left > 2 ? (uint32_t)x[2] << 16 : 0);
+    memcpy(to, &values, sizeof values);
 }
 
-static void store(uint32_t *acc, lanes sums)
+static void find_fours(struct fours *list, const uint8_t *x, uint32_t inputs, uint32_t vectors)
 {
-    memcpy(acc, &sums, sizeof sums);
-}
-
-/* acc = x @ w + b modulo 2^32; the true value lies in (-2^24, 2^24). */
-static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t *acc)
-{
-    uint32_t word[(MLP_MAX_INPUTS + 3) / 4];    /* most pixels are 0: only the other fours count */
-    const lanes *row[(MLP_MAX_INPUTS + 3) / 4], *w = (const lanes *)layer->w;
-    uint32_t count = 0, vectors = SUMS(layer->outputs) / LANES;
-    for (uint32_t i = 0; i < layer->inputs; i += 4, w += vectors) {
-        word[count] = four(x + i, layer->inputs - i);
-        row[count] = w;
-        count += word[count] != 0;              /* no branch to mispredict */
+    uint32_t count = 0;
+#if LANES == 16
+    lanes row = _mm512_mullo_epi32(SPLAT(vectors), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
+                                                                     11, 12, 13, 14, 15));
+    for (uint32_t i = 0; i < inputs; i += 64) {
+        uint64_t there = inputs - i < 64 ? (UINT64_C(1) << (inputs - i)) - 1 : UINT64_MAX;
+        lanes word = _mm512_maskz_loadu_epi8(there, x + i);
+        __mmask16 nonzero = _mm512_test_epi32_mask(word, word);
+        store(list->word + count, _mm512_maskz_compress_epi32(nonzero, word));
+        store(list->row + count, _mm512_maskz_compress_epi32(nonzero, row));
+        count += (uint32_t)__builtin_popcount(nonzero);
+        row = _mm512_add_epi32(row, SPLAT(16 * vectors));
     }
-    for (uint32_t v = 0; v < vectors; v += 4) {
-        lanes sums0 = SPLAT(0), sums1 = sums0, sums2 = sums0, sums3 = sums0;
-        for (uint32_t n = 0; n < count; n++) {
-            const lanes codes = SPLAT(word[n]), *weights = row[n] + v;
-            sums0 = DOT4(sums0, codes, weights[0]);
-            sums1 = DOT4(sums1, codes, weights[1]);
-            sums2 = DOT4(sums2, codes, weights[2]);
-            sums3 = DOT4(sums3, codes, weights[3]);
+#else
+    for (uint32_t i = 0, row = 0; i < inputs; i += 4, row += vectors) {
+        uint32_t word = x[i], left = inputs - i;
+        if (left >= 4)
+            word |= (uint32_t)x[i + 1] << 8 | (uint32_t)x[i + 2] << 16 | (uint32_t)x[i + 3] << 24;
+        else
+            for (uint32_t k = 1; k < left; k++)
+                word |= (uint32_t)x[i + k] << 8 * k;
+        list->word[count] = word;
+        list->row[count] = row;
+        count += word != 0;                     /* no branch to mispredict */
+    }
+#endif
+    list->count = count;
+}
+
+/* acc = x @ w + b modulo 2^32, images' codes being stride bytes apart; the true value lies in
+ * (-2^24, 2^24). */
+static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t stride,
+                       uint32_t images, uint32_t (*acc)[SUMS(MLP_MAX_OUTPUTS)])
+{
+    struct fours lists[BLOCK];
+    const lanes *w = (const lanes *)layer->w;
+    const uint32_t vectors = SUMS(layer->outputs) / LANES;
+    for (uint32_t n = 0; n < images; n++)
+        find_fours(&lists[n], x + n * stride, layer->inputs, vectors);
+    for (uint32_t o = 0; o < layer->outputs; o += 4 * LANES, w += 4)
+        for (uint32_t n = 0; n < images; n++) {
+            const struct fours *list = &lists[n];
+            lanes sums0 = SPLAT(0), sums1 = sums0, sums2 = sums0, sums3 = sums0;
+            for (uint32_t i = 0; i < list->count; i++) {
+                const lanes codes = SPLAT(list->word[i]), *weights = w + list->row[i];
+                sums0 = DOT4(sums0, codes, weights[0]);
+                sums1 = DOT4(sums1, codes, weights[1]);
+                sums2 = DOT4(sums2, codes, weights[2]);
+                sums3 = DOT4(sums3, codes, weights[3]);
+            }
+            store(acc[n] + o, sums0);
+            store(acc[n] + o + LANES, sums1);
+            store(acc[n] + o + 2 * LANES, sums2);
+            store(acc[n] + o + 3 * LANES, sums3);
         }
-        store(acc + v * LANES, sums0);
-        store(acc + (v + 1) * LANES, sums1);
-        store(acc + (v + 2) * LANES, sums2);
-        store(acc + (v + 3) * LANES, sums3);
-    }
-    for (uint32_t o = 0; o < layer->outputs; o++)
-        acc[o] += (uint32_t)layer->b[o];
+    for (uint32_t n = 0; n < images; n++)
+        for (uint32_t o = 0; o < layer->outputs; o++)
+            acc[n][o] += (uint32_t)layer->b[o];
 }
 #else
 /* A weight is stored as an unsigned field, code + MLP_OFFSET, MLP_FIELD_BITS wide. Fields k and
  * k + FIELDS/2 of a word lie 16 bits apart, and a field times an input stays below 2^16: one
  * 32-bit multiplication makes two products. MLP_OFFSET * (sum of the inputs) is taken off again. */
+#define BLOCK 1
 #define FIELDS (32 / MLP_FIELD_BITS)
 #define SUMS(outputs) (((outputs) + FIELDS - 1) / FIELDS * FIELDS)
 #define CHUNK (MLP_MAX_INPUTS < 256 ? MLP_MAX_INPUTS : 256)
@@ -112,7 +144,7 @@ static void add_rows(uint32_t *restrict low0, uint32_t *restrict low1, uint32_t 
 }
 
 /* acc = x @ w + b modulo 2^32; the true value lies in (-2^24, 2^24). */
-static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t *acc)
+static void accumulate_one(const struct mlp_layer *layer, const uint8_t *x, uint32_t *acc)
 {
     uint8_t nonzero[CHUNK];                     /* most pixels are 0: only the others cost time */
     const uint32_t *w = layer->w;
@@ -147,6 +179,13 @@ static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t
     for (uint32_t o = 0; o < layer->outputs; o++)
         acc[o] += (uint32_t)layer->b[o] - MLP_OFFSET * sum;
 }
+
+static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t stride,
+                       uint32_t images, uint32_t (*acc)[SUMS(MLP_MAX_OUTPUTS)])
+{
+    for (uint32_t n = 0; n < images; n++)
+        accumulate_one(layer, x + n * stride, acc[n]);
+}
 #endif
 
 /* clip(round_half_even(acc / 2^shift), 0, MLP_QMAX); negatives give 0: nothing signed shifts. */
@@ -172,34 +211,50 @@ static void pool(const uint8_t *restrict image, uint8_t *restrict codes)
 }
 #endif
 
-int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES])
+/* The logits of up to BLOCK images. */
+static void predict(const uint8_t *image, int32_t *logits, uint32_t images)
 {
-    uint32_t acc[SUMS(MLP_MAX_OUTPUTS)];
-    uint8_t codes[MLP_MAX_CODES];
+    uint32_t acc[BLOCK][SUMS(MLP_MAX_OUTPUTS)];
+    uint8_t codes[BLOCK][MLP_MAX_CODES];
     const uint8_t *x = image;
-    int best = 0;
+    uint32_t stride = MLP_INPUTS;
 #ifdef MLP_POOLED
-    pool(image, codes);
-    x = codes;
+    for (uint32_t n = 0; n < images; n++)
+        pool(image + n * MLP_INPUTS, codes[n]);
+    x = codes[0];
+    stride = MLP_MAX_CODES;
 #endif
     for (int i = 0; i < MLP_LAYERS; i++) {
         const struct mlp_layer *layer = &mlp_layers[i];
-        accumulate(layer, x, acc);
-        if (layer->shift)                       /* every layer but the last */
+        accumulate(layer, x, stride, images, acc);
+        for (uint32_t n = 0; n < images && layer->shift; n++)       /* but in the last layer */
             for (uint32_t o = 0; o < layer->outputs; o++)
-                codes[o] = requantize(acc[o], layer->shift[o]);
-        x = codes;
+                codes[n][o] = requantize(acc[n][o], layer->shift[o]);
+        x = codes[0];
+        stride = MLP_MAX_CODES;
     }
-    for (int o = 0; o < MLP_CLASSES; o++) {     /* casting a negative is not portable */
-        logits[o] = acc[o] > INT32_MAX ? -(int32_t)(0 - acc[o]) : (int32_t)acc[o];
-        if (logits[o] > logits[best])
-            best = o;
-    }
-    return best;
+    for (uint32_t n = 0; n < images; n++)
+        for (int o = 0; o < MLP_CLASSES; o++)   /* casting a negative is not portable */
+            *logits++ = acc[n][o] > INT32_MAX ? -(int32_t)(0 - acc[n][o]) : (int32_t)acc[n][o];
 }
 
 void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count)
 {
-    for (; count; count--, images += MLP_INPUTS, logits += MLP_CLASSES)
-        mlp_predict(images, logits);
+    while (count) {
+        uint32_t block = count < BLOCK ? count : BLOCK;
+        predict(images, logits, block);
+        images += block * MLP_INPUTS;
+        logits += block * MLP_CLASSES;
+        count -= block;
+    }
+}
+
+int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES])
+{
+    int best = 0;
+    mlp_predict_batch(image, logits, 1);
+    for (int o = 1; o < MLP_CLASSES; o++)
+        if (logits[o] > logits[best])
+            best = o;
+    return best;
 }
