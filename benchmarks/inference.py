@@ -22,6 +22,8 @@ from benchmarks import load_network, timing
 from deploy import engines, to_c
 from files import check_writable
 
+NOTE = ("C runs on one core, called from Python once per batch, plain where a processor has no dot "
+        "product of bytes; the others use every core.")
 REPEATS = 9
 CALLS = {1: 500, 128: 50, 10_000: 1}    # per repeat, by batch: long enough for the clock
 
@@ -60,6 +62,8 @@ def make_contenders(network):
         "ONNX Runtime float32": lambda: engines.make_onnx(float_onnx(unrounded)),
         "ONNX Runtime int8": onnx_int8,
         "C": lambda: engines.make_c(to_c.export(network)[0]),
+        "C, plain": lambda: engines.make_c(to_c.export(network)[0],
+                                           flags=(*engines.C_FLAGS, engines.PLAIN)),
     }
     contenders = {}
     for name, make in makers.items():
@@ -93,7 +97,8 @@ def table(seconds):
              for batch in batches]
     rows = []
     for name, by_batch in seconds.items():
-        cells = [timing.spread(np.array(times) * 1e6 if batch == 1 else batch / np.array(times), 0)
+        cells = [timing.spread(np.array(times) * 1e6, 1) if batch == 1
+                 else timing.spread(batch / np.array(times), 0)
                  for batch, times in zip(batches, by_batch.values())]
         rows.append([name, *cells])
     return results.table(["engine", *heads], rows)
@@ -105,8 +110,7 @@ def main(argv):
     experiment.set_up(settings)
     network, dataset, path = load_network(settings)
     seconds = measure(make_contenders(network), dataset.test.images)
-    print(f"{table(seconds)}\n\nC runs on one core, an image at a time, called from Python once "
-          "per batch; the others use every core.")
+    print(f"{table(seconds)}\n\n{NOTE}")
     versions = {name: metadata.version(name) for name in ("onnx", "onnxruntime")
                 if "ONNX Runtime int8" in seconds}
     results.write_result(Path(settings.RESULTS_DIR) / "inference_bench.json", settings._asdict(),

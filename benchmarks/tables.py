@@ -282,9 +282,7 @@ def inference_speed(read):
     result = read("inference_bench")
     return "\n".join([inference.table(result["seconds"]), "",
                       f"{integer.kind(*result['bits'])}; medians and ranges of "
-                      f"{result['repeats']}. C runs on one core, an image at a time; the others use "
-                      "every core. "
-                      f"{_source(result)}"])
+                      f"{result['repeats']}. {inference.NOTE} {_source(result)}"])
 
 
 def findings(read):
