@@ -23,7 +23,7 @@ from deploy import engines, to_c
 from files import check_writable
 
 NOTE = ("C runs on one core, called from Python once per batch, plain where a processor has no dot "
-        "product of bytes; the others use every core.")
+        "product of bytes; the others use every core, unless they say one.")
 REPEATS = 9
 CALLS = {1: 500, 128: 50, 10_000: 1}    # per repeat, by batch: long enough for the clock
 
@@ -52,15 +52,16 @@ def make_contenders(network):
     unrounded = integer.FloatNetwork(
         tuple((layer.w, layer.b) for layer in model.from_network(network)[0]), network.input)
 
-    def onnx_int8():
+    def onnx_int8(threads=0):
         from deploy import to_onnx
-        return engines.make_onnx(to_onnx.export(network))
+        return engines.make_onnx(to_onnx.export(network), threads)
 
     makers = {
         "JAX float32": lambda: predict.make_predictor(unrounded),
         "JAX int8": lambda: integer.make_engine(network),
         "ONNX Runtime float32": lambda: engines.make_onnx(float_onnx(unrounded)),
         "ONNX Runtime int8": onnx_int8,
+        "ONNX Runtime int8, one core": lambda: onnx_int8(1),
         "C": lambda: engines.make_c(to_c.export(network)[0]),
         "C, plain": lambda: engines.make_c(to_c.export(network)[0],
                                            flags=(*engines.C_FLAGS, engines.PLAIN)),

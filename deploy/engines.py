@@ -37,11 +37,11 @@ class Missing(Exception):
     """An engine that is not installed here; the message is the reason."""
 
 
-def make_onnx(model):
+def make_onnx(model, threads=0):
     """ONNX Runtime, as it comes: default graph optimizations, CPU.
 
     Args:
-      model: bytes, as from to_onnx.export.
+      model: bytes, as from to_onnx.export; threads: 0 uses every core.
     Returns:
       a function from images to the model's first output.
     """
@@ -49,7 +49,9 @@ def make_onnx(model):
         import onnxruntime
     except ImportError:
         raise Missing("no onnxruntime: pip install -r requirements-export.txt") from None
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     output = session.get_outputs()[0].name
     return lambda images: session.run([output], {"image": images})[0]
 
