@@ -87,7 +87,7 @@ def make_c(network, *flags):
 
 
 def make_sanitized_c(network, stack, *flags):
-    """The C engine under the address and undefined behaviour sanitizers, which end it if it errs."""
+    """The C engine under sanitizers of addresses and undefined behaviour, which end it."""
     folder = stack.enter_context(tempfile.TemporaryDirectory())
     return engines.make_c_program(to_c.export(network)[0], folder,
                                   flags=(*engines.C_FLAGS, *engines.SANITIZERS, *flags))
@@ -170,8 +170,8 @@ def main(argv):
         print(results.table(["engine", "images", "mismatched logits", "seconds"], rows))
         print(f"\n{path}, {integer.name(network)}: {len(dataset.test.images):,} test images, the "
               f"others random bytes; {integer.sizes(network)[-1]} logits an image. "
-              "Seconds include compiling. Plain C is what processors without a dot product of bytes "
-              "run.\n")
+              "Seconds include compiling. C is plain where a processor has no dot product of "
+              "bytes.\n")
     print(f"{len(paths)} models, {wrong} mismatched logits")
     sys.exit(1 if wrong else 0)
 

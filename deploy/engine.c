@@ -1,9 +1,9 @@
 /* Integer-only MLP in C99: no floating point, no allocation, no library.
  *
  * The compiler's own macros choose between two ways to the same integers, each with its table in
- * mlp_weights.h. Where an instruction multiplies bytes, LANES outputs at a time: DOT4 adds to every
- * 32-bit lane the products of its four bytes of codes (unsigned) and of weights (signed). Elsewhere,
- * or with -DMLP_PORTABLE, plain C and a table that takes as many bits as the weights have.
+ * mlp_weights.h. Where an instruction multiplies bytes, LANES outputs at a time: DOT4 adds to each
+ * 32-bit lane the products of its four bytes of codes (unsigned) and of weights (signed). Else, or
+ * with -DMLP_PORTABLE, plain C and a table that takes about as many bits as the weights have.
  */
 #include "mlp.h"
 
@@ -37,8 +37,8 @@ static inline lanes DOT4(lanes sums, lanes x, lanes w)
 #ifdef LANES
 #include <string.h>
 
-#define BLOCK 8                             /* images at a time: weights stay in the nearest cache */
-#define SUMS(outputs) (((outputs) + 63) / 64 * 64)      /* as in the table: zeros fill it up */
+#define BLOCK 8                     /* images at a time: the weights stay in the nearest cache */
+#define SUMS(outputs) (((outputs) + 63) / 64 * 64)      /* as many as zeros fill the table up to */
 
 /* Fours of codes that are not all 0, each as a word, its first code in the lowest byte: most pixels
  * are 0. row: where their weights begin, in vectors of lanes. */
@@ -55,8 +55,8 @@ static void find_fours(struct fours *list, const uint8_t *x, uint32_t inputs, ui
 {
     uint32_t count = 0;
 #if LANES == 16
-    lanes row = _mm512_mullo_epi32(SPLAT(vectors), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
-                                                                     11, 12, 13, 14, 15));
+    lanes row = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    row = _mm512_mullo_epi32(row, SPLAT(vectors));
     for (uint32_t i = 0; i < inputs; i += 64) {
         uint64_t there = inputs - i < 64 ? (UINT64_C(1) << (inputs - i)) - 1 : UINT64_MAX;
         lanes word = _mm512_maskz_loadu_epi8(there, x + i);

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 C_FLAGS = ("-std=c99", "-O3", "-march=native")
-PLAIN = "-DMLP_PORTABLE"        # to C_FLAGS: the way of processors that have no dot product of bytes
+PLAIN = "-DMLP_PORTABLE"        # as where a processor has no dot product of bytes
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 # Raw images in, int32 logits out; arrays of one image, so that the sanitizer sees a byte too far.
 _PIPE = """

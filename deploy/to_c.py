@@ -137,7 +137,7 @@ def _max_codes(network):
 def _example(title, network):
     """example.c: the least program, which is a test: an image and its logits by NumPy."""
     count = integer.pixels(network.input, integer.sizes(network)[0])
-    ramp = 97 * np.arange(count) % 512                  # half of the bytes 0, the others of all kinds
+    ramp = 97 * np.arange(count) % 512          # half of the bytes 0, the others of all kinds
     image = np.maximum(ramp - 256, 0).astype(np.uint8)
     logits = integer.make_engine(network, "numpy")(image[None])[0]
     return f"""/* {title}

@@ -226,7 +226,8 @@ def compiled(tmp_path, need):
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("flags", [(), ("-m32",), ("-march=native",), engines.SANITIZERS,
                                    ("-march=native", *engines.SANITIZERS),
-                                   ("-march=native", "-fsanitize=undefined", "-fsanitize-trap=all")])
+                                   ("-march=native", "-fsanitize=undefined",
+                                    "-fsanitize-trap=all")])
 @pytest.mark.parametrize("bits, input", [(8, 28), (3, 12)])
 def test_c_program_is_clean_and_classifies(compiled, tmp_path, compiler, flags, bits, input):
     program, network = compiled(compiler, *flags, bits=bits, input=input)
@@ -453,9 +454,9 @@ def test_page_centres_as_mnist_does(page, trained, mnist):
     assert drawn.mean() >= direct.mean() - 0.03
 
 
-@pytest.mark.parametrize("form, names", [("onnx", ["mlp.onnx"]), ("c", ["classify.c", "example.c", "mlp.c", "mlp.h",
-                                                "mlp_weights.h"]),
-                                         ("web", ["mlp.html"])])
+@pytest.mark.parametrize("form, names", [
+    ("onnx", ["mlp.onnx"]), ("web", ["mlp.html"]),
+    ("c", ["classify.c", "example.c", "mlp.c", "mlp.h", "mlp_weights.h"])])
 def test_script_writes_a_saved_file_whole(script, tmp_path, monkeypatch, onnx, form, names):
     monkeypatch.chdir(tmp_path)
     checkpoint.save("w.npz", make_network(3, 4), {})
