@@ -37,7 +37,9 @@ static inline lanes DOT4(lanes sums, lanes x, lanes w)
 #ifdef LANES
 #include <string.h>
 
-#define BLOCK 8                     /* images at a time: the weights stay in the nearest cache */
+/* Images at a time: the weights stay in the nearest cache. One of a network for which that is too
+ * small anyway, so that a thread's stack is large enough. */
+#define BLOCK (MLP_MAX_INPUTS + MLP_MAX_OUTPUTS < 4096 ? 8 : 1)
 #define SUMS(outputs) (((outputs) + 63) / 64 * 64)      /* as many as zeros fill the table up to */
 
 /* Fours of codes that are not all 0, each as a word, its first code in the lowest byte: most pixels
