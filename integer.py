@@ -4,6 +4,7 @@ No float stands between the pixel bytes and the class. NumPy is enough; the JAX 
 int8 dots. Both give the same integers.
 """
 import functools
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ class Layer(NamedTuple):
     """acc = x_q @ w_q + b_q; then requantize(acc, shift), but in the last layer."""
     w_q: np.ndarray             # int8 [I, O]
     b_q: np.ndarray             # int32 [O], on the accumulator's grid
-    shift: np.ndarray | None    # int8 [O], 1..MAX_SHIFT; None in the last layer
+    shift: np.ndarray | None = None     # int8 [O], 1..MAX_SHIFT; None in the last layer
 
 
 class Network(NamedTuple):
@@ -48,6 +49,34 @@ def code_range(bits, signed=True):
         return 0, 2**bits - 1
     qmax = max(1, 2 ** (bits - 1) - 1)          # 1 bit: the codes are -1 and +1
     return -qmax, qmax
+
+
+def check_whole(value, least, most, name):
+    """value as an int; ValueError unless it is a whole number in least..most."""
+    if not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        raise ValueError(f"{name} {value!r} is not in {least}..{most}, a whole number")
+    return int(value)
+
+
+def exactly(values, dtype, name, kinds="iuf"):
+    """An array or plain lists as an array of this integer dtype; ValueError if that changes one."""
+    array = values if hasattr(values, "astype") else np.asarray(values)
+    if array.dtype == dtype:
+        return array
+    array = np.asarray(array)
+    with np.errstate(invalid="ignore"):         # of NaN, which equals nothing
+        converted = array.astype(dtype) if array.dtype.kind in kinds else None
+    if converted is None or not (converted == array).all():
+        raise ValueError(f"{name} of {array.dtype} is not all {np.dtype(dtype)} numbers")
+    return converted
+
+
+def align(scale, x, name):
+    """A scale or shift with the rank of x, channels last; ValueError unless it broadcasts to x."""
+    shape = (1,) * (x.ndim - scale.ndim) + scale.shape
+    if len(shape) != x.ndim or any(s not in (1, n) for s, n in zip(shape, x.shape)):
+        raise ValueError(f"{name} {scale.shape} does not fit {x.shape}; give a number, [O], [1, O]")
+    return scale.reshape(shape)
 
 
 def input_qmax(count, activation_bits):
@@ -109,11 +138,22 @@ def accumulator_bound(layer, x_qmax):
     return x_qmax * total + np.abs(layer.b_q.astype(np.int64))
 
 
+def _arrays(i, layer):
+    """Layer i of NumPy arrays, from arrays or lists of whole numbers of any dtype."""
+    layer = Layer(*(values if values is None else np.asarray(exactly(values, dtype, f"layer {i}"))
+                    for values, dtype in zip(layer, (np.int8, np.int32, np.int64))))
+    if layer.w_q.ndim != 2 or any(array is not None and array.shape != layer.w_q.shape[1:]
+                                  for array in layer[1:]):
+        raise ValueError(f"layer {i} is not codes [I, O], a bias and a shift an output")
+    return layer
+
+
 def make_network(layers, weight_bits, activation_bits, logit_exponent, input=IMAGE_SIDE):
     """Prove that float32 and integer arithmetic agree on these layers, and put them together.
 
     Args:
-      layers: Layers of NumPy arrays; shifts may be longer than MAX_SHIFT, and are cut to it.
+      layers: Layers or tuples like them, of arrays or lists of whole numbers of any dtype; shifts
+        above MAX_SHIFT are cut to it.
       weight_bits, activation_bits: 1..8; logit_exponent: int; input: of INPUTS.
     Returns:
       Network.
@@ -121,12 +161,12 @@ def make_network(layers, weight_bits, activation_bits, logit_exponent, input=IMA
       ValueError: shapes that don't chain, codes out of range, a shift below 1, or an accumulator
         that could reach 2**24; one line.
     """
-    check_sizes((len(layers[0].w_q), *(layer.w_q.shape[1] for layer in layers)))
-    if not (1 <= weight_bits <= 8 and 1 <= activation_bits <= 8):
-        raise ValueError(f"W{weight_bits}A{activation_bits} is not in 1..8 bits")
-    if abs(logit_exponent) > MAX_LOGIT_EXPONENT:
-        raise ValueError(f"logit exponent {logit_exponent} is not in "
-                         f"-{MAX_LOGIT_EXPONENT}..{MAX_LOGIT_EXPONENT}")
+    weight_bits = check_whole(weight_bits, 1, 8, "weight bits")
+    activation_bits = check_whole(activation_bits, 1, 8, "activation bits")
+    logit_exponent = check_whole(logit_exponent, -MAX_LOGIT_EXPONENT, MAX_LOGIT_EXPONENT,
+                                 "logit exponent")
+    layers = [_arrays(i, Layer(*layer)) for i, layer in enumerate(layers)]
+    check_sizes((len(layers[0].w_q) if layers else 0, *(layer.w_q.shape[1] for layer in layers)))
     check_input(input, len(layers[0].w_q))
     qmin, qmax = code_range(weight_bits)
     checked = []
@@ -137,10 +177,6 @@ def make_network(layers, weight_bits, activation_bits, logit_exponent, input=IMA
                              f"{layers[i + 1].w_q.shape[0]} inputs")
         if (layer.shift is None) != last:
             raise ValueError(f"layer {i} {'needs no' if last else 'lacks its'} requantizing shift")
-        arrays = [array for array in layer if array is not None]
-        if ([array.dtype for array in arrays[:2]] != [np.int8, np.int32]
-                or any(array.shape != layer.w_q.shape[1:] for array in arrays[1:])):
-            raise ValueError(f"layer {i} is not int8 codes, an int32 bias and a shift an output")
         if layer.w_q.min() < qmin or layer.w_q.max() > qmax or (weight_bits == 1
                                                                and not layer.w_q.all()):
             raise ValueError(f"layer {i} holds a code that {weight_bits} bits do not have")
@@ -154,19 +190,27 @@ def make_network(layers, weight_bits, activation_bits, logit_exponent, input=IMA
                                  f"{layer.shift.min()}")
             layer = layer._replace(shift=np.minimum(layer.shift, MAX_SHIFT).astype(np.int8))
         checked.append(layer)
-    return Network(tuple(checked), weight_bits, activation_bits, int(logit_exponent), input)
+    return Network(tuple(checked), weight_bits, activation_bits, logit_exponent, int(input))
 
 
 def requantize(acc, shift, bits):
     """clip(round_half_even(acc * 2**-shift), 0, 2**bits - 1) in integers; NumPy or JAX arrays.
 
     Args:
-      acc: int32 or int64 [B, O], |acc| < 2**24; shift: int32 [1, O], 1..30.
+      acc: int32 [B, O], |acc| < 2**24; shift: int32 [1, O], [O] or a number, 1..30; bits: 1..24.
+      Other integers, in lists too, will do.
     Returns:
-      [B, O] of acc's dtype.
+      int32 [B, O].
+    Raises:
+      ValueError: no integers, shapes that don't fit, a shift or bits out of range; one line.
     """
+    qmin, qmax = code_range(check_whole(bits, 1, 24, "bits"), signed=False)
+    acc = exactly(acc, np.int32, "acc")
+    shift = align(exactly(shift, np.int32, "shift"), acc, "shift")
+    if isinstance(shift, np.ndarray) and not ((shift > 0) & (shift <= MAX_SHIFT)).all():
+        raise ValueError(f"shift is not all in 1..{MAX_SHIFT}")
     codes = (acc + (1 << (shift - 1)) - 1 + ((acc >> shift) & 1)) >> shift
-    return codes.clip(*code_range(bits, signed=False))
+    return codes.clip(qmin, qmax)
 
 
 def _run(layers, activation_bits, input, images, int_matmul):
@@ -190,15 +234,26 @@ def make_engine(network, engine="jax"):
 
     Args:
       network: Network; engine: "jax" (jitted int8 dots) or "numpy".
+    Returns:
+      the function; any other integers 0..255 will do, [B, 28, 28] too; else it raises ValueError.
     """
-    if engine == "numpy":
-        return lambda images: _run(network.layers, network.activation_bits, network.input, images,
-                                   _numpy_int_matmul)
+    if engine not in ("jax", "numpy"):
+        raise ValueError(f"engine {engine!r} is neither jax nor numpy")
+    count = pixels(network.input, len(network.layers[0].w_q))
+    static = {"activation_bits": network.activation_bits, "input": network.input}
 
+    def flat(images):
+        images = exactly(images, np.uint8, "the array of images", kinds="iu")
+        if images.ndim < 2 or math.prod(images.shape[1:]) != count:
+            raise ValueError(f"images {images.shape} are not [B, {count}]")
+        return images.reshape(len(images), count)
+
+    if engine == "numpy":
+        return lambda images: _run(network.layers, images=flat(images),
+                                   int_matmul=_numpy_int_matmul, **static)
     import jax
     jitted, on_device = _jax_run(), jax.device_put(network.layers)
-    static = {"activation_bits": network.activation_bits, "input": network.input}
-    return lambda images: np.asarray(jitted(on_device, images, **static))
+    return lambda images: np.asarray(jitted(on_device, flat(images), **static))
 
 
 @functools.cache                # one function, so that networks of one shape compile once

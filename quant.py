@@ -8,10 +8,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from integer import PIXEL_BITS, code_range
+from integer import PIXEL_BITS, align, check_whole, code_range
 
 PIXEL_SCALE = 2.0**-PIXEL_BITS
 MIN_SCALE = 2.0**-20        # of an all-zero channel, so that no scale is zero
@@ -20,40 +21,56 @@ BIAS_BITS = 24              # bias codes stay where float32 is exact
 ACC_TARGET = 2.0**23        # calibration's bound on |accumulator|; a factor 2 is left for drift
 
 
+def _operands(x, scale, bits, name="scale"):
+    """(x, scale, bits): float32 arrays of one rank and an int; ValueError unless they are that."""
+    bits = check_whole(bits, 1, BIAS_BITS, "bits")
+    x, scale = (a if isinstance(a, jax.Array) else np.asarray(a) for a in (x, scale))
+    if not (np.can_cast(x.dtype, float) and np.can_cast(scale.dtype, float)):
+        raise ValueError(f"x of {x.dtype} and {name} of {scale.dtype} must be real numbers")
+    return jnp.asarray(x, jnp.float32), jnp.asarray(align(scale, x, name), jnp.float32), bits
+
+
 def quantize(x, scale, bits, signed=True):
     """The integer codes of x, round half to even, saturated; float32 that holds integers.
 
     Args:
-      x: float32 [I, O].
-      scale: float32 [1, O] (per-channel) or [1, 1] (per-tensor): units of x per integer step.
-      bits: grid width; signed: narrow symmetric range, else 0..2**bits-1.
+      x: [I, O], or any rank with the channels last; numbers of any dtype, taken as float32.
+      scale: [1, O] or [O] (per-channel), [1, 1] or a number: units of x per integer step.
+      bits: grid width, 1..24; signed: narrow symmetric range, else 0..2**bits-1.
     Returns:
-      float32 [I, O], integers in code_range(bits, signed); one bit gives only -1 and +1.
+      float32, shape of x, integers in code_range(bits, signed); one bit gives only -1 and +1.
+    Raises:
+      ValueError: shapes that don't fit, no real numbers, or no such bits; one line.
     """
+    x, scale, bits = _operands(x, scale, bits)
     codes = x * (1 / scale)                     # exact for a power of two
     if signed and bits == 1:
         return jnp.where(jnp.isnan(codes), codes, jnp.where(codes >= 0, 1.0, -1.0))
     return jnp.clip(jnp.round(codes), *code_range(bits, signed))
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def fake_quantize(x, scale, bits, signed=True):
     """Round x onto an integer grid and back; straight-through gradient.
 
     Args:
-      x, scale, bits, signed: as for quantize.
+      x, scale, bits, signed: as for quantize, which raises the same.
     Returns:
-      float32 [I, O], within scale/2 of x inside the grid's range, saturated beyond.
+      float32, shape of x, within scale/2 of x inside the grid's range, saturated beyond.
       Gradient: 1 where qmin - 0.5 < x/scale < qmax + 0.5, 0 beyond; with respect to scale the
       code less x/scale inside these bounds, the code beyond. Of signed x whose scale has a gradient
       too, 1 everywhere: a weight that it leaves outside could not come back by itself.
     Source: Jacob et al. 2018 (arXiv:1712.05877, sec. 3); Bengio et al. 2013 (arXiv:1308.3432);
       the scale's gradient: Esser et al. 2020 (LSQ, arXiv:1902.08153).
     """
+    return _fake_quantize(*_operands(x, scale, bits), signed)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _fake_quantize(x, scale, bits, signed):
     return quantize(x, scale, bits, signed) * scale
 
 
-@partial(fake_quantize.defjvp, symbolic_zeros=True)
+@partial(_fake_quantize.defjvp, symbolic_zeros=True)
 def _fake_quantize_jvp(bits, signed, primals, tangents):
     x, scale = primals
     x_tangent, scale_tangent = tangents
@@ -69,7 +86,7 @@ def _fake_quantize_jvp(bits, signed, primals, tangents):
     if is_learned:                              # a calibrated scale costs nothing
         rounded = quantize(x, scale, bits, signed)
         tangent += scale_tangent * jnp.where(inside, rounded - codes, rounded)
-    return fake_quantize(x, scale, bits, signed), tangent
+    return _fake_quantize(x, scale, bits, signed), tangent
 
 
 def ceil_power_of_two(x):
@@ -114,17 +131,17 @@ def compute_scale(x, bits=8, signed=True, per_channel=False, power_of_two=True, 
     """The scale that covers x, or for narrow grids the one with the least squared error.
 
     Args:
-      x: float32 [I, O].
+      x: as for quantize.
       bits, signed: the grid. From 6 bits on the scale covers absmax; below, where covering the
         tail wastes the few codes, up to 5 halvings of that scale compete by squared error.
-      per_channel: one scale per column, else one for all.
+      per_channel: one scale per channel, else one for all.
       power_of_two: exact integer arithmetic; False: absmax / qmax as it is.
-      floor: float, or float32 [1, O] or [1, 1], the least scale allowed.
+      floor: the least scale allowed, of the shapes of a scale.
     Returns:
-      float32 [1, O] or [1, 1].
+      float32 [1, O] or [1, 1], of the rank of x.
     """
-    axis = 0 if per_channel else (0, 1)
-    floor = jnp.asarray(floor, jnp.float32).reshape(1, -1)
+    x, floor, bits = _operands(x, floor, bits, "floor")
+    axis = tuple(range(x.ndim - 1 if per_channel else x.ndim))
     floor = jnp.max(floor, axis, keepdims=True)
     absmax = jnp.max(jnp.abs(x), axis, keepdims=True)
     widest = jnp.maximum(absmax / code_range(bits, signed)[1], floor)

@@ -80,7 +80,7 @@ def test_core_has_as_many_lines_as_the_readme_says():
     files = numbered + re.findall(r"`(\w+\.py)`", sentence[1])
     assert len(files) == 8
     lines = sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files)
-    assert lines == int(sentence[2].replace(",", "")) < 1_450
+    assert lines == int(sentence[2].replace(",", "")) < 1_500
 
 
 def test_readme_is_short():

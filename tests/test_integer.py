@@ -309,8 +309,8 @@ def test_what_does_not_fit_together_is_refused(rng):
     assert "layer 0 has 5 outputs, layer 1 4 inputs" in one_line_refusal([first, last])
     assert "layer 1 lacks its" in one_line_refusal([first, second._replace(shift=None), last])
     assert "layer 1 needs no" in one_line_refusal([first, second])
-    for fault in ({"b_q": np.zeros(1, np.int32)}, {"b_q": np.zeros(4, np.float32)},
-                  {"shift": np.ones(1, np.int8)}, {"w_q": second.w_q.astype(np.int16)}):
+    for fault in ({"b_q": np.zeros(1, np.int32)}, {"b_q": np.full(4, 0.5)}, {"w_q": [1, 2]},
+                  {"shift": np.ones(1, np.int8)}, {"w_q": second.w_q.astype(np.int16) + 999}):
         assert "layer 1" in one_line_refusal([first, second._replace(**fault), last])
     for bits in ((0, 8), (9, 8), (8, 0), (8, 9)):
         assert "bits" in one_line_refusal([first, second, last], *bits)

@@ -65,7 +65,7 @@ class Graph(NamedTuple):
 def _name(eqn):
     """relu and fake_quantize rather than custom_jvp_call."""
     inside = eqn.params.get("call_jaxpr")
-    return inside.jaxpr.debug_info.func_name if inside else eqn.primitive.name
+    return inside.jaxpr.debug_info.func_name.lstrip("_") if inside else eqn.primitive.name
 
 
 def trace(fun, params, *batch):

@@ -90,7 +90,7 @@ def below(difference):
 def look_inside(rules):
     """`rules`, but with fake_quantize differentiated through its own round and clip."""
     def custom_jvp(eqn, xs, tangents):
-        if eqn.params["call_jaxpr"].jaxpr.debug_info.func_name != "fake_quantize":
+        if eqn.params["call_jaxpr"].jaxpr.debug_info.func_name != "_fake_quantize":
             return rules["custom_jvp_call"](eqn, xs, tangents)
         duals = [Dual(x, tangents[i]) if i in tangents else x for i, x in enumerate(xs)]
         return interpret(eqn.params["call_jaxpr"], duals, partial(differentiate, rules))
