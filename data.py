@@ -29,6 +29,14 @@ SPLIT_SEED = 0                  # the val split is the same in every run, whatev
 KNOWN = {"e9914cff2ade526da2ab1ac60c072f9173cc53e35b9411692de8207cb1b9009d": "MNIST",
          "4d8e31d2057f6f938ff47097ba334038e7aafbaf24b67665d2dd1ecda01730a3": "Fashion-MNIST"}
 
+# What an image of a known data set shows and what its classes are called, by the name's letters.
+CLASSES = {"mnist": ("a digit", tuple("0123456789")),
+           "fashionmnist": ("a piece of clothing", (
+               "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker",
+               "Bag", "Ankle boot")),
+           "kmnist": ("a hiragana", ("お o", "き ki", "す su", "つ tsu", "な na", "は ha", "ま ma",
+                                     "や ya", "れ re", "を wo"))}
+
 
 class Split(NamedTuple):
     """images: uint8 [N, pixels]; labels: uint8 [N]."""
@@ -42,6 +50,14 @@ class Dataset(NamedTuple):
     sha256: str
     train: Split
     test: Split
+
+
+def classes(dataset, count):
+    """(what an image shows, its `count` class names) by a data set's name; 0, 1, ... of others."""
+    subject, names = CLASSES.get(re.sub("[^a-z]", "", dataset.lower()), ("", ()))
+    if len(names) == count:
+        return subject, names
+    return "a picture", tuple(map(str, range(count)))
 
 
 def write_idx(path, array):

@@ -50,9 +50,9 @@ the test images:
 C++ and Python call it in ten lines: docs/deploy.md"""
 
 
-def to_web(network):
+def to_web(network, dataset):
     from deploy import to_web as target
-    return {"mlp.html": target.export(network).encode()}, (
+    return {"mlp.html": target.export(network, dataset).encode()}, (
         "open it in a browser, from disk; it needs no network and no other file")
 
 
@@ -68,9 +68,11 @@ def main(argv):
     path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
                                               settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS,
                            settings.FILE_FORMAT)
-    network = checkpoint.load_quantized(path)
+    network, extra = checkpoint.load_quantized(path), {}
+    if form == "web":                               # which says what there is to draw
+        extra["dataset"] = str(checkpoint.load(path)[1].get("dataset", {}).get("name", ""))
     try:
-        files, usage = FORMATS[form](network)       # all of them made before any is written
+        files, usage = FORMATS[form](network, **extra)      # all made before any is written
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     for name, content in files.items():

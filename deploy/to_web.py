@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 
 import checkpoint
+import data
 import integer
 
 
-def export(network):
+def export(network, dataset=""):
     """The page.
 
     Args:
-      network: integer.Network.
+      network: integer.Network; dataset: the name of what it was trained on, from anywhere.
     Returns:
       text of an HTML file that needs no other.
     Raises:
@@ -29,9 +30,11 @@ def export(network):
         embedded.append({"w": base64.b64encode(packed).decode(), "b": layer.b_q.tolist(),
                          "shift": shifts or None})
         size += len(packed) + layer.b_q.nbytes + len(shifts)
-    model = {"input": network.input, "weightBits": bits, "activationBits": network.activation_bits,
+    subject, classes = data.classes(dataset, sizes[-1])
+    model = {"dataset": dataset, "subject": subject, "classes": classes, "sizes": sizes,
+             "input": network.input, "weightBits": bits, "activationBits": network.activation_bits,
              "activationMax": integer.code_range(network.activation_bits, signed=False)[1],
-             "sizes": sizes, "bytes": size, "logitScale": 2.0**network.logit_exponent,
-             "layers": embedded}
+             "bytes": size, "logitScale": 2.0**network.logit_exponent, "layers": embedded}
     template = (Path(__file__).parent / "page.html").read_text("utf-8")
-    return template.replace("__MODEL__", json.dumps(model, separators=(",", ":")))
+    text = json.dumps(model, separators=(",", ":")).replace("<", "\\u003c")     # no tag in a name
+    return template.replace("__MODEL__", text)

@@ -368,7 +368,7 @@ def test_page_equals_oracle_at_every_width(page, tmp_path):
                                       oracle.run(network, images))
 
 
-def test_page_reads_a_drawn_stroke(page, tmp_path):
+def test_page_reads_a_drawn_stroke(page, trained):
     digit = page.locator("#digit")
     assert digit.inner_text() == "–"
     drag(page, (.3, .25), (.45, .15), (.62, .2), (.68, .32), (.58, .45), (.45, .48), (.6, .52),
@@ -385,8 +385,16 @@ def test_page_reads_a_drawn_stroke(page, tmp_path):
     assert digit.inner_text() == str(engines.run_page(page, seen.reshape(1, 784)).argmax())
     assert page.locator("#scores li").count() == 10
     assert page.locator("#time").inner_text().endswith("µs")
-    assert "bytes" in page.locator("#size").inner_text()
-    page.screenshot(path=tmp_path / "web_demo.png")
+    layers = trained.network.layers             # of 8 bits: a byte a weight and a shift, 4 a bias
+    count = sum(layer.w_q.size + 4 * layer.b_q.size + (layer.shift is not None) * layer.b_q.size
+                for layer in layers)
+    assert page.locator("#size").inner_text() == f"{count:,} bytes"
+    assert page.locator("dt", has_text="Weights, biases, shifts").count() == 1
+    logits = oracle.run(trained.network, seen.reshape(1, 784))[0]
+    shares = np.exp((logits - logits.max()) * 2.0**trained.network.logit_exponent)
+    shares = 100 * shares / shares.sum()
+    for row, logit, share in zip(page.locator("#scores li").all(), logits, shares):
+        assert row.inner_text().split("\n")[1:] == [f"{share:.1f} %", f"{logit:,}"]
 
 
 def test_page_shows_what_a_pooled_network_sees(page, tmp_path):
@@ -426,8 +434,102 @@ def test_page_works_by_keyboard(page):
     page.wait_for_function("find('digit').textContent !== '–'")
     page.keyboard.press("Escape")
     assert page.locator("#digit").inner_text() == "–"
-    page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.id") == "clear"
+    for name in ("undo", "clear"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.id") == name
+
+
+def picture(page):
+    """The bytes that the network gets."""
+    page.wait_for_timeout(50)
+    return page.evaluate("Array.from(drawnImage() ?? [])")
+
+
+def test_undo_takes_back_a_stroke_at_a_time(page):
+    """By button and keys, of mouse and pen, and to the same bytes; even while drawing."""
+    pictures = [picture(page)]
+    for x in (.3, .5, .7):
+        drag(page, (x, .2), (x + .1, .8))
+        pictures.append(picture(page))
+    page.locator("#ink").press("Space")
+    page.locator("#ink").press("ArrowUp")
+    assert picture(page) != pictures[3]
+    page.keyboard.press("Control+z")
+    page.keyboard.press("ArrowUp")              # the pen is up again
+    assert picture(page) == pictures[3]
+    page.mouse.down()
+    page.keyboard.press("Control+z")
+    page.mouse.move(10, 10)                     # and so is the mouse
+    assert picture(page) == pictures[3]
+    page.mouse.up()
+    for before in pictures[2::-1]:
+        page.get_by_role("button", name="Undo").click()
+        assert picture(page) == before
+    page.get_by_role("button", name="Undo").click()     # nothing left: nothing happens
+    assert page.locator("#digit").inner_text() == "–"
+
+
+def test_edges_of_a_stroke_are_smooth_in_both_themes(page):
+    """Each pixel is as dark as the share of it that a tenth of the pad beside the line covers,
+    however many points the line has, at the screen's own resolution."""
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.get_by_role("button", name="Clear").click()
+        side, shown, pixels = page.evaluate("""() => {
+            strokes.push(Array.from({length: 200}, (_, i) => [.2 + .003 * i, .3 + .001 * i]));
+            show();
+            const { data } = screen.getImageData(pad.width / 2, 0, 50, pad.width);
+            return [pad.width, pad.clientWidth, Array.from(data).filter((_, i) => i % 4 % 3 === 0)];
+        }""")
+        assert side == shown                    # one pixel of the screen a CSS pixel here
+        red, alpha = np.array(pixels).reshape(side, 50, 2).transpose(2, 0, 1)
+        y, x = (np.mgrid[:side, side // 2:side // 2 + 50] + 0.5) / side     # far from its ends
+        distance = side * np.abs((y - 0.3) * 0.003 - (x - 0.2) * 0.001) / np.hypot(0.003, 0.001)
+        covered = np.clip(side / 20 - distance + 0.5, 0, 1)     # of a pixel that the edge crosses
+        # The edge is slanted, the rasterizer counts samples: a tenth of a pixel either way.
+        np.testing.assert_allclose(alpha / 255, covered, atol=0.12)
+        assert (red[alpha == 255].min() > 200) == (scheme == "dark")
+
+
+@pytest.mark.parametrize("width, height", [(844, 390), (667, 375)])
+def test_phone_on_its_side_shows_the_whole_pad_and_scrolls(page, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    box = page.locator("#pad").bounding_box()
+    assert box["width"] == pytest.approx(box["height"]) and box["height"] <= 0.6 * height + 1
+    assert box["y"] + box["height"] < height and box["width"] > 200
+    drag(page, (.3, .2), (.5, .8))
+    page.wait_for_function("find('digit').textContent !== '–'")
+    size, _ = page.evaluate("[document.documentElement.scrollHeight, scrollBy(0, 9999)]")
+    assert size > height and page.evaluate("scrollY") == size - height
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("#layers").is_visible()
+
+
+@pytest.mark.parametrize("dataset, title, names", [
+    ("MNIST", "Draw a digit", list("0123456789")),
+    ("Fashion-MNIST", "Draw a piece of clothing", "T-shirt/top Trouser Pullover Dress Coat Sandal "
+     "Shirt Sneaker Bag Ankle_boot".split()),
+    ("kmnist", "Draw a hiragana", [f"{kana}_{sound}" for kana, sound in zip(
+        "おきすつなはまやれを", "o ki su tsu na ha ma ya re wo".split())]),
+    ("</script><img src=x onerror=alert(1)>", "Draw a picture", list("0123456789")),
+    ("", "Draw a picture", list("0123456789"))])
+def test_page_names_the_classes_of_its_data_set(page, tmp_path, dataset, title, names):
+    """Whatever a file says it is; an unknown one has its labels."""
+    network = make_network(4, 8, 12)
+    (tmp_path / "other.html").write_text(to_web.export(network, dataset), "utf-8")
+    page.goto((tmp_path / "other.html").as_uri())
+    assert page.locator("h1").inner_text() == title
+    shown = [row.inner_text().split("\n")[0] for row in page.locator("#scores li").all()]
+    assert shown == [name.replace("_", " ") for name in names]
+    assert page.locator("#dataset").is_visible() == bool(dataset)
+    drag(page, (.3, .2), (.5, .8))
+    page.wait_for_function("find('digit').textContent !== '–'")
+    best = oracle.run(network, np.array([picture(page)])).argmax()
+    assert page.locator("#digit").inner_text() == shown[best]
+
+
+def test_classes_of_another_number_are_numbered():
+    assert data.classes("MNIST", 12) == ("a picture", tuple(map(str, range(12))))
 
 
 def test_page_needs_no_network_and_fits_a_phone(page):
@@ -503,6 +605,16 @@ def test_callers_in_the_docs_run_and_answer_right(exported, need, many, page):
         for program, text in (("sh", blocks["sh"]), (sys.executable, blocks["python"])):
             ran = subprocess.run([program], input=text, cwd=folder, capture_output=True, text=True)
             assert (ran.stderr, ran.stdout) == ("", want)
+
+
+@pytest.mark.parametrize("name, title", [("Fashion-MNIST", "clothing"), (5, "picture")])
+def test_script_tells_the_page_what_a_file_says_of_its_data_set(script, tmp_path, monkeypatch, page,
+                                                                name, title):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save("w.npz", make_network(3, 4), {"dataset": {"name": name}})
+    assert script(main_export.main, "web", "--WEIGHTS=w.npz")[0] == 0
+    page.goto((tmp_path / "deploy" / "out" / "mlp.html").as_uri())
+    assert page.locator("h1").inner_text().endswith(title)
 
 
 def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeypatch):
