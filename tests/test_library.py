@@ -194,3 +194,15 @@ def test_citation_says_what_it_must():
     said = dict(re.findall(r"^([\w-]+):(?: (.*))?$", text, re.MULTILINE))
     assert {"cff-version", "message", "title", "authors", "version"} <= set(said)
     assert re.fullmatch(r"\d+\.\d+\.\d+", said["version"]) and said["license"] == "MIT"
+
+
+def test_every_cell_about_a_peer_has_its_source():
+    text = (ROOT / "docs" / "peers.md").read_text("utf-8")
+    sources = dict(re.findall(r"^\[([\w-]+)\]: (https://\S+)$", text, re.MULTILINE))
+    used = re.findall(r"\]\[([\w-]+)\]", text)
+    assert set(used) == set(sources)
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| [")]
+    assert len(rows) == 7 and {len(row) for row in rows} == {8}
+    for name, framework, *cells in rows:
+        assert "](https://" in name and framework
+        assert all("][" in cell or cell == "–" for cell in cells), name
