@@ -5,6 +5,7 @@ import math
 import warnings
 
 import numpy as np
+from scipy import ndimage
 
 from files import InputError, read_bytes
 
@@ -14,10 +15,13 @@ MAX_BYTES = 2**26               # of an image file
 MAX_PIXELS, MAX_SIDE = 20_000_000, 20_000
 MAX_SCANS = 100                 # a progressive JPEG has 10 or so; each one goes over all pixels
 JPEG, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
-WORK_SIDE = 1_000               # larger images are shrunk to this first, by a whole factor
+WORK_SIDE = 600                 # larger images are shrunk to this first, by a whole factor
 SIDE, BOX = 28, 20              # MNIST: the digit fits 20x20; its mass is centred in 28x28
-MIN_CONTRAST = 32               # grey levels between ink and paper; less is a blank image
-INK = 0.02                      # of the darkest stroke: what counts as ink when cropping
+MIN_CONTRAST = 0.06             # of ink against paper, of the whole range; less is a blank image
+NOISE = 0.5 / 255               # more of it is smoothed; smoothing would erase lines of one pixel
+FIT_PIXELS = 5_000              # of paper, to fit its brightness by
+LINE = 0.9                      # a line or frame is at least that part of the image long
+SPECK = 0.05                    # of the largest piece of ink; less is a speck
 # Pillow logs some damage before it raises: a second line where nobody has set logging up.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -34,20 +38,39 @@ def _check_size(image, path):
         raise InputError(f"{path} is packed in a way that is not read here; save it as PNG")
 
 
-def _flatten(image):
-    """A Pillow image in gray, at most WORK_SIDE pixels a side; transparency becomes white paper."""
+def _on_paper(image):
+    """An image with transparency in gray, on paper that its ink stands out from."""
     from PIL import Image
-    if image.has_transparency_data:
-        layered = image if image.mode == "RGBA" else image.convert("RGBA")
-        paper = Image.new("L", image.size, "white")
-        gray = Image.composite(layered.convert("L"), paper, layered.getchannel("A"))
+    layered = image if image.mode == "RGBA" else image.convert("RGBA")
+    gray, alpha = layered.convert("L"), layered.getchannel("A")
+    opaque = np.asarray(gray)[np.asarray(alpha) > 127]
+    if 2 * opaque.size > gray.width * gray.height:      # a sheet with transparent corners
+        level = int(np.median(opaque))
     else:
-        gray = image.convert("L")
-    return gray.reduce(math.ceil(max(gray.size) / WORK_SIDE))
+        level = 255 if opaque.size == 0 or opaque.mean() < 128 else 0
+    return Image.composite(gray, Image.new("L", image.size, level), alpha)
+
+
+def _flatten(image):
+    """A Pillow image as float32 [H, W] in 0..1, upright, at most WORK_SIDE pixels a side."""
+    from PIL import ImageOps
+    if image.mode[0] in "IF":                   # 16 or 32 bits: what range they use, nobody says
+        image = image.convert("F")
+    elif image.has_transparency_data:
+        image = _on_paper(image)
+    else:
+        image = image.convert("L")
+    is_byte = image.mode == "L"
+    image = image.reduce(math.ceil(max(image.size) / WORK_SIDE))
+    gray = np.asarray(ImageOps.exif_transpose(image), np.float32)
+    if is_byte:
+        return gray / 255
+    gray = np.nan_to_num(gray, nan=0.0, posinf=0.0, neginf=0.0)
+    return (gray - gray.min()) / max(np.ptp(gray), 1e-9)
 
 
 def _open_gray(path):
-    """The image as uint8 [H, W], for the arithmetic in float32 at most 1,000 x 1,000."""
+    """The image as float32 [H, W] in 0..1, upright, at most WORK_SIDE pixels a side."""
     from PIL import Image
     content = read_bytes(path, MAX_BYTES)
     if content.startswith(JPEG) and content.count(JPEG_SCAN) > MAX_SCANS:
@@ -57,11 +80,105 @@ def _open_gray(path):
             warnings.simplefilter("ignore")     # the size is judged here
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 _check_size(image, path)
-                return np.asarray(_flatten(image))
+                return _flatten(image)
     except InputError:
         raise
     except Exception:               # Pillow raises many kinds on damage
         raise InputError(f"{path} is not a readable image; give a PNG or JPEG") from None
+
+
+def _spread(values):
+    """The standard deviation of the bulk of some values, whatever the rest are."""
+    return 1.4826 * np.median(np.abs(values - np.median(values)))
+
+
+def _paper(gray):
+    """The brightness of the paper under a drawing: the second-degree polynomial in x and y that
+    most pixels are close to; float32 [H, W]."""
+    y, x = (np.linspace(-1, 1, side, dtype=np.float32) for side in gray.shape)
+    y, x = np.meshgrid(y, x, indexing="ij")
+    terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
+    step = math.ceil(math.sqrt(gray.size / FIT_PIXELS))
+    some, levels = terms[::step, ::step].reshape(-1, 6), gray[::step, ::step].reshape(-1)
+    paper = np.full_like(levels, np.median(levels))
+    for _ in range(10):
+        rest = np.abs(levels - paper)
+        close = rest <= max(2 * 1.4826 * np.median(rest), 1 / 255)
+        factors = np.linalg.lstsq(some[close], levels[close])[0]
+        paper = some @ factors
+    return terms @ factors
+
+
+def _threshold(values):
+    """Otsu's: where the two classes of values >= 0 differ most."""
+    counts, edges = np.histogram(values, 256, (0, values.max()))
+    levels = (edges[:-1] + edges[1:]) / 2
+    below, sums = counts.cumsum(), (counts * levels).cumsum()
+    above = below[-1] - below
+    gap = sums / np.maximum(below, 1) - (sums[-1] - sums) / np.maximum(above, 1)
+    between = below.astype(float) * above * gap**2
+    return edges[between.argmax() + 1]
+
+
+def _lines(mask):
+    """Ruled lines in a mask: long, thin and from edge to edge; bool [H, W]."""
+    height, width = mask.shape
+    found = np.zeros_like(mask)
+    runs = ndimage.binary_opening(mask, np.ones((1, max(3, width // 10)), bool))
+    labels, _ = ndimage.label(runs, np.ones((3, 3)))
+    for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+        if (columns.stop - columns.start >= LINE * width
+                and rows.stop - rows.start <= max(2, height / 15)):
+            found |= labels == label
+    return found
+
+
+def _without_lines(mask):
+    """A mask without its ruled lines; where one crosses a stroke, the stroke goes on."""
+    for turn in (0, 1):
+        mask = mask.T
+        lines = _lines(mask)
+        if lines.any():
+            thickness = int(ndimage.label(lines)[0].any(1).sum())
+            rest = mask & ~ndimage.binary_dilation(lines, np.ones((3, 1)))
+            bridge = ndimage.binary_closing(np.pad(rest, 9), np.ones((9, 1)))[9:-9, 9:-9]
+            mask = rest | bridge & mask
+    return mask
+
+
+def _digit(mask):
+    """The pieces of a mask that may be a digit: no lines, no frame, no specks; bool [H, W]."""
+    mask = _without_lines(mask)
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    if count == 0:
+        return mask
+    sizes = np.bincount(labels.reshape(-1))[1:]
+    keep = np.ones(count, bool)
+    for label, box in enumerate(ndimage.find_objects(labels)):
+        spans = [(part.stop - part.start) / side for part, side in zip(box, mask.shape)]
+        touches = sum((part.start == 0) + (part.stop == side)
+                      for part, side in zip(box, mask.shape))
+        keep[label] = not (touches >= 2 and max(spans) >= LINE)
+    if not (keep & (sizes >= 9)).any():
+        keep[:] = True
+    keep &= sizes >= SPECK * sizes[keep].max()
+    return np.concatenate([[False], keep])[labels]
+
+
+def _ink(gray):
+    """Strokes of a drawing: float32 [H, W], 0 for paper, 1 for ink; None where there are none."""
+    high = gray - ndimage.uniform_filter(gray, 3)
+    if _spread(high) > NOISE:
+        gray = ndimage.median_filter(gray, 3)
+    away = gray - _paper(gray)
+    threshold = max(_threshold(np.abs(away)), MIN_CONTRAST, 4 * _spread(away))
+    # The side that deviates more is the ink, light or dark.
+    best = max((side for side in (away, -away)), key=lambda s: s[_digit(s > threshold)].sum())
+    digit = _digit(best > threshold)
+    if not digit.any():
+        return None
+    near = ndimage.binary_dilation(digit, np.ones((3, 3)))
+    return np.where(near, best / np.quantile(best[digit], 0.8), 0).clip(0, 1)
 
 
 def centre(ink):
@@ -75,22 +192,21 @@ def centre(ink):
     Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition".
     """
     from PIL import Image
-    rows, columns = np.nonzero(ink >= INK)
-    crop = ink[rows.min():rows.max() + 1, columns.min():columns.max() + 1]
-    scale = BOX / max(crop.shape)
-    size = [max(1, round(side * scale)) for side in reversed(crop.shape)]
-    small = np.asarray(Image.fromarray(crop).resize(size, Image.Resampling.BOX if scale < 1
-                                                    else Image.Resampling.BILINEAR))
-    mass = small.sum()
-    corner = []
-    for axis, length in enumerate(small.shape):
-        middle = (small.sum(1 - axis) * np.arange(length)).sum() / mass
-        corner.append(int(np.clip(round(SIDE / 2 - middle), 0, SIDE - length)))
-    canvas = np.zeros((SIDE, SIDE), np.uint8)
-    canvas[corner[0]:corner[0] + small.shape[0], corner[1]:corner[1] + small.shape[1]] = np.rint(
-        255 * small / small.max())
-    return canvas
+    rows, columns = np.nonzero(ink >= 0.5)
+    step = (max(np.ptp(rows), np.ptp(columns)) + 1) / BOX
+    mass = ink.sum()
+    middle = [(ink.sum(1 - axis) * (np.arange(length) + .5)).sum() / mass
+              for axis, length in enumerate(ink.shape)]
+    edge = math.ceil(step * SIDE)
+    padded = np.pad(ink, edge)
+    top, left = (place + edge - step * (SIDE / 2 + .5) for place in middle)
+    small = np.asarray(Image.fromarray(padded).resize(
+        (SIDE, SIDE), FILTER(step), (left, top, left + step * SIDE, top + step * SIDE)))
+    return np.rint(255 * (small / small.max()).clip(0, 1)).astype(np.uint8)
 
+def FILTER(step):
+    from PIL import Image
+    return Image.Resampling.BOX if step >= 2 else Image.Resampling.BILINEAR
 
 def read_digit(path, pixels):
     """One image file as a network input.
@@ -107,10 +223,7 @@ def read_digit(path, pixels):
     if pixels != SIDE * SIDE:
         raise InputError(f"this network reads {pixels} pixels, image files give {SIDE * SIDE}; "
                          "train with LAYER_SIZES[0] = 784")
-    gray = _open_gray(path).astype(np.float32)
-    edge = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
-    paper = np.median(edge)                     # the border is paper, whatever its brightness
-    ink = paper - gray if paper > 127 else gray - paper
-    if ink.max() < MIN_CONTRAST:
+    ink = _ink(_open_gray(path))
+    if ink is None:
         raise InputError(f"{path} is blank; give an image of one digit with some contrast")
-    return centre((ink / ink.max()).clip(0, 1)).reshape(-1)
+    return centre(ink).reshape(-1)
