@@ -19,7 +19,7 @@ WORK_SIDE = 600                 # larger images are shrunk to this first, by a w
 SIDE, BOX = 28, 20              # MNIST: the digit fits 20x20; its mass is centred in 28x28
 MIN_CONTRAST = 0.06             # of ink against paper, of the whole range; less is a blank image
 NOISE = 0.5 / 255               # more of it is smoothed; smoothing would erase lines of one pixel
-FIT_PIXELS = 5_000              # of paper, to fit its brightness by
+FIT_PIXELS = 2_000              # of paper, to fit its brightness by
 LINE = 0.9                      # a line or frame is at least that part of the image long
 SPECK = 0.05                    # of the largest piece of ink; less is a speck
 # Pillow logs some damage before it raises: a second line where nobody has set logging up.
@@ -120,35 +120,27 @@ def _threshold(values):
     return edges[between.argmax() + 1]
 
 
-def _lines(mask):
-    """Ruled lines in a mask: long, thin and from edge to edge; bool [H, W]."""
-    height, width = mask.shape
-    found = np.zeros_like(mask)
-    runs = ndimage.binary_opening(mask, np.ones((1, max(3, width // 10)), bool))
-    labels, _ = ndimage.label(runs, np.ones((3, 3)))
-    for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
-        if (columns.stop - columns.start >= LINE * width
-                and rows.stop - rows.start <= max(2, height / 15)):
-            found |= labels == label
-    return found
-
-
 def _without_lines(mask):
-    """A mask without its ruled lines; where one crosses a stroke, the stroke goes on."""
-    for turn in (0, 1):
-        mask = mask.T
-        lines = _lines(mask)
-        if lines.any():
-            thickness = int(ndimage.label(lines)[0].any(1).sum())
-            rest = mask & ~ndimage.binary_dilation(lines, np.ones((3, 1)))
-            bridge = ndimage.binary_closing(np.pad(rest, 9), np.ones((9, 1)))[9:-9, 9:-9]
-            mask = rest | bridge & mask
-    return mask
+    """A mask without ruled lines: thin, nearly level, from edge to edge; strokes over them stay."""
+    height, width = mask.shape
+    thickness = max(3, height // 60)
+    thin = mask & ~ndimage.binary_opening(mask, np.ones((thickness + 1, 1)))
+    runs = ndimage.binary_opening(thin, np.ones((1, max(3, width // 12))))
+    joined = ndimage.maximum_filter(runs, (thickness, max(3, width // 2)))    # over a stroke
+    labels, _ = ndimage.label(joined)
+    rest = mask.copy()
+    for label, box in enumerate(ndimage.find_objects(labels), 1):
+        y, x = np.nonzero(runs & (labels == label))
+        if np.ptp(x) + 1 < LINE * width:
+            continue
+        level = np.polyval(np.polyfit(x, y, 1), np.arange(width))
+        rest &= ~(thin & (np.abs(np.arange(height)[:, None] - level) <= thickness))
+    return rest
 
 
 def _digit(mask):
     """The pieces of a mask that may be a digit: no lines, no frame, no specks; bool [H, W]."""
-    mask = _without_lines(mask)
+    mask = _without_lines(_without_lines(mask).T).T
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     if count == 0:
         return mask
@@ -158,7 +150,8 @@ def _digit(mask):
         spans = [(part.stop - part.start) / side for part, side in zip(box, mask.shape)]
         touches = sum((part.start == 0) + (part.stop == side)
                       for part, side in zip(box, mask.shape))
-        keep[label] = not (touches >= 2 and max(spans) >= LINE)
+        flat = min(part.stop - part.start for part in box) <= max(3, min(mask.shape) // 60)
+        keep[label] = not (touches >= 2 and max(spans) >= LINE or touches and flat)
     if not (keep & (sizes >= 9)).any():
         keep[:] = True
     keep &= sizes >= SPECK * sizes[keep].max()
