@@ -15,12 +15,14 @@ MAX_BYTES = 2**26               # of an image file
 MAX_PIXELS, MAX_SIDE = 20_000_000, 20_000
 MAX_SCANS = 100                 # a progressive JPEG has 10 or so; each one goes over all pixels
 JPEG, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
-WORK_SIDE = 600                 # larger images are shrunk to this first, by a whole factor
+LEAST_SIDE, WORK_SIDE = 150, 600    # smaller and larger images are resized by a whole factor
 SIDE, BOX = 28, 20              # MNIST: the digit fits 20x20; its mass is centred in 28x28
 MIN_CONTRAST = 0.06             # of ink against paper, of the whole range; less is a blank image
 NOISE = 0.5 / 255               # more of it is smoothed; smoothing would erase lines of one pixel
 FIT_PIXELS = 2_000              # of paper, to fit its brightness by
 LINE = 0.9                      # a line or frame is at least that part of the image long
+COVERS = 0.8                    # of a side of the image: what covers it is no digit
+SMALLEST = 0.1                  # of the image's shorter side: a digit's longer side
 SPECK = 0.05                    # of the largest piece of ink; less is a speck
 # Pillow logs some damage before it raises: a second line where nobody has set logging up.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -53,7 +55,7 @@ def _on_paper(image):
 
 def _flatten(image):
     """A Pillow image as float32 [H, W] in 0..1, upright, at most WORK_SIDE pixels a side."""
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
     if image.mode[0] in "IF":                   # 16 or 32 bits: what range they use, nobody says
         image = image.convert("F")
     elif image.has_transparency_data:
@@ -61,7 +63,11 @@ def _flatten(image):
     else:
         image = image.convert("L")
     is_byte = image.mode == "L"
-    image = image.reduce(math.ceil(max(image.size) / WORK_SIDE))
+    side = max(image.size)
+    if side < LEAST_SIDE:
+        image = image.resize([length * math.ceil(LEAST_SIDE / side) for length in image.size],
+                             Image.Resampling.BILINEAR)
+    image = image.reduce(math.ceil(side / WORK_SIDE))
     gray = np.asarray(ImageOps.exif_transpose(image), np.float32)
     if is_byte:
         return gray / 255
@@ -100,10 +106,12 @@ def _paper(gray):
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
     step = math.ceil(math.sqrt(gray.size / FIT_PIXELS))
     some, levels = terms[::step, ::step].reshape(-1, 6), gray[::step, ::step].reshape(-1)
-    paper = np.full_like(levels, np.median(levels))
+    half = len(levels) // 2
+    ordered = np.sort(levels)                   # start in the middle of the densest half
+    start = (ordered[half:] - ordered[:len(levels) - half]).argmin()
+    paper = (ordered[start] + ordered[start + half]) / 2
     for _ in range(10):
-        rest = np.abs(levels - paper)
-        close = rest <= max(2 * 1.4826 * np.median(rest), 1 / 255)
+        close = np.abs(levels - paper).argsort()[:half + 1]
         factors = np.linalg.lstsq(some[close], levels[close])[0]
         paper = some @ factors
     return terms @ factors
@@ -144,27 +152,27 @@ def _digit(mask):
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     if count == 0:
         return mask
-    sizes = np.bincount(labels.reshape(-1))[1:]
-    keep = np.ones(count, bool)
-    for label, box in enumerate(ndimage.find_objects(labels)):
-        spans = [(part.stop - part.start) / side for part, side in zip(box, mask.shape)]
-        touches = sum((part.start == 0) + (part.stop == side)
-                      for part, side in zip(box, mask.shape))
-        flat = min(part.stop - part.start for part in box) <= max(3, min(mask.shape) // 60)
-        keep[label] = not (touches >= 2 and max(spans) >= LINE or touches and flat)
-    if not (keep & (sizes >= 9)).any():
-        keep[:] = True
+    sizes = np.bincount(labels.reshape(-1), minlength=count + 1)
+    boxes = ndimage.find_objects(labels)
+    spans = np.array([(0, 0)] + [[part.stop - part.start for part in box] for box in boxes])
+    edges = labels[0], labels[-1], labels[:, 0], labels[:, -1]
+    covers = np.max([np.bincount(edge, minlength=count + 1) / len(edge) for edge in edges], 0)
+    shorter = min(mask.shape)
+    keep = (covers < COVERS) & ~((covers > 0) & (spans.min(1) <= max(3, shorter // 60)))
+    keep[0] = False
+    if spans[keep].max(initial=0) < SMALLEST * shorter:
+        keep[1:] = True
     keep &= sizes >= SPECK * sizes[keep].max()
-    return np.concatenate([[False], keep])[labels]
+    return keep[labels]
 
 
 def _ink(gray):
     """Strokes of a drawing: float32 [H, W], 0 for paper, 1 for ink; None where there are none."""
-    high = gray - ndimage.uniform_filter(gray, 3)
-    if _spread(high) > NOISE:
+    noise = _spread(gray - ndimage.uniform_filter(gray, 3))
+    if noise > NOISE:
         gray = ndimage.median_filter(gray, 3)
     away = gray - _paper(gray)
-    threshold = max(_threshold(np.abs(away)), MIN_CONTRAST, 4 * _spread(away))
+    threshold = max(_threshold(np.abs(away)), MIN_CONTRAST, 4 * noise)
     # The side that deviates more is the ink, light or dark.
     best = max((side for side in (away, -away)), key=lambda s: s[_digit(s > threshold)].sum())
     digit = _digit(best > threshold)
