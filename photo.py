@@ -24,6 +24,10 @@ LINE = 0.9                      # a line or frame is at least that part of the i
 COVERS = 0.8                    # of a side of the image: what covers it is no digit
 SMALLEST = 0.1                  # of the image's shorter side: a digit's longer side
 SPECK = 0.05                    # of the largest piece of ink; less is a speck
+# What does not look like one digit: a rule that keeps over 99 % of the MNIST train images.
+FAINT = 0.25                    # the least ink that counts
+MOST_INK = 0.65                 # of the square around it
+PIECE = 0.2                     # of the largest piece of ink: a second one so large is a second sign
 # Pillow logs some damage before it raises: a second line where nobody has set logging up.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -146,12 +150,16 @@ def _without_lines(mask):
     return rest
 
 
+def _is_box(piece):
+    """Whether a piece of ink, cropped, is a drawn rectangle: hollow, its four sides straight."""
+    bands = [side[:math.ceil(len(side) / 10)].any(0).mean()
+             for side in (piece, piece[::-1], piece.T, piece.T[::-1])]
+    return min(bands) >= COVERS and piece.mean() < 0.5
+
+
 def _digit(mask):
-    """The pieces of a mask that may be a digit: no lines, no frame, no specks; bool [H, W]."""
-    mask = _without_lines(_without_lines(mask).T).T
-    labels, count = ndimage.label(mask, np.ones((3, 3)))
-    if count == 0:
-        return mask
+    """The pieces of a mask that may be a digit: bool [H, W], all of it where there are none."""
+    labels, count = ndimage.label(_without_lines(_without_lines(mask).T).T, np.ones((3, 3)))
     sizes = np.bincount(labels.reshape(-1), minlength=count + 1)
     boxes = ndimage.find_objects(labels)
     spans = np.array([(0, 0)] + [[part.stop - part.start for part in box] for box in boxes])
@@ -160,39 +168,43 @@ def _digit(mask):
     shorter = min(mask.shape)
     keep = (covers < COVERS) & ~((covers > 0) & (spans.min(1) <= max(3, shorter // 60)))
     keep[0] = False
+    for label in np.flatnonzero(keep & (spans.max(1) >= SMALLEST * shorter)):
+        keep[label] = not _is_box(labels[boxes[label - 1]] == label)
     if spans[keep].max(initial=0) < SMALLEST * shorter:
-        keep[1:] = True
-    keep &= sizes >= SPECK * sizes[keep].max()
-    return keep[labels]
+        return np.zeros_like(mask)
+    return (keep & (sizes >= SPECK * sizes[keep].max()))[labels]
 
 
 def _ink(gray):
-    """Strokes of a drawing: float32 [H, W], 0 for paper, 1 for ink; None where there are none."""
+    """Strokes of a drawing: float32 [H, W], 0 for paper, 1 for ink; 0 all over without any."""
     noise = _spread(gray - ndimage.uniform_filter(gray, 3))
     if noise > NOISE:
         gray = ndimage.median_filter(gray, 3)
     away = gray - _paper(gray)
     threshold = max(_threshold(np.abs(away)), MIN_CONTRAST, 4 * noise)
-    # The side that deviates more is the ink, light or dark.
-    best = max((side for side in (away, -away)), key=lambda s: s[_digit(s > threshold)].sum())
-    digit = _digit(best > threshold)
-    if not digit.any():
-        return None
-    near = ndimage.binary_dilation(digit, np.ones((3, 3)))
-    return np.where(near, best / np.quantile(best[digit], 0.8), 0).clip(0, 1)
+    # The side that deviates more is the ink, light or dark; where all of it is unlike a digit, all.
+    for clean in (_digit, np.asarray):
+        found = [(side, clean(side > threshold)) for side in (away, -away)]
+        side, digit = max(found, key=lambda pair: pair[0][pair[1]].sum())
+        if digit.any():
+            near = ndimage.binary_dilation(digit, np.ones((3, 3)))
+            return np.where(near, side / np.quantile(side[digit], 0.8), 0).clip(0, 1)
+    return np.zeros_like(gray)
 
 
 def centre(ink):
     """Crop, scale and centre strokes as MNIST was made.
 
     Args:
-      ink: float32 [H, W], 0 for paper, up to 1 for ink, with some ink.
+      ink: float32 [H, W], 0 for paper, up to 1 for ink.
     Returns:
       uint8 [28, 28]: the digit's box scaled to 20x20 at most, its centre of mass
       at (14, 14), where the mean of the MNIST digits has it.
     Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition".
     """
     from PIL import Image
+    if not ink.any():
+        return np.zeros((SIDE, SIDE), np.uint8)
     rows, columns = np.nonzero(ink >= 0.5)
     step = (max(np.ptp(rows), np.ptp(columns)) + 1) / BOX
     mass = ink.sum()
@@ -202,12 +214,24 @@ def centre(ink):
     padded = np.pad(ink, edge)
     top, left = (place + edge - step * (SIDE / 2 + .5) for place in middle)
     small = np.asarray(Image.fromarray(padded).resize(
-        (SIDE, SIDE), FILTER(step), (left, top, left + step * SIDE, top + step * SIDE)))
+        (SIDE, SIDE), Image.Resampling.BOX, (left, top, left + step * SIDE, top + step * SIDE)))
     return np.rint(255 * (small / small.max()).clip(0, 1)).astype(np.uint8)
 
-def FILTER(step):
-    from PIL import Image
-    return Image.Resampling.BOX if step >= 2 else Image.Resampling.BILINEAR
+def doubt(ink):
+    """Why strokes do not look like one digit, in a few words; "" where they do.
+
+    Args:
+      ink: float [H, W], 0 for paper, up to 1 for ink.
+    """
+    strokes = ink >= FAINT
+    if not strokes.any():
+        return "no ink"
+    if strokes.sum() > MOST_INK * (max(map(np.ptp, np.nonzero(strokes))) + 1)**2:
+        return "ink everywhere"
+    labels, _ = ndimage.label(strokes, np.ones((3, 3)))
+    *_, second, largest = np.sort(np.bincount(labels.reshape(-1), minlength=3)[1:])
+    return "several pieces" if second > PIECE * largest else ""
+
 
 def read_digit(path, pixels):
     """One image file as a network input.
@@ -217,14 +241,12 @@ def read_digit(path, pixels):
         light (then inverted).
       pixels: bytes of the images that the network reads, which must be 784.
     Returns:
-      uint8 [784].
+      (uint8 [784], all 0 without ink; what `doubt` says of it).
     Raises:
-      InputError: not an image, too large, blank, or a network of another size.
+      InputError: not an image, too large, or a network of another size.
     """
     if pixels != SIDE * SIDE:
         raise InputError(f"this network reads {pixels} pixels, image files give {SIDE * SIDE}; "
                          "train with LAYER_SIZES[0] = 784")
     ink = _ink(_open_gray(path))
-    if ink is None:
-        raise InputError(f"{path} is blank; give an image of one digit with some contrast")
-    return centre(ink).reshape(-1)
+    return centre(ink).reshape(-1), doubt(ink)

@@ -216,10 +216,14 @@ def _ruled(sheet, random, path):
 
 
 def _frame(sheet, random, path):
-    levels, wide = _grey(sheet), max(2, round(random.uniform(.01, .04) * min(sheet.shape)))
-    frame = np.ones(sheet.shape, bool)
-    frame[wide:-wide, wide:-wide] = False
-    _save(np.where(frame, random.integers(0, 80), levels), path)
+    """At the edge of the image, or a little inside."""
+    inset, wide = (round(share * min(sheet.shape)) for share in random.uniform((0, .01),
+                                                                                (.03, .04)))
+    inset *= random.integers(2)
+    frame = np.zeros(sheet.shape, bool)
+    frame[inset:len(frame) - inset, inset:frame.shape[1] - inset] = True
+    frame[inset + wide:-inset - wide, inset + wide:-inset - wide] = False
+    _save(np.where(frame, random.integers(0, 80), _grey(sheet)), path)
 
 
 def _sixteen_bits(sheet, random, path):
