@@ -22,7 +22,7 @@ NOISE = 0.5 / 255               # more of it is smoothed; smoothing would erase 
 FIT_PIXELS = 2_000              # of paper, to fit its brightness by
 LINE = 0.9                      # a line or frame is at least that part of the image long
 COVERS = 0.8                    # of a side of the image: what covers it is no digit
-SMALLEST = 0.1                  # of the image's shorter side: a digit's longer side
+LEAST = 0.1                     # of the image's shorter side: a digit's longer side
 SPECK = 0.05                    # of the largest piece of ink; less is a speck
 # What does not look like one digit: a rule that keeps over 99 % of the MNIST train images.
 FAINT = 0.25                    # the least ink that counts
@@ -132,47 +132,66 @@ def _threshold(values):
     return edges[between.argmax() + 1]
 
 
-def _without_lines(mask):
-    """A mask without ruled lines: thin, nearly level, from edge to edge; strokes over them stay."""
-    height, width = mask.shape
-    thickness = max(3, height // 60)
-    thin = mask & ~ndimage.binary_opening(mask, np.ones((thickness + 1, 1)))
-    runs = ndimage.binary_opening(thin, np.ones((1, max(3, width // 12))))
-    joined = ndimage.maximum_filter(runs, (thickness, max(3, width // 2)))    # over a stroke
-    labels, _ = ndimage.label(joined)
-    rest = mask.copy()
-    for label, box in enumerate(ndimage.find_objects(labels), 1):
-        y, x = np.nonzero(runs & (labels == label))
-        if np.ptp(x) + 1 < LINE * width:
-            continue
-        level = np.polyval(np.polyfit(x, y, 1), np.arange(width))
-        rest &= ~(thin & (np.abs(np.arange(height)[:, None] - level) <= thickness))
-    return rest
+def _label(mask):
+    """The pieces of a mask.
+
+    Returns:
+      (int [H, W], 0 outside; box of each piece, two slices; height and width of each, int [N, 2]).
+    """
+    labels, _ = ndimage.label(mask, np.ones((3, 3)))
+    boxes = ndimage.find_objects(labels)
+    spans = [[part.stop - part.start for part in box] for box in boxes]
+    return labels, boxes, np.array(spans, int).reshape(-1, 2)
 
 
 def _is_box(piece):
-    """Whether a piece of ink, cropped, is a drawn rectangle: hollow, its four sides straight."""
+    """Whether a piece, cropped, is a drawn rectangle: hollow, its four sides straight."""
     bands = [side[:math.ceil(len(side) / 10)].any(0).mean()
              for side in (piece, piece[::-1], piece.T, piece.T[::-1])]
     return min(bands) >= COVERS and piece.mean() < 0.5
 
 
+def _without_boxes(mask):
+    """A mask without drawn rectangles, such as a frame."""
+    labels, boxes, spans = _label(mask)
+    large = np.flatnonzero(spans.max(1) >= LEAST * min(mask.shape)) + 1
+    return mask & ~np.isin(labels, [n for n in large if _is_box(labels[boxes[n - 1]] == n)])
+
+
+def _without_lines(mask):
+    """A mask without ruled lines: thin, nearly level, from edge to edge; strokes over them stay."""
+    (height, width), thin = mask.shape, _thin(mask)
+    low = mask & ~ndimage.binary_opening(mask, np.ones((thin + 1, 1)))
+    runs = ndimage.binary_opening(low, np.ones((1, max(3, width // 12))))
+    labels, _ = ndimage.label(ndimage.maximum_filter(runs, (thin, width // 2)))  # over a stroke
+    for label in range(1, labels.max() + 1):
+        y, x = np.nonzero(runs & (labels == label))
+        if np.ptp(x) >= LINE * width:
+            level = np.polyval(np.polyfit(x, y, 1), np.arange(width))
+            mask = mask & ~(low & (np.abs(np.arange(height)[:, None] - level) <= thin))
+    return mask
+
+
+def _thin(mask):
+    """The thickness in pixels up to which a line may be ruled."""
+    return max(3, min(mask.shape) // 60)
+
+
 def _digit(mask):
-    """The pieces of a mask that may be a digit: bool [H, W], all of it where there are none."""
-    labels, count = ndimage.label(_without_lines(_without_lines(mask).T).T, np.ones((3, 3)))
-    sizes = np.bincount(labels.reshape(-1), minlength=count + 1)
-    boxes = ndimage.find_objects(labels)
-    spans = np.array([(0, 0)] + [[part.stop - part.start for part in box] for box in boxes])
+    """The pieces of a mask that may be a digit: bool [H, W], nothing where none may."""
+    mask = _without_boxes(mask)
+    mask = _without_lines(_without_lines(mask).T).T
+    labels, _, spans = _label(mask)
     edges = labels[0], labels[-1], labels[:, 0], labels[:, -1]
-    covers = np.max([np.bincount(edge, minlength=count + 1) / len(edge) for edge in edges], 0)
-    shorter = min(mask.shape)
-    keep = (covers < COVERS) & ~((covers > 0) & (spans.min(1) <= max(3, shorter // 60)))
-    keep[0] = False
-    for label in np.flatnonzero(keep & (spans.max(1) >= SMALLEST * shorter)):
-        keep[label] = not _is_box(labels[boxes[label - 1]] == label)
-    if spans[keep].max(initial=0) < SMALLEST * shorter:
+    covers = np.max([np.bincount(edge, minlength=len(spans) + 1)[1:] / len(edge)
+                     for edge in edges], 0)
+    # The table under the sheet, or the rest of a line that leaves the image.
+    keep = (covers < COVERS) & ~((covers > 0) & (spans.min(1) <= _thin(mask)))
+    if spans[keep].max(initial=0) < LEAST * min(mask.shape):
         return np.zeros_like(mask)
-    return (keep & (sizes >= SPECK * sizes[keep].max()))[labels]
+    sizes = np.bincount(labels.reshape(-1))[1:]
+    keep &= sizes >= SPECK * sizes[keep].max()
+    return np.append(False, keep)[labels]
 
 
 def _ink(gray):
