@@ -10,6 +10,7 @@ import sys
 import tokenize
 import tomllib
 from collections import namedtuple
+from pathlib import Path
 
 import integer
 import interrupt
@@ -65,6 +66,7 @@ WEIGHTS_DIR = "weights"         # weights_int8.npz, weights_unquantized_int8.npz
 PLOTS_DIR = "plots"             # PNG figures
 RESULTS_DIR = "results"         # JSON: what the figures and tables are made from
 WEIGHTS = ""                    # file for main_inference.py; empty: the one these switches save
+SCORES = False                  # main_inference.py shows the shares of all classes, not of two
 CACHE_DIR = ".cache"            # compiled programs, for a quicker next start; empty: keep none
 ENGINE = "jax"                  # integer inference by jax (int8 dots) or numpy (needs no JAX)
 
@@ -120,6 +122,7 @@ _TABLE = {
     "PLOTS_DIR": _Switch(str, "plots"),
     "RESULTS_DIR": _Switch(str, "results"),
     "WEIGHTS": _Switch(str, ""),
+    "SCORES": _Switch(bool, False),
     "CACHE_DIR": _Switch(str, ".cache"),
     "ENGINE": _Switch(str, "jax", ("jax", "numpy")),
     "COORDINATOR": _Switch(str, ""),
@@ -253,6 +256,13 @@ def _given_here():
              name, value) for name, value in values.items()]
 
 
+def _at_home(name, value):
+    """A path of this file means the same from any working directory: beside this file."""
+    home = Path(__file__).resolve().parent
+    is_path = (name.endswith("_DIR") or name == "WEIGHTS") and isinstance(value, str) and value
+    return str(home / value) if is_path and Path.cwd() != home else value
+
+
 def _read_recipe(path):
     """The switches of a TOML recipe, as a dict."""
     data = read_bytes(path, _MAX_RECIPE)
@@ -291,7 +301,7 @@ def load(argv, about="", also=()):
         print("\n".join(f"  --{name}={text}\n        {reason}" for name, text, reason in rows()),
               flush=True)                       # a closed pipe shows here, not at the exit
         raise SystemExit(0)
-    given = _given_here()
+    given = [(origin, name, _at_home(name, value)) for origin, name, value in _given_here()]
     for argument in [argument for argument in argv if argument not in also]:
         if argument.startswith("--"):
             name, equals, text = argument[2:].partition("=")

@@ -7,10 +7,14 @@ import signal
 if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends, without a traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import sys
 import time
 from pathlib import Path
 
 import config                   # NumPy and JAX are imported below, once the switches are legal
+from files import InputError
+
+NAME_WIDTH = 28                 # of a file in a line of 80 columns; of a longer one the end
 
 
 def evaluate_file(path, network, facts, settings):
@@ -55,21 +59,40 @@ def evaluate_file(path, network, facts, settings):
 
 
 def classify(network, files, settings):
-    """Print the class and the ten scores of image files."""
+    """Print what the network makes of image files, in 80 columns.
+
+    Returns:
+      whether all of them could be read; each of the others is a line on stderr.
+    """
     import numpy as np
 
     import integer
     import photo
     import predict
-    pixels = integer.pixels(network.input, integer.sizes(network)[0])
-    inputs = np.stack([photo.read_digit(file, pixels) for file in files])
-    logits = predict.make_predictor(network, settings.ENGINE)(inputs).astype(np.float64)
-    scores = np.exp(logits - logits.max(1, keepdims=True))
-    scores /= scores.sum(1, keepdims=True)
-    width = max(len(file) for file in files)
-    print(" " * width, " is", "".join(f"{digit:7d}" for digit in range(scores.shape[1])))
-    for file, row in zip(files, scores):
-        print(f"{file:{width}}  {row.argmax():2d}", "".join(f"{100 * p:6.1f}%" for p in row))
+    pixels, inputs, doubts = integer.pixels(network.input, integer.sizes(network)[0]), {}, {}
+    for file in files:
+        try:
+            inputs[file], doubts[file] = photo.read_digit(file, pixels)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+    if not inputs:
+        return False
+    logits = predict.make_predictor(network, settings.ENGINE)(np.stack([*inputs.values()]))
+    scores = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
+    scores *= 100 / scores.sum(1, keepdims=True)
+    width = min(max(map(len, inputs)), NAME_WIDTH)
+    digits = len(str(scores.shape[1] - 1))
+    for file, row in zip(inputs, scores):
+        name = file if len(file) <= width else f"…{file[1 - width:]}"
+        (first, share), (second, next_share), *_ = [(i, row[i]) for i in np.argsort(-row)]
+        doubt = f"  doubtful: {doubts[file]}" if doubts[file] else ""
+        print(f"{name:{width}}  {first:{digits}d} {share:5.1f} %  then {second:{digits}d} "
+              f"{next_share:4.1f} %{doubt}")
+        for start in range(0, len(row) if settings.SCORES else 0, 10):
+            part = row[start:start + 10]
+            print("".join(f"{start + i:8d}" for i in range(len(part))))
+            print("".join(f"{score:7.1f}%" for score in part))
+    return len(inputs) == len(set(files))
 
 
 def main(argv):
@@ -84,7 +107,8 @@ def main(argv):
         import runtime
         runtime.set_up(settings.CACHE_DIR)
     if files:
-        classify(network, files, settings)
+        if not classify(network, files, settings):
+            sys.exit(2)
     else:
         evaluate_file(path, network, facts, settings)
 

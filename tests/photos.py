@@ -6,25 +6,22 @@ Prints a table and writes results/photos.json. Every drawing comes from its cond
 number, so it is the same in every run. photo.py was tuned on the fonts, strokes and MNIST train
 images of "tuning" alone; what is measured here are those of "judging" and MNIST test images.
 """
-import io
-import sys
 import tempfile
 import zlib
 from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+import checkpoint
 import config
 import data
 import photo
 import predict
 from benchmarks import load_network
-from results import table, write_result
+from files import check_writable
+from results import write_result
 
 COUNT = 48                      # drawings of each condition: a third each of fonts, strokes, MNIST
 FLOOR = 46                      # of them that must be read
@@ -280,3 +277,54 @@ def draw(kind, condition, index, mnist, path):
     digit, picture = ink(kind, index, random, mnist, pen)
     make(place(picture, random, share), random, path)
     return digit
+
+
+def readable(split, predictor):
+    """The Split of the images that the network reads as they are: its own errors are known, what
+    is measured here is how a drawing becomes its input."""
+    right = predictor(split.images).argmax(1) == split.labels
+    return data.Split(split.images[right], split.labels[right])
+
+
+def measure(predictor, mnist, kind="judging", indices=range(COUNT)):
+    """{condition: which drawings are read, a list of bool in the order of indices}.
+
+    Args:
+      predictor: as from predict.make_predictor; mnist: data.Dataset; kind: as for draw.
+    """
+    mnist = mnist._replace(train=readable(mnist.train, predictor),
+                           test=readable(mnist.test, predictor))
+    read = {}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "drawing"
+        for condition in CONDITIONS:
+            digits = [draw(kind, condition, index, mnist, path.with_suffix(f".{index}"))
+                      for index in indices]
+            inputs = np.stack([photo.read_digit(path.with_suffix(f".{index}"), photo.SIDE**2)[0]
+                               for index in indices])
+            read[condition] = (predictor(inputs).argmax(1) == digits).tolist()
+    return read
+
+
+def kept(images):
+    """The share of images, uint8 [N, 784], that photo.doubt takes for digits."""
+    return float(np.mean([photo.doubt(image) == ""
+                          for image in images.reshape(-1, photo.SIDE, photo.SIDE) / 255]))
+
+
+def main(argv):
+    settings = config.load(argv, __doc__, also=("tuning",))
+    check_writable(settings.RESULTS_DIR)
+    network, mnist, path = load_network(settings)
+    predictor = predict.make_predictor(network, "numpy")
+    read = measure(predictor, mnist, "tuning" if "tuning" in argv else "judging")
+    print("\n".join(f"{condition:36s}{sum(right):3d} of {COUNT}" for condition, right in read.items()))
+    share = kept(mnist.test.images)
+    print(f"test images that look like one digit: {100 * share:.2f} %")
+    if "tuning" not in argv:
+        write_result(Path(settings.RESULTS_DIR) / "photos.json", settings._asdict(),
+                     weights=str(path), sha256=checkpoint.digest(network), read=read, kept=share)
+
+
+if __name__ == "__main__":
+    config.run_script(main)
