@@ -84,10 +84,9 @@ def classify(network, files, settings):
     digits = len(str(scores.shape[1] - 1))
     for file, row in zip(inputs, scores):
         name = file if len(file) <= width else f"…{file[1 - width:]}"
-        (first, share), (second, next_share), *_ = [(i, row[i]) for i in np.argsort(-row)]
+        best = [f"{i:{digits}d} {row[i]:5.1f} %" for i in np.argsort(-row, kind="stable")[:2]]
         doubt = f"  doubtful: {doubts[file]}" if doubts[file] else ""
-        print(f"{name:{width}}  {first:{digits}d} {share:5.1f} %  then {second:{digits}d} "
-              f"{next_share:4.1f} %{doubt}")
+        print(f"{name:{width}}  {', then '.join(best)}{doubt}")
         for start in range(0, len(row) if settings.SCORES else 0, 10):
             part = row[start:start + 10]
             print("".join(f"{start + i:8d}" for i in range(len(part))))

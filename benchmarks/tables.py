@@ -334,6 +334,17 @@ def reliability(read):
     return results.table(["what happened", "times", "survived", "command"], rows)
 
 
+def photos(read):
+    """How many drawings of each condition are read."""
+    result = read("photos")
+    count = result["drawings"]
+    rows = [[condition, f"{count - len(misread)} of {count}"]
+            for condition, misread in result["misread"].items()]
+    return "\n".join([results.table(["drawings", "read"], rows), "",
+                      "Of the MNIST test images, the rule that doubts what is not one digit keeps "
+                      f"{100 * result['kept']:.2f} %. {_source(result)}"])
+
+
 def switches(_):
     """Every switch of config.py."""
     rows = [[f"`{name}`", f"`{text}`", reason] for name, text, reason in config.rows()]
@@ -342,10 +353,11 @@ def switches(_):
 
 TABLES = {table.__name__: table for table in (
     expected_output, models, findings, learning_rates, optimizers, bits, frontier, averaging,
-    recipes, training_speed, inference_speed, scaling, switches, reliability)}
+    recipes, training_speed, inference_speed, scaling, switches, reliability, photos)}
 PAGES = {"README.md": ["recipes", "expected_output", "findings"],
          "docs/results.md": ["models", "bits", "averaging", "frontier", "learning_rates",
                              "optimizers", "reliability"],
+         "docs/photos.md": ["photos"],
          "docs/speed.md": ["training_speed", "inference_speed", "scaling"],
          "docs/switches.md": ["switches"]}
 

@@ -323,7 +323,9 @@ def main(argv):
     print(f"test images that look like one digit: {100 * share:.2f} %")
     if "tuning" not in argv:
         write_result(Path(settings.RESULTS_DIR) / "photos.json", settings._asdict(),
-                     weights=str(path), sha256=checkpoint.digest(network), read=read, kept=share)
+                     weights=path.name, sha256=checkpoint.digest(network), drawings=COUNT,
+                     misread={condition: [i for i, was_read in enumerate(right) if not was_read]
+                              for condition, right in read.items()}, kept=share)
 
 
 if __name__ == "__main__":

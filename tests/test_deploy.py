@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import checkpoint
 import data
@@ -13,6 +14,8 @@ import integer
 import main_export
 import model
 import oracle
+import photo
+import photos
 from benchmarks import inference, parity
 from conftest import CACHE, ROOT, write_folder, write_idx
 from deploy import engines, to_c, to_web
@@ -554,6 +557,26 @@ def test_page_centres_as_mnist_does(page, trained, mnist):
     direct, drawn = (parity.oracle(trained.network, x).argmax(1) == labels
                      for x in (images, np.array(centred, np.uint8)))
     assert drawn.mean() >= direct.mean() - 0.03
+
+
+def test_page_prepares_ink_as_photo_does():
+    """Strokes of any size and place, in node: no pixel is a grey level off, but for roundings."""
+    if not shutil.which("node"):
+        pytest.skip("no node: install it from the system's packages")
+    page = (ROOT / "deploy" / "page.html").read_text("utf-8")
+    centre = re.search(r"^function centre\(.*?^}$", page, re.DOTALL | re.MULTILINE)[0]
+    random = np.random.default_rng(0)
+    for digit in range(10):
+        picture = Image.fromarray(photos.stroke_digit("judging", digit, random))
+        size, corner = int(random.integers(60, 270)), random.integers(-20, 60, 2)
+        pad = Image.new("L", (280, 280))
+        pad.paste(picture.resize((size, size)), tuple(map(int, corner)))
+        ink = np.asarray(pad)
+        program = f"{centre}\nconsole.log(centre([{','.join(map(str, ink.ravel()))}], 280).join())"
+        done = subprocess.run(["node"], input=program, capture_output=True, text=True, check=True)
+        page_image = np.array(done.stdout.split(","), int)
+        ours = photo.centre((ink / 255).astype(np.float32)).reshape(-1)
+        assert ours.max() == 255 and np.abs(page_image - ours).max() <= 1
 
 
 @pytest.mark.parametrize("form, names", [

@@ -97,12 +97,50 @@ def test_image_files_are_classified(shell, mnist, tmp_path, script):
     code, lines, errors = script(main_inference.main, *files, "--CACHE_DIR=",
                                  f"--WEIGHTS={shell.path / 'weights_int8.npz'}")
     assert code == 0, errors
-    assert len(lines) == 4
-    for file, line in zip(files, lines[1:]):
-        label, *scores = line.removeprefix(str(file)).split()
-        scores = [float(score.rstrip("%")) for score in scores]
-        assert line.startswith(str(file)) and len(scores) == 10
-        assert scores[int(label)] == max(scores) and sum(scores) == pytest.approx(100, abs=0.6)
+    assert len(lines) == 3 and max(map(len, lines)) <= 80
+    code, detailed, errors = script(main_inference.main, *files, "--CACHE_DIR=", "--SCORES=True",
+                                    f"--WEIGHTS={shell.path / 'weights_int8.npz'}")
+    assert code == 0 and len(detailed) == 9 and max(map(len, detailed)) <= 80
+    for i, (file, line) in enumerate(zip(files, lines)):
+        name, best, share, next_best, next_share = re.fullmatch(
+            r"…?(.+?)  (\d) +([\d.]+) %, then (\d) +([\d.]+) %", line).groups()
+        assert str(file).endswith(name) and line == detailed[3 * i]
+        assert detailed[3 * i + 1].split() == list("0123456789")
+        shares = detailed[3 * i + 2].replace("%", " ").split()
+        assert sum(map(float, shares)) == pytest.approx(100, abs=0.6)
+        assert (shares[int(best)], shares[int(next_best)]) == (share, next_share)
+        assert sorted(map(float, shares))[-2:] == [float(next_share), float(share)]
+
+
+def test_unreadable_file_among_several_is_named_and_the_others_answer(tmp_path, script):
+    for name in ("a.png", "b.png"):
+        Image.new("L", (30, 30), 255).save(tmp_path / name)
+    write(tmp_path / "bad.png", b"text")
+    code, lines, errors = script(main_inference.main, tmp_path / "a.png", tmp_path / "bad.png",
+                                 tmp_path / "none.png", tmp_path / "b.png", "--ENGINE=numpy",
+                                 f"--WEIGHTS={ROOT / 'weights' / 'weights_int8.npz'}")
+    assert code == 2 and len(lines) == len(errors) == 2
+    assert all(line.endswith("doubtful: no ink") and len(line) <= 80 for line in lines)
+    assert "bad.png" in errors[0] and "none.png" in errors[1]
+
+
+def test_scripts_find_their_folders_from_anywhere(tmp_path):
+    """The shipped weights and data; what it writes goes where it is told, the rest home."""
+    done = subprocess.run([sys.executable, "-B", ROOT / "main_inference.py", "--ENGINE=numpy",
+                           f"--RUNS_DIR={tmp_path / 'runs'}"], cwd="/", capture_output=True,
+                          text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert str(ROOT / "weights" / "weights_int8.npz") in done.stdout
+    assert "MNIST, 10,000 test images" in done.stdout
+
+
+def test_reader_that_leaves_ends_a_script_quietly(tmp_path):
+    image = tmp_path / "a.png"
+    Image.new("L", (30, 30), 255).save(image)
+    command = [sys.executable, "-B", ROOT / "main_inference.py", "--ENGINE=numpy", image]
+    script = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    script.stdout.close()
+    assert script.stderr.read() == b"" and script.wait() == 1
 
 
 def in_a_file(tmp_path):

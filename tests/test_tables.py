@@ -118,6 +118,8 @@ def made_up(seeds):
                             "repeats": 3, **MADE},
         "scaling": {"points": {"lanes": [{"lanes": 1, "seconds": times, "gemm_limit": 0.25}]},
                     "gemm_gflops": 100.0, **MADE},
+        "photos": {"drawings": 48, "misread": {"clean": [], "a speck": [3, 5]}, "kept": 0.995,
+                   **MADE},
         "drill": {"rows": [{"fault": fault, "times": 5, "survived": 4} for fault in (
             "kill -9 of a run", "kill -9 of a sweep", "disk full in a run", "clock back")]},
         "fuzz": {"loaders": [{"loader": name, "inputs": 100_000, "failed": 1}
@@ -188,6 +190,12 @@ def test_frontier_lists_networks_by_size_and_those_without_a_file():
                           "| 100-10 | 10 × 10 | W3A4 | 3,900 | 98.50 ± 0.71 | 2 |"]
     assert "| 12,608 | 99.02 |" in lines[lines.index("") + 5]
     assert "selected on the test set; ours were not" in lines[-1]
+
+
+def test_photos_are_counted():
+    text = tables.photos(made_up(1).__getitem__)
+    assert "| clean | 48 of 48 |" in text and "| a speck | 46 of 48 |" in text
+    assert "keeps 99.50 %" in text
 
 
 def test_recipes_need_no_other_data_set():
