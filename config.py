@@ -76,6 +76,8 @@ NUM_PROCESSES = 1               # how many processes there are
 PROCESS_ID = 0                  # which one this is, 0 .. NUM_PROCESSES - 1
 DATA_PARALLEL = False           # share each batch over all devices; False: they share the lanes
 
+_HOME = Path(__file__).resolve().parent
+_PATHS = ("DATA_DIR", "RUNS_DIR", "WEIGHTS_DIR", "PLOTS_DIR", "RESULTS_DIR", "CACHE_DIR", "WEIGHTS")
 _MAX_RECIPE = 10_000            # bytes; tomllib takes the square of the time for a key of many dots
 
 # What a switch is, whatever the lines above say. kind: its type, or its items' if the default is a
@@ -256,11 +258,9 @@ def _given_here():
              name, value) for name, value in values.items()]
 
 
-def _at_home(name, value):
-    """A path of this file means the same from any working directory: beside this file."""
-    home = Path(__file__).resolve().parent
-    is_path = (name.endswith("_DIR") or name == "WEIGHTS") and isinstance(value, str) and value
-    return str(home / value) if is_path and Path.cwd() != home else value
+def at_home(path):
+    """A path of the project's own, which means the same from any working directory."""
+    return path if not path or os.path.samefile(os.curdir, _HOME) else str(_HOME / path)
 
 
 def _read_recipe(path):
@@ -301,7 +301,8 @@ def load(argv, about="", also=()):
         print("\n".join(f"  --{name}={text}\n        {reason}" for name, text, reason in rows()),
               flush=True)                       # a closed pipe shows here, not at the exit
         raise SystemExit(0)
-    given = [(origin, name, _at_home(name, value)) for origin, name, value in _given_here()]
+    given = [(origin, name, at_home(value) if name in _PATHS and isinstance(value, str) else value)
+             for origin, name, value in _given_here()]
     for argument in [argument for argument in argv if argument not in also]:
         if argument.startswith("--"):
             name, equals, text = argument[2:].partition("=")

@@ -15,7 +15,7 @@ import config
 import integer
 from files import InputError, write_atomically
 
-OUT = Path("deploy/out")
+OUT = Path(config.at_home("deploy/out"))
 
 
 def to_onnx(network):

@@ -16,7 +16,7 @@ from files import InputError, check_writable, read_bytes, write_atomically
 MAX_BYTES = 10_000               # of a recipe, as config reads it
 HOME = "MNIST"                  # the data set that the recipes were tuned on
 RESULTS = "recipes"             # results/recipes.json; recipes_NAME.json of another data set
-FOLDER = "recipes"
+FOLDER = config.at_home("recipes")
 
 
 def result_name(dataset):

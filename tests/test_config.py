@@ -44,6 +44,7 @@ def edited(tmp_path):
         spec = importlib.util.spec_from_file_location("edited_config", tmp_path / "config.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        module._HOME = config._HOME
         return module
     return edit
 

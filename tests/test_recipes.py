@@ -42,6 +42,7 @@ def test_weights_of_a_recipe_are_its_first_seeds(path):
 def test_recipe_is_measured_into_result_header_and_weights(folder, tmp_path, script, monkeypatch):
     """On another data set the header and the weights file stay."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "_HOME", tmp_path)
     Path("recipes").mkdir()
     Path("recipes/small.toml").write_text("# old claim\n\n# why\nMAX_EPOCHS = 1\n"
                                           "LAYER_SIZES = [100, 10]\nINPUT = 10\n"
@@ -69,6 +70,7 @@ def test_recipe_is_measured_into_result_header_and_weights(folder, tmp_path, scr
 
 def test_recipe_that_learns_nothing_is_refused_in_one_line(folder, tmp_path, script, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(config, "_HOME", tmp_path)
     Path("bad.toml").write_text("MAX_EPOCHS = 1\nLEARNING_RATE = 900\nVAL_EXAMPLES = 200\n")
     code, _, errors = script(recipes.main, "bad.toml", f"--DATA_DIR={folder}", "--CACHE_DIR=")
     assert code == 2 and len(errors) == 1 and "LEARNING_RATE" in errors[0]
