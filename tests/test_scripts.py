@@ -125,7 +125,7 @@ def test_unreadable_file_among_several_is_named_and_the_others_answer(tmp_path, 
 
 
 def test_scripts_find_their_folders_from_anywhere(tmp_path):
-    """The shipped weights and data; what it writes goes where it is told, the rest home."""
+    """The shipped weights and data."""
     done = subprocess.run([sys.executable, "-B", ROOT / "main_inference.py", "--ENGINE=numpy",
                            f"--RUNS_DIR={tmp_path / 'runs'}"], cwd="/", capture_output=True,
                           text=True)
@@ -138,9 +138,9 @@ def test_reader_that_leaves_ends_a_script_quietly(tmp_path):
     image = tmp_path / "a.png"
     Image.new("L", (30, 30), 255).save(image)
     command = [sys.executable, "-B", ROOT / "main_inference.py", "--ENGINE=numpy", image]
-    script = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    script.stdout.close()
-    assert script.stderr.read() == b"" and script.wait() == 1
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as script:
+        script.stdout.close()
+        assert script.stderr.read() == b"" and script.wait() == 1
 
 
 def in_a_file(tmp_path):
