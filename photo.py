@@ -1,4 +1,7 @@
-"""A photo or drawing of one digit -> the uint8 pixels that an MNIST network reads."""
+"""A photo or drawing of one digit -> the uint8 pixels that an MNIST network reads.
+
+docs/photos.md says what happens to it, step by step.
+"""
 import io
 import logging
 import math
@@ -76,7 +79,7 @@ def _flatten(image):
     if is_byte:
         return gray / 255
     gray = np.nan_to_num(gray, nan=0.0, posinf=0.0, neginf=0.0)
-    return (gray - gray.min()) / max(np.ptp(gray), 1e-9)
+    return (gray - gray.min()) / (np.ptp(gray) or 1)
 
 
 def _open_gray(path):
@@ -163,7 +166,8 @@ def _without_lines(mask):
     (height, width), thin = mask.shape, _thin(mask)
     low = mask & (ndimage.grey_opening(mask.view(np.uint8), (thin + 1, 1)) == 0)
     runs = ndimage.grey_opening(low.view(np.uint8), (1, max(3, width // 12)))   # binary_: slower
-    labels, _ = ndimage.label(ndimage.maximum_filter(runs, (thin, width // 2)))  # over a stroke
+    # A line goes on behind the strokes that cross it.
+    labels, _ = ndimage.label(ndimage.maximum_filter(runs, (thin, width // 2 + 1)))
     for label in range(1, labels.max() + 1):
         y, x = np.nonzero((runs > 0) & (labels == label))
         if np.ptp(x) >= LINE * width:
@@ -235,6 +239,7 @@ def centre(ink):
     small = np.asarray(Image.fromarray(padded).resize(
         (SIDE, SIDE), Image.Resampling.BOX, (left, top, left + step * SIDE, top + step * SIDE)))
     return np.rint(255 * (small / small.max()).clip(0, 1)).astype(np.uint8)
+
 
 def doubt(ink):
     """Why strokes do not look like one digit, in a few words; "" where they do.

@@ -233,6 +233,12 @@ def test_a_frame_alone_is_ink(tmp_path):
     assert read(save(tmp_path, with_box(sheet()[:, :].repeat(2, 0)[:300, :200]))).any()
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (3, 1), (1, 700), (20_000, 1), (2, 149)])
+def test_any_shape_of_image_is_read(tmp_path, rng, size):
+    for levels in (np.zeros(size), rng.integers(0, 256, size)):
+        photo.read_digit(save(tmp_path, levels), 784)
+
+
 def write_truncated(path):
     draw_seven(path)
     path.write_bytes(path.read_bytes()[:150])
