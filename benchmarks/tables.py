@@ -293,7 +293,7 @@ def findings(read):
     names = list(optimizer["optimizers"])
     losses = [f"{name} {stats.spread(optimizer['optimizers'][name]['val_loss'], 4)}"
               for name in names]
-    by_batch = engines["seconds"]["JAX int8"]
+    by_batch = engines["seconds"]["C"]
     largest = max(by_batch, key=int)
     images = int(largest) / np.median(by_batch[largest])
     width = quant["models"]["qat"]["label"].replace("\n", " ")
@@ -301,14 +301,13 @@ def findings(read):
     return "\n".join([
         f"- The default run, {width}: {stats.spread(default, 2, 100)} % of the test images, "
         f"{default['n']} seeds.",
-        *(f"- {width}, {_verdict(name, comparison)}."
-          for name, comparison in quant["comparisons"].items()),
+        f"- {width}, {_verdict('qat - ptq', quant['comparisons']['qat - ptq'])}.",
         f"- Learning rate: {sweep['best_rate']:g} has the least mean validation loss.",
         f"- Optimizers, each at its best rate, val loss in nats: {'; '.join(losses)}.",
         f"- A QAT epoch takes {epochs['QAT epoch']:.2f} s, "
         f"{epochs['QAT epoch'] / epochs['matrix products and update alone']:.2f} times its matrix "
         "products and update alone.",
-        f"- The int8 engine in JAX classifies {images:,.0f} images a second, {int(largest):,} at a "
+        f"- The C engine classifies {images:,.0f} images a second on one core, {int(largest):,} at a "
         "time."])
 
 

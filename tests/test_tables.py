@@ -114,7 +114,7 @@ def made_up(seeds):
                            "saving": {"saved": times, "not saved": times},
                            "gemm_gflops": 100.0, "default": runs, "fast": runs, "fast_again": runs,
                            **MADE},
-        "inference_bench": {"seconds": {"JAX int8": {"1": times, "10000": times}}, "bits": [8, 8],
+        "inference_bench": {"seconds": {"C": {"1": times, "10000": times}}, "bits": [8, 8],
                             "repeats": 3, **MADE},
         "scaling": {"points": {"lanes": [{"lanes": 1, "seconds": times, "gemm_limit": 0.25}]},
                     "gemm_gflops": 100.0, **MADE},
