@@ -42,8 +42,8 @@ def quant_result(float32, qat):
     return {"dataset": {"name": "MNIST"}, "seeds": list(range(len(qat))),
             "models": {"float32": entry_of("float32", float32), "ptq": ptq,
                        "qat": entry_of("W8A8\nQAT", qat)},
-            "comparisons": {"qat - float32": {"test_acc": stats.compare_seeds(float32, qat),
-                                              "mcnemar": tests}}, **MADE}
+            "comparisons": {"qat - ptq": {"test_acc": stats.compare_seeds(float32, qat),
+                                          "mcnemar": tests}}, **MADE}
 
 
 def optimizer_result(losses):
