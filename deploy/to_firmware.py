@@ -1,0 +1,153 @@
+"""Firmware for small chips: a network's bit planes in flash, deploy/chip.c, and what starts it."""
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import integer
+
+FOLDER = Path(__file__).parent
+
+
+def planes(values, count):
+    """Bits 0..count-1 of integers [N], each as uint8 0 or 1: [count, N]."""
+    return (values[None] >> np.arange(count)[:, None] & 1).astype(np.uint8)
+
+
+def words(bits, lanes):
+    """Bits [..., N], N a multiple of lanes, as words [..., N / lanes]: number 0 in the lowest bit."""
+    shaped = bits.reshape(*bits.shape[:-1], bits.shape[-1] // lanes, lanes).astype(np.uint64)
+    return (shaped << np.arange(lanes, dtype=np.uint64)).sum(-1, dtype=np.uint64)
+
+
+def digit_sums(bits):
+    """The largest sum of the digits +1, and of -1, that a code of so many bits has."""
+    code = np.arange(2**bits)
+    tripled, half = code + (code >> 1), code >> 1
+    differ = tripled ^ half
+    return int((tripled & differ).max()), int((half & differ).max())
+
+
+def count_planes(layer, fields, code_bits, weight_bits):
+    """(planes, zero): how many bits each sum needs, and where it starts, for no carry to get lost.
+
+    A sum starts at its bias plus zero, is lowered by the rows of digits -1, then raised by those
+    of digits 1: it must not leave 0..2**planes - 1, nor the accumulator the signed range. zero has
+    every second bit set, so that carries do not run far.
+    """
+    step = 2 if weight_bits == 1 else 1
+    total = step * fields.sum(0)
+    raised, lowered = (int((part * total).max()) for part in digit_sums(code_bits))
+    bias_low, bias_high = min(0, int(layer.b_q.min())), max(0, int(layer.b_q.max()))
+    bound = int(integer.accumulator_bound(layer, 2**code_bits - 1).max())
+    for count in range(code_bits + weight_bits + 3, 33):
+        zero = 2**count // 3
+        if (zero + bias_low >= lowered and zero + bias_high + raised < 2**count
+                and bound < 2 ** (count - 1)):
+            return count, zero
+    raise ValueError("sums of more than 32 bits")
+
+
+class Tables(NamedTuple):
+    """A layer as the chip has it: all words, least bits first."""
+    inputs: int
+    blocks: int                 # of lanes outputs
+    groups: int                 # of lanes inputs
+    code_bits: int
+    planes: int
+    zero: int
+    shift: int                  # the least of the outputs' shifts; 0 in the last layer
+    spread: int                 # bits of what the others have more
+    w: np.ndarray               # [blocks, inputs, bits]
+    start: np.ndarray           # [blocks, planes]
+    places: np.ndarray          # [blocks, bits of spread]
+
+
+def make_tables(network, lanes):
+    """The Tables of each layer, for words of so many bits."""
+    tables, bits = [], network.weight_bits
+    offset = 2 ** (bits - 1)
+    code_bits = [integer.PIXEL_BITS] + [network.activation_bits] * (len(network.layers) - 1)
+    for layer, width in zip(network.layers, code_bits):
+        inputs, outputs = layer.w_q.shape
+        blocks = math.ceil(outputs / lanes)
+        pad = blocks * lanes - outputs
+        fields = (layer.w_q > 0 if bits == 1 else layer.w_q.astype(np.int64) + offset).astype(np.int64)
+        fields = np.pad(fields, ((0, 0), (0, pad)), constant_values=0 if bits == 1 else offset)
+        count, zero = count_planes(layer, fields, width, bits)
+        fields = np.pad(fields, ((0, 1), (0, 0)))       # a row of zeros ends each block
+        rows = words((fields[..., None] >> np.arange(bits) & 1).transpose(0, 2, 1), lanes)
+        start = words(planes(np.pad(layer.b_q.astype(np.int64), (0, pad)) + zero, count), lanes)
+        least = spread = 0
+        places = np.zeros((blocks, 0), np.uint64)
+        if layer.shift is not None:
+            # From a shift that no accumulator reaches half of on, every code is 0.
+            most = int(integer.accumulator_bound(layer, 2**width - 1).max()).bit_length() + 1
+            shift = np.minimum(layer.shift.astype(np.int64), most)
+            least, spread = int(shift.min()), int(shift.max() - shift.min()).bit_length()
+            above = np.pad(shift - least, (0, pad))
+            places = words(planes(above, spread), lanes).T
+        tables.append(Tables(inputs, blocks, math.ceil(inputs / lanes), width, count, zero, least,
+                             spread, rows.transpose(2, 0, 1), start.T, places))
+    return tables
+
+
+def _array(name, values, lanes):
+    """A constant array of words as C text."""
+    text = [f"0x{value:0{lanes // 4}x}" + ("u" if lanes == 32 else "") for value in values.ravel().tolist()]
+    rows = [", ".join(text[start:start + 8]) for start in range(0, len(text), 8)]
+    return f"static const mlp_word {name}[] MLP_FLASH = {{\n" + ",\n".join(rows) + "\n};\n"
+
+
+def header(network, lanes):
+    """mlp.h: what a caller needs and, for chip.c alone, the tables."""
+    tables, sizes = make_tables(network, lanes), integer.sizes(network)
+    arrays, rows, bits = [], [], network.weight_bits
+    for i, t in enumerate(tables):
+        arrays += [_array(f"mlp_w{i}", t.w, lanes), _array(f"mlp_start{i}", t.start, lanes)]
+        if t.places.size:
+            arrays.append(_array(f"mlp_places{i}", t.places, lanes))
+        rows.append(f"    {{mlp_w{i}, mlp_start{i}, {f'mlp_places{i}' if t.places.size else '0'}, "
+                    f"{t.zero}u, {t.start.size}, {(t.inputs + 1) * bits}, {t.inputs * bits * lanes // 8}, {t.groups}, {t.code_bits}, {t.planes}, "
+                    f"{t.shift}, {t.spread}}}")
+    pooled = "" if network.input == integer.IMAGE_SIDE else (
+        f"#define MLP_POOLED {network.input}      /* side of the pooled image */\n")
+    return f"""/* nanoQAT {integer.name(network)}, {'-'.join(map(str, sizes))}; made by main_export.py. */
+#ifndef MLP_H
+#define MLP_H
+#include <stdint.h>
+
+#define MLP_INPUTS {integer.pixels(network.input, sizes[0])}      /* bytes of an image */
+#define MLP_CLASSES {sizes[-1]}
+
+/* The class of an image; logits receives the accumulators of the last layer. Reentrant. */
+int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES]);
+
+#ifdef MLP_WEIGHTS                      /* chip.c alone defines it */
+#ifdef __AVR__
+#include <avr/pgmspace.h>
+#define MLP_FLASH PROGMEM
+#else
+#define MLP_FLASH
+#endif
+typedef uint{lanes}_t mlp_word;
+
+{pooled}#define MLP_LANES {lanes}
+#define MLP_BITS {bits}
+#define MLP_OFFSET {2 ** (bits - 1)}u
+#define MLP_QBITS {network.activation_bits}
+#define MLP_MAX_INPUTS {max(sizes[:-1])}
+#define MLP_MAX_GROUPS {max(t.groups for t in tables)}
+#define MLP_MAX_PLANES {max(t.blocks * t.planes for t in tables)}
+
+struct mlp_layer {{
+    const mlp_word *w, *start, *places;
+    uint32_t zero;
+    uint16_t sums, rows, none, groups;
+    uint8_t code_bits, planes, shift, spread;
+}};
+
+{''.join(arrays)}
+static const struct mlp_layer mlp_layers[] = {{
+""" + ",\n".join(rows) + "\n};\n#endif\n#endif\n"
