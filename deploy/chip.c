@@ -18,7 +18,7 @@
 #define FLASH(address) (*(address))
 #endif
 
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined __GNUC__ && __GNUC__ >= 8
 #define UNROLL _Pragma("GCC unroll 9")      /* c[] below shall be registers */
 #else
 #define UNROLL

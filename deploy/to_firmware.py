@@ -10,6 +10,31 @@ import integer
 FOLDER = Path(__file__).parent
 
 
+class Chip(NamedTuple):
+    """A kind of chip, with the memory of one that has little."""
+    lanes: int                  # bits of its words
+    flash: int                  # bytes
+    ram: int
+    tools: str                  # before gcc
+    package: str                # Debian's, of its compiler
+    flags: str
+    origins: tuple | None       # where flash and RAM begin in the emulator; None for avr-libc's own
+
+
+CHIPS = {
+    "cortex-m0": Chip(32, 262_144, 16_384, "arm-none-eabi-", "gcc-arm-none-eabi",
+                      "-mcpu=cortex-m0 -mthumb", (0, 0x2000_0000)),
+    "cortex-m3": Chip(32, 262_144, 65_536, "arm-none-eabi-", "gcc-arm-none-eabi",
+                      "-mcpu=cortex-m3 -mthumb", (0, 0x2000_0000)),
+    "rv32ec": Chip(32, 16_384, 2_048, "riscv64-unknown-elf-", "gcc-riscv64-unknown-elf",
+                   "-march=rv32ec_zicsr -mabi=ilp32e", (0x8000_0000, 0x8001_0000)),
+    "atmega328p": Chip(8, 32_768, 2_048, "avr-", "gcc-avr and avr-libc", "-mmcu=atmega328p -O3", None),
+}
+MAIN = {"atmega328p": ("main_avr.c",)}          # the others' main reads by semihosting
+CODE = {"atmega328p": (3_600, 200)}             # bytes of flash and stack beside tables and buffers
+OTHER_CODE = (2_400, 250)
+
+
 def planes(values, count):
     """Bits 0..count-1 of integers [N], each as uint8 0 or 1: [count, N]."""
     return (values[None] >> np.arange(count)[:, None] & 1).astype(np.uint8)
@@ -151,3 +176,67 @@ struct mlp_layer {{
 {''.join(arrays)}
 static const struct mlp_layer mlp_layers[] = {{
 """ + ",\n".join(rows) + "\n};\n#endif\n#endif\n"
+
+
+def needs(network, chip):
+    """(bytes of flash, bytes of RAM) that a network takes on a chip, image and all; rounded up."""
+    tables, lanes = make_tables(network, CHIPS[chip].lanes), CHIPS[chip].lanes
+    code, stack = CODE.get(chip, OTHER_CODE)
+    flash = code + sum((t.w.size + t.start.size + t.places.size) * lanes // 8 for t in tables)
+    groups, sizes = max(t.groups for t in tables), integer.sizes(network)
+    ram = ((10 * groups + groups + max(t.start.size for t in tables)) * lanes // 8
+           + 2 * (max(sizes[:-1]) + 1) + 4 * sizes[-1] + stack
+           + integer.pixels(network.input, sizes[0]))
+    return flash, ram
+
+
+def check_fits(network, chip):
+    """Raise ValueError, with both numbers, unless a network fits a chip."""
+    has = CHIPS[chip]
+    for need, kind in zip(needs(network, chip), ("flash", "ram")):
+        if need > getattr(has, kind):
+            raise ValueError(f"it needs about {need:,} bytes of {kind}, {chip} has "
+                             f"{getattr(has, kind):,}")
+
+
+def makefile(chip):
+    """The Makefile of a chip's folder."""
+    has, text = CHIPS[chip], ""
+    if has.origins:
+        text = "".join(f" -Wl,--defsym={name}=0x{value:x}" for name, value in zip(
+            ("FLASH", "FLASH_SIZE", "RAM", "RAM_SIZE"),
+            (has.origins[0], has.flash, has.origins[1], has.ram)))
+        text = " -nostdlib -Wl,-T,link.ld" + text
+    sources = " ".join(MAIN.get(chip, ("start.c", "main.c")) + ("mlp.c",))
+    return f"""# {chip}: {has.flash:,} bytes of flash, {has.ram:,} of RAM.
+CC = {has.tools}gcc
+CFLAGS = -std=c99 -O2 {has.flags} -fno-schedule-insns -ffreestanding -ffunction-sections \\
+ -fno-tree-loop-distribute-patterns -Wall -Wextra -Wpedantic -Wconversion
+LDFLAGS = -Wl,--gc-sections{text}
+
+mlp.elf: {sources} mlp.h
+\t@command -v $(CC) >/dev/null || {{ echo "{chip}: skipped: no $(CC); install {has.package}"; exit 0; }}; \\
+\t  set -x; $(CC) $(CFLAGS) $(MORE) {sources} -o $@ $(LDFLAGS) -lgcc && {has.tools}size $@
+"""
+
+
+def export(network, chips):
+    """What each chip's folder holds.
+
+    Args:
+      network: integer.Network; chips: names of CHIPS.
+    Returns:
+      {path in the output folder: text}.
+    Raises:
+      ValueError: the network does not fit one of them; one line.
+    """
+    for chip in chips:
+        check_fits(network, chip)
+    engine, files = (FOLDER / "chip.c").read_text("utf-8"), {}
+    for chip in chips:
+        files[f"{chip}/mlp.h"] = header(network, CHIPS[chip].lanes)
+        files[f"{chip}/mlp.c"] = engine
+        files[f"{chip}/Makefile"] = makefile(chip)
+        for name in MAIN.get(chip, ("start.c", "main.c", "link.ld")):
+            files[f"{chip}/{name}"] = (FOLDER / "firmware" / name).read_text("utf-8")
+    return files

@@ -1,0 +1,204 @@
+"""Small networks on small chips, in emulators: flash, RAM, and instructions or cycles an image.
+
+python3 -m benchmarks.firmware [--KEY=value ...]
+
+Writes results/firmware.json and prints a table. Of the default weights and each small recipe that
+fits a chip; exit 1 if one integer differs from the integer engine's.
+"""
+import os
+import pty
+import re
+import shutil
+import subprocess
+import tempfile
+import tty
+from pathlib import Path
+
+import numpy as np
+
+import checkpoint
+import config
+import data
+import experiment
+import integer
+import results
+from deploy import to_firmware
+from deploy.engines import Missing
+from files import InputError, check_writable
+
+NETWORKS = ("weights_int8.npz", "recipes/12kB.nqat", "recipes/6kB.nqat", "recipes/4kB.nqat",
+            "recipes/3kB.nqat")
+IMAGES = {"atmega328p": 1_000}      # simavr takes 0.1 s an image; QEMU runs all test images
+AVR_MHZ = 16
+QEMU = {
+    # With -icount an instruction takes 2**shift ns of the emulated clock.
+    "cortex-m0": ("qemu-system-arm", "-M", "microbit", "-icount", "shift=6"),
+    "cortex-m3": ("qemu-system-arm", "-M", "lm3s6965evb", "-icount", "shift=6"),
+    "rv32ec": ("qemu-system-riscv32", "-M", "virt", "-bios", "none", "-icount", "shift=0", "-cpu",
+               "rv32,e=true," + ",".join(f"{x}=false" for x in "imafdgush")),
+}
+PACKAGES = {"qemu-system-arm": "qemu-system-arm", "qemu-system-riscv32": "qemu-system-misc",
+            "gcc": "gcc", "make": "make"}
+
+
+def find(tool, package=None):
+    """Path of a program, or Missing with Debian's package."""
+    path = shutil.which(tool)
+    if not path:
+        raise Missing(f"no {tool}: install {package or PACKAGES[tool]}")
+    return path
+
+
+def build(network, chip, folder, *flags):
+    """Export to a folder and run its Makefile.
+
+    Args:
+      network: integer.Network; chip: of to_firmware.CHIPS; folder: Path; flags: more for gcc.
+    Returns:
+      (path of the ELF file, bytes of flash, bytes of .data and .bss).
+    Raises:
+      Missing: no compiler; ValueError: the network doesn't fit.
+    """
+    has = to_firmware.CHIPS[chip]
+    find(f"{has.tools}gcc", has.package)
+    for name, text in to_firmware.export(network, [chip]).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, "utf-8")
+    made = subprocess.run([find("make"), "-s", "-B", "-C", folder / chip, f"MORE={' '.join(flags)}"],
+                          capture_output=True, text=True)
+    if made.returncode:
+        raise RuntimeError(made.stderr)
+    text, data_bytes, bss = map(int, made.stdout.splitlines()[-1].split()[:3])
+    return folder / chip / "mlp.elf", text + data_bytes, data_bytes + bss
+
+
+def run_qemu(chip, elf, images):
+    """The firmware's answers, built with -DMEASURE.
+
+    Returns:
+      (int64 [N, 1 + classes], class and logits; instructions [N]; bytes of stack).
+    """
+    command, *options = QEMU[chip]
+    (elf.parent / "images.bin").write_bytes(images.tobytes())
+    ran = subprocess.run([find(command), *options, "-display", "none", "-serial", "none", "-monitor",
+                          "none", "-semihosting-config", "enable=on,target=native", "-kernel",
+                          elf.name], cwd=elf.parent, stdin=subprocess.DEVNULL, check=True,
+                         capture_output=True, text=True, timeout=600)
+    lines = [line.split() for line in (ran.stdout + ran.stderr).splitlines()
+             if re.fullmatch(r"[-\d ]+", line)]
+    answers, (unit, stack) = np.array(lines[:-1], np.int64), map(int, lines[-1])
+    counts = np.rint(answers[:, 1] * (100_000 / unit)).astype(np.int64)
+    return np.delete(answers, 1, axis=1), counts, stack
+
+
+def read_line(port):
+    """A line of text from an unbuffered port, without its end."""
+    line = b""
+    while not line.endswith(b"\n"):
+        line += port.read(1)
+    return line.decode().strip()
+
+
+def start_simavr(elf, ram, folder):
+    """Firmware in simavr, its UART on a pseudo-terminal: (process, our side as a file, the other).
+
+    It has said that it is ready.
+    """
+    binary = folder / "simavr"
+    if not binary.exists():
+        source = Path(__file__).with_name("simavr.c")
+        made = subprocess.run([find("gcc"), "-O2", source, "-lsimavr", "-o", binary],
+                              capture_output=True)
+        if made.returncode:
+            raise Missing("no libsimavr: install libsimavr-dev")
+    ours, theirs = pty.openpty()
+    tty.setraw(theirs)
+    process = subprocess.Popen([binary, elf, os.ttyname(theirs), str(ram)], text=True,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    port = os.fdopen(ours, "r+b", 0)
+    if read_line(port) != "ready":
+        raise RuntimeError("the firmware did not start")
+    return process, port, theirs
+
+
+def run_simavr(elf, ram, images, folder):
+    """As run_qemu, with cycles in place of instructions."""
+    process, port, theirs = start_simavr(elf, ram, folder)
+    answers = []
+    for image in images:
+        port.write(image.tobytes())
+        answers.append(read_line(port).split())
+    os.close(theirs)
+    port.close()
+    lines = process.communicate(timeout=60)[0].splitlines()
+    cycles = [int(line) for line in lines if line.isdecimal()]      # others are simavr's own
+    return np.array(answers, np.int64), np.array(cycles), int(lines[-1].removeprefix("stack "))
+
+
+def measure(network, chip, images, folder):
+    """One network on one chip: a dict of what it takes, and whether its integers agree.
+
+    Args:
+      network: integer.Network; images: uint8 [N, pixels]; folder: Path, for the builds.
+    """
+    elf, flash, _ = build(network, chip, folder)
+    if chip in QEMU:
+        elf, _, static = build(network, chip, folder, "-DMEASURE")
+        got, counts, stack = run_qemu(chip, elf, images)
+        unit = "instructions"
+    else:
+        elf, _, static = build(network, chip, folder)
+        got, counts, stack = run_simavr(elf, static, images, folder)
+        unit = "cycles"
+    want = integer.make_engine(network, "numpy")(images)
+    want = np.concatenate([want.argmax(1)[:, None], want], axis=1)
+    return {"flash": flash, "ram": static + stack, "image": images.shape[1], unit: counts.mean(),
+            "most": counts.max(), "images": len(images), "mismatches": (got != want).sum()}
+
+
+def run(networks, images, count=None):
+    """Rows of all networks on all chips.
+
+    Args:
+      networks: {name: (integer.Network, test accuracy)}; images: uint8 [N, pixels];
+      count: images a run; None for as many as each emulator is quick enough for.
+    """
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (network, accuracy) in networks.items():
+            for chip in to_firmware.CHIPS:
+                row = {"name": name, "chip": chip, "model": integer.name(network),
+                       "layer_sizes": integer.sizes(network), "test_acc": accuracy}
+                try:
+                    part = images[:count or IMAGES.get(chip, len(images))]
+                    row |= measure(network, chip, part, Path(folder))
+                except ValueError as reason:
+                    row["refused"] = str(reason)
+                except Missing as reason:
+                    row["missing"] = str(reason)
+                rows.append(row)
+                print(f"{name}, {chip}: {row.get('refused') or row.get('missing') or row}")
+    return rows
+
+
+def main(argv):
+    settings = config.load(argv, __doc__)
+    check_writable(settings.RESULTS_DIR)
+    experiment.set_up(settings)
+    dataset, networks = data.load(settings.DATA_DIR), {}
+    for name in NETWORKS:
+        network = checkpoint.load_quantized(Path(settings.WEIGHTS_DIR) / name)
+        data.check_fits(dataset, integer.sizes(network), network.input)
+        acc = integer.make_engine(network)(dataset.test.images)
+        networks[name] = network, (acc.argmax(1) == dataset.test.labels).mean()
+    rows = run(networks, dataset.test.images)
+    results.write_result(Path(settings.RESULTS_DIR) / "firmware.json", settings._asdict(), rows=rows,
+                         chips={name: {"flash": chip.flash, "ram": chip.ram}
+                                for name, chip in to_firmware.CHIPS.items()}, avr_mhz=AVR_MHZ)
+    wrong = sum(row.get("mismatches", 0) for row in rows)
+    if wrong:
+        raise InputError(f"{wrong} integers differ from the integer engine's")
+
+
+if __name__ == "__main__":
+    config.run_script(main)
