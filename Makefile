@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: setup train inference ablation test parity bench drill soak fuzz readme clean
+.PHONY: setup train inference ablation test parity bench firmware drill soak fuzz readme clean
 
 setup: .venv/installed
 .venv/installed: requirements.txt
@@ -35,6 +35,11 @@ bench: .venv/installed-bench
 	$(PY) -B -m benchmarks.parity
 	$(PY) -B -m benchmarks.training $(ARGS)
 	$(PY) -B -m benchmarks.inference $(ARGS)
+
+CHIPS = cortex-m0 cortex-m3 rv32ec atmega328p
+firmware: .venv/installed
+	$(PY) -B main_export.py firmware $(CHIPS) $(or $(ARGS),--WEIGHTS=weights/recipes/6kB.nqat)
+	@for chip in $(CHIPS); do $(MAKE) --no-print-directory -C deploy/out/firmware/$$chip || exit 1; done
 
 drill: .venv/installed
 	$(PY) -B -m benchmarks.drill $(ARGS)

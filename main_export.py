@@ -1,8 +1,10 @@
-"""Export a saved quantized model: ONNX, C99 or a web page, the same integers in each.
+"""Export a saved quantized model: ONNX, C99, a web page, firmware or an Arduino sketch.
 
-python3 main_export.py onnx|c|web [recipes/NAME.toml] [--KEY=value ...]
+python3 main_export.py onnx|c|web|uno [recipes/NAME.toml] [--KEY=value ...]
+python3 main_export.py firmware [CHIP ...] [recipes/NAME.toml] [--KEY=value ...]
 
-WEIGHTS names the file; empty, it is the one that main_train.py saves. Output goes to deploy/out/.
+The same integers in each. WEIGHTS names the file; empty, it is the one that main_train.py saves.
+Output goes to deploy/out/. A CHIP is cortex-m0, cortex-m3, rv32ec or atmega328p; all without one.
 """
 import signal
 
@@ -56,11 +58,36 @@ def to_web(network, dataset):
         "open it in a browser, from disk; it needs no network and no other file")
 
 
-FORMATS = {"onnx": to_onnx, "c": to_c, "web": to_web}
+def to_firmware(network, chips):
+    """The folders of these chips; {path: bytes} and how to use it."""
+    from deploy import to_firmware as target
+    lines = []
+    for chip in chips or target.CHIPS:
+        if chip not in target.CHIPS:
+            raise InputError(f"there is no chip {chip!r}; name {', '.join(target.CHIPS)}")
+        flash, ram = target.needs(network, chip)
+        lines.append(f"  {chip}: at most about {flash:,} bytes of flash, {ram:,} of RAM")
+    files = target.export(network, chips or target.CHIPS)
+    return {f"firmware/{name}": text.encode() for name, text in files.items()}, "\n".join([
+        *lines, f"  build:        make -C {OUT}/firmware/CHIP",
+        "  your program: #include \"mlp.h\", compile mlp.c, call mlp_predict(image, logits)"])
+
+
+def to_uno(network):
+    from deploy import to_firmware as target
+    return {f"uno/{name}": text.encode() for name, text in target.export_uno(network).items()}, (
+        f"open {OUT}/uno/uno.ino in the Arduino IDE and upload it to an Uno; the web page talks to it")
+
+
+FORMATS = {"onnx": to_onnx, "c": to_c, "web": to_web, "firmware": to_firmware, "uno": to_uno}
 
 
 def main(argv):
     form, switches = (argv[0], argv[1:]) if argv and argv[0] in FORMATS else (None, argv)
+    chips = []
+    while form == "firmware" and switches and not switches[0].endswith(".toml") and (
+            not switches[0].startswith("-")):
+        chips, switches = [*chips, switches[0]], switches[1:]
     settings = config.load(switches, __doc__)
     if form is None:
         raise InputError(f"name a format first: {' or '.join(FORMATS)}")
@@ -71,6 +98,8 @@ def main(argv):
     network, extra = checkpoint.load_quantized(path), {}
     if form == "web":                               # which says what there is to draw
         extra["dataset"] = str(checkpoint.load(path)[1].get("dataset", {}).get("name", ""))
+    if form == "firmware":
+        extra["chips"] = chips
     try:
         files, usage = FORMATS[form](network, **extra)      # all made before any is written
     except ValueError as error:

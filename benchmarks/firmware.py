@@ -8,6 +8,7 @@ fits a chip; exit 1 if one integer differs from the integer engine's.
 import os
 import pty
 import re
+import select
 import shutil
 import subprocess
 import tempfile
@@ -38,7 +39,24 @@ QEMU = {
                "rv32,e=true," + ",".join(f"{x}=false" for x in "imafdgush")),
 }
 PACKAGES = {"qemu-system-arm": "qemu-system-arm", "qemu-system-riscv32": "qemu-system-misc",
-            "gcc": "gcc", "make": "make"}
+            "gcc": "gcc", "clang": "clang", "make": "make"}
+
+
+# Reads images from stdin, writes logits to stdout: the engine on this machine.
+HOST = """
+#include <stdio.h>
+#include "mlp.h"
+int main(void)
+{
+    static uint8_t image[MLP_INPUTS];
+    int32_t logits[MLP_CLASSES];
+    while (fread(image, 1, MLP_INPUTS, stdin) == MLP_INPUTS) {
+        mlp_predict(image, logits);
+        fwrite(logits, 1, sizeof logits, stdout);
+    }
+    return 0;
+}
+"""
 
 
 def find(tool, package=None):
@@ -91,10 +109,33 @@ def run_qemu(chip, elf, images):
     return np.delete(answers, 1, axis=1), counts, stack
 
 
-def read_line(port):
+def run_sanitized(network, lanes, images, folder, compiler="gcc"):
+    """Logits by the engine on this machine, which ends at the first undefined behaviour.
+
+    Args:
+      network: integer.Network; lanes: 8 or 32; images: uint8 [N, pixels]; folder: Path.
+    Returns:
+      int32 [N, classes].
+    """
+    texts = {"mlp.h": to_firmware.header(network, lanes), "main.c": HOST,
+             "mlp.c": (to_firmware.FOLDER / "chip.c").read_text("utf-8")}
+    for name, text in texts.items():
+        (folder / name).write_text(text, "utf-8")
+    subprocess.run([find(compiler), "-std=c99", "-O1", "-g", "-fsanitize=address,undefined",
+                    "-fno-sanitize-recover=all", "mlp.c", "main.c", "-o", "host"], cwd=folder,
+                   check=True)
+    ran = subprocess.run([folder / "host"], input=images.tobytes(), capture_output=True)
+    if ran.returncode:
+        raise RuntimeError(ran.stderr.decode())
+    return np.frombuffer(ran.stdout, np.int32).reshape(len(images), -1)
+
+
+def read_line(port, seconds=60):
     """A line of text from an unbuffered port, without its end."""
     line = b""
     while not line.endswith(b"\n"):
+        if not select.select([port], [], [], seconds)[0]:
+            raise RuntimeError(f"no answer for {seconds} s after {line!r}")
         line += port.read(1)
     return line.decode().strip()
 

@@ -12,6 +12,7 @@
 #include "mlp.h"
 
 #ifdef __AVR__
+#pragma GCC optimize "O3"                   /* Arduino's -Os would leave c[] below in memory */
 #include <avr/pgmspace.h>
 #define FLASH(address) pgm_read_byte(address)
 #else

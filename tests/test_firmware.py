@@ -1,0 +1,181 @@
+"""The engine for chips gives the integers of the weights file, on this machine and in emulators."""
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import checkpoint
+import integer
+import main_export
+import oracle
+from benchmarks import firmware
+from conftest import ROOT
+from deploy import engines, to_firmware
+from test_deploy import CASES, make_network, need, random_images  # noqa: F401
+
+CHIPS = list(to_firmware.CHIPS)
+SMALL = (144, 40, 33, 10)           # no multiple of a word
+STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-O2")
+ARDUINO = Path("/usr/share/arduino/hardware/arduino/avr")
+CORE = ("main.cpp", "HardwareSerial.cpp", "HardwareSerial0.cpp", "Print.cpp", "Stream.cpp",
+        "WString.cpp", "abi.cpp", "new.cpp")
+
+
+def extreme_images(pixels=784):
+    """Every pattern of digits in all pixels at once: the most rows that a plane can list."""
+    codes = np.array([0, 1, 85, 128, 170, 171, 255], np.uint8)
+    return np.repeat(codes[:, None], pixels, axis=1)
+
+
+def files(network, lanes):
+    return {"mlp.h": to_firmware.header(network, lanes),
+            "mlp.c": (ROOT / "deploy" / "chip.c").read_text("utf-8")}
+
+
+@pytest.mark.parametrize("lanes", [8, 32])
+@pytest.mark.parametrize("weight_bits, activation_bits, input", CASES)
+def test_engine_equals_oracle_at_every_width(need, lanes, weight_bits, activation_bits, input):  # noqa: F811
+    network = make_network(weight_bits, activation_bits, input)
+    images = np.concatenate([random_images(150), extreme_images()])
+    run = need(engines.make_c, files(network, lanes), flags=STRICT)
+    np.testing.assert_array_equal(run(images), oracle.run(network, images))
+
+
+@pytest.mark.parametrize("lanes", [8, 32])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_no_carry_is_lost_when_all_weights_pull_one_way(need, lanes, sign):  # noqa: F811
+    """The proof of count_planes at its edge: each sum goes as far as any can."""
+    layer = integer.Layer(np.full((144, 9), 3 * sign, np.int8), np.full(9, -500 * sign, np.int32),
+                          np.full(9, 9, np.int8))
+    last = integer.Layer(np.full((9, 3), -3 * sign, np.int8), np.zeros(3, np.int32), None)
+    network = integer.make_network([layer, last], 3, 8, 0, 12)
+    run = need(engines.make_c, files(network, lanes), flags=STRICT)
+    images = extreme_images()
+    np.testing.assert_array_equal(run(images), oracle.run(network, images))
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("lanes, bits", [(8, 3), (32, 1), (32, 3)])
+def test_engine_is_clean_under_sanitizers(need, tmp_path, compiler, lanes, bits):  # noqa: F811
+    network = make_network(bits, 8, 12)
+    images = np.concatenate([random_images(200), extreme_images()])
+    got = need(firmware.run_sanitized, network, lanes, images, tmp_path, compiler)
+    np.testing.assert_array_equal(got, oracle.run(network, images))
+
+
+def test_engine_multiplies_nothing_and_takes_nothing_from_libraries(need, tmp_path):  # noqa: F811
+    """On RV32E the multiplication would be libgcc's: an undefined symbol."""
+    network = make_network(3, 8, 12)
+    for chip in CHIPS:
+        has = to_firmware.CHIPS[chip]
+        compiler = need(firmware.find, f"{has.tools}gcc", has.package)
+        for name, text in files(network, has.lanes).items():
+            (tmp_path / name).write_text(text, "utf-8")
+        flags = [*has.flags.split(), *STRICT, "-ffreestanding", "-fno-tree-loop-distribute-patterns"]
+        subprocess.run([compiler, *flags, "-c", "mlp.c", "-o", "mlp.o"], cwd=tmp_path, check=True)
+        listed = subprocess.run([f"{has.tools}nm", "-u", "mlp.o"], cwd=tmp_path, check=True,
+                                capture_output=True, text=True).stdout.split()
+        # avr-gcc counts on the start-up code to copy the layers' table and clear registers.
+        assert set(listed) - {"U", "__do_copy_data", "__do_clear_bss"} <= {"memcpy", "memset"}, chip
+        code = subprocess.run([f"{has.tools}objdump", "-d", "mlp.o"], cwd=tmp_path, check=True,
+                              capture_output=True, text=True).stdout
+        if chip != "atmega328p":            # there mul shifts by constants and makes addresses
+            assert not re.search(r"\t(mul|muls|mla|f[a-z]+\.[sd])\b", code), chip
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_chip_gives_the_oracles_integers_and_needs_what_was_said(need, tmp_path, chip):  # noqa: F811
+    network = oracle.random_network(np.random.default_rng(3), SMALL, 3, 8, 12)
+    images = np.concatenate([random_images(6), extreme_images()])
+    got = need(firmware.measure, network, chip, images, tmp_path)
+    assert got["mismatches"] == 0 and got["images"] == len(images)
+    flash, ram = to_firmware.needs(network, chip)
+    assert flash - 1_500 < got["flash"] <= flash
+    assert ram - 200 < got["ram"] <= ram
+    assert 1_000 < got.get("instructions", got.get("cycles")) <= got["most"] < 1_000_000
+
+
+def test_fewer_bits_take_fewer_instructions_and_less_flash(need, tmp_path):  # noqa: F811
+    images, took = random_images(4), []
+    for bits in (1, 2, 3, 4, 8):
+        network = oracle.random_network(np.random.default_rng(3), (144, 24, 10), bits, 8, 12)
+        row = need(firmware.measure, network, "rv32ec", images, tmp_path)
+        took.append((row["instructions"], row["flash"]))
+    assert took == sorted(took)
+
+
+def test_script_refuses_what_does_not_fit_and_writes_nothing(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save("w.npz", make_network(8), {})
+    for arguments in (("firmware", "rv32ec"), ("firmware", "cortex-m3", "atmega328p"), ("uno",),
+                      ("firmware",)):
+        code, out, err = script(main_export.main, *arguments, "--WEIGHTS=w.npz")
+        assert (code, out, len(err)) == (2, [], 1)
+        needed, has = re.findall(r"(\d[\d,]+) ?(?:bytes|$)", err[0])
+        assert int(needed.replace(",", "")) > int(has.replace(",", "")) in (16_384, 32_768)
+    code, out, err = script(main_export.main, "firmware", "z80", "--WEIGHTS=w.npz")
+    assert (code, out) == (2, []) and "cortex-m0, cortex-m3, rv32ec, atmega328p" in err[0]
+    assert not (tmp_path / "deploy").exists()
+
+
+def test_script_writes_folders_that_name_a_missing_compiler(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save("w.npz", oracle.random_network(np.random.default_rng(3), SMALL, 2, 4, 12), {})
+    code, out, err = script(main_export.main, "firmware", "rv32ec", "cortex-m0", "--WEIGHTS=w.npz")
+    assert (code, err) == (0, [])
+    folder = tmp_path / "deploy" / "out" / "firmware"
+    assert sorted(path.name for path in folder.iterdir()) == ["cortex-m0", "rv32ec"]
+    made = subprocess.run([shutil.which("make"), "-s", "-C", folder / "rv32ec", "CC=no-such-gcc"],
+                          capture_output=True, text=True)
+    assert (made.returncode, made.stderr) == (0, "")
+    assert made.stdout == ("rv32ec: skipped: no no-such-gcc; install gcc-riscv64-unknown-elf\n")
+
+
+def build_sketch(network, folder):
+    """The Uno's sketch, by Arduino's own core: (ELF file, bytes of flash, of .data and .bss)."""
+    compiler = firmware.find("avr-gcc", "gcc-avr and avr-libc")
+    if not ARDUINO.is_dir():
+        raise engines.Missing("no Arduino core: install arduino-core-avr")
+    for name, text in to_firmware.export_uno(network).items():
+        (folder / name).write_text(text, "utf-8")
+    core = ARDUINO / "cores" / "arduino"
+    flags = ["-mmcu=atmega328p", "-DF_CPU=16000000L", "-DARDUINO=10819", "-DARDUINO_AVR_UNO", "-Os",
+             "-DARDUINO_ARCH_AVR", f"-I{core}", f"-I{ARDUINO / 'variants' / 'standard'}", "-w",
+             "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-c"]
+    both = ((["-std=gnu11"], ["mlp.c", core / "wiring.c", core / "hooks.c"]),
+            (["-std=gnu++11", "-fno-exceptions", "-fno-threadsafe-statics"],
+             [*(core / name for name in CORE), "-include", "Arduino.h", "-x", "c++", "uno.ino"]))
+    for more, sources in both:
+        subprocess.run([compiler, *flags, *more, *sources], cwd=folder, check=True)
+    subprocess.run([compiler, "-mmcu=atmega328p", "-Wl,--gc-sections", *folder.glob("*.o"), "-o",
+                    "uno.elf"], cwd=folder, check=True)
+    sizes = subprocess.run(["avr-size", "uno.elf"], cwd=folder, check=True, capture_output=True,
+                           text=True).stdout.splitlines()[-1].split()
+    text, data, bss = map(int, sizes[:3])
+    return folder / "uno.elf", text + data, data + bss
+
+
+def test_unos_sketch_answers_over_a_serial_port(need, tmp_path):  # noqa: F811
+    network = checkpoint.load_quantized(ROOT / "weights" / "recipes" / "6kB.nqat")
+    elf, flash, static = need(build_sketch, network, tmp_path)
+    assert flash < 32_768 - 512                 # the bootloader's
+    images = random_images(3)
+    process, port, theirs = need(firmware.start_simavr, elf, static, tmp_path)
+    try:
+        answers = []
+        for image in images:
+            port.write(image.tobytes())
+            answers.append([int(word) for word in firmware.read_line(port).split()])
+    finally:
+        os.close(theirs)
+        port.close()
+        stack = int(process.communicate(timeout=60)[0].split()[-1])
+    *got, microseconds = np.array(answers).T
+    want = oracle.run(network, images)
+    np.testing.assert_array_equal(np.transpose(got), np.c_[want.argmax(1), want])
+    assert (10_000 < microseconds).all() and (microseconds < 60_000).all()
+    assert static + stack < 2_048               # else they would have met
