@@ -258,3 +258,47 @@ def frontier(result):
     marks = [(x, y) for line in axes.lines for x, y in line.get_xydata()]
     put_names(figure, axes, names, np.array(marks))
     return figure
+
+
+CHIP_STYLES = {"cortex-m0": ("o", COLORS[0]), "cortex-m3": ("s", COLORS[4]),
+               "rv32ec": ("^", COLORS[5]), "atmega328p": ("v", COLORS[2])}
+PEER = ("BitNetMCU, 4 bits", 14_500, 0.9902)    # its flash of all, as its authors give it
+
+
+def firmware(result):
+    """Accuracy against the flash of the whole program, the chips' sizes as lines."""
+    figure = Figure(figsize=(8.3, 4.6), layout="constrained")
+    axes, named = figure.subplots(), set()
+    for row in sorted((row for row in result["rows"] if "flash" in row), key=lambda r: r["flash"]):
+        marker, color = CHIP_STYLES[row["chip"]]
+        error = 100 * (1 - row["test_acc"])
+        axes.plot(row["flash"], error, marker, color=color, markersize=6, alpha=0.8)
+        if row["name"] not in named:
+            named.add(row["name"])
+            axes.annotate(row["name"].split("/")[-1].split(".")[0], (row["flash"], error), (-8, 4),
+                          textcoords="offset points", ha="right", fontsize=9, path_effects=OUTLINE)
+    name, size, accuracy = PEER
+    axes.plot(size, 100 * (1 - accuracy), **PUBLISHED)
+    axes.annotate(name, (size, 100 * (1 - accuracy)), (8, 6), textcoords="offset points",
+                  fontsize=9, path_effects=OUTLINE)
+    axes.set_xscale("log")
+    axes.set_xlim(4_000, 500_000)
+    sizes = {}
+    for chip, memory in result["chips"].items():
+        sizes.setdefault(memory["flash"], []).append(chip)
+    for size, chips in sizes.items():
+        axes.axvline(size, color="0.4", linestyle="--", linewidth=1)
+        axes.annotate(f"{', '.join(chips)}: {size // 1024} KiB", (size, 0.03), (3, 0),
+                      xycoords=("data", "axes fraction"), textcoords="offset points", rotation=90,
+                      va="bottom", fontsize=8.5, color="0.3")
+    axes.set_xticks([1000 * 2**power for power in range(2, 9)])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: f"{size / 1000:g} kB"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    _accuracy_axis(axes)
+    axes.set_xlabel("flash of the whole program")
+    axes.set_title("Accuracy in so much flash")
+    axes.legend(handles=[Line2D([], [], linestyle="none", marker=marker, color=color, label=chip)
+                         for chip, (marker, color) in CHIP_STYLES.items()]
+                + [Line2D([], [], **PUBLISHED, label="published")], loc="lower right",
+                bbox_to_anchor=(0.86, 0), fontsize=9)
+    return figure

@@ -117,6 +117,7 @@ PLOTS = {"lr_ablation": (rates.learning_rates, "lr_ablation.png"),
          "optimizer": (rates.optimizers, "optimizer.png"),
          "bits": (figures.bits, "bits.png"),
          "frontier": (figures.frontier, "frontier.png"),
+         "firmware": (figures.firmware, "firmware.png"),
          "quant_vs_unquant": (_quant_vs_unquant, "quant_vs_unquant_subplots.png")}
 
 

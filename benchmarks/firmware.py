@@ -121,9 +121,11 @@ def run_sanitized(network, lanes, images, folder, compiler="gcc"):
              "mlp.c": (to_firmware.FOLDER / "chip.c").read_text("utf-8")}
     for name, text in texts.items():
         (folder / name).write_text(text, "utf-8")
-    subprocess.run([find(compiler), "-std=c99", "-O1", "-g", "-fsanitize=address,undefined",
-                    "-fno-sanitize-recover=all", "mlp.c", "main.c", "-o", "host"], cwd=folder,
-                   check=True)
+    made = subprocess.run([find(compiler), "-std=c99", "-O1", "-g", "-fsanitize=address,undefined",
+                           "-fno-sanitize-recover=all", "mlp.c", "main.c", "-o", "host"],
+                          cwd=folder, capture_output=True)
+    if made.returncode:
+        raise Missing(f"{compiler} can't link the sanitizers: its libraries are missing")
     ran = subprocess.run([folder / "host"], input=images.tobytes(), capture_output=True)
     if ran.returncode:
         raise RuntimeError(ran.stderr.decode())

@@ -28,7 +28,7 @@
 typedef mlp_word word;
 
 #define CODE_PLANES 10                      /* of an input: at most 8 bits, two planes of zeros */
-#define ROW_BYTES (MLP_BITS * sizeof(word))
+#define ROW_BYTES (MLP_BITS * (unsigned)sizeof(word))
 #define ROW(w, offset) (const word *)(const void *)((const char *)(w) + (offset))
 #define STEP (MLP_BITS == 1)                /* weights -1 and 1 are 2 apart: rows count twice */
 

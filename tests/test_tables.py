@@ -116,6 +116,12 @@ def made_up(seeds):
                            **MADE},
         "inference_bench": {"seconds": {"C": {"1": times, "10000": times}}, "bits": [8, 8],
                             "repeats": 3, **MADE},
+        "firmware": {"rows": [{"name": "recipes/tiny.nqat", "chip": chip, "model": "W3A4",
+                               "layer_sizes": [100, 64, 10], "test_acc": 0.97, "flash": 9_000,
+                               "ram": 1_784, "image": 784, unit: 32_000.0, "most": 40_000,
+                               "images": seeds, "mismatches": 0}
+                              for chip, unit in (("rv32ec", "instructions"),
+                                                 ("atmega328p", "cycles"))], "avr_mhz": 16, **MADE},
         "scaling": {"points": {"lanes": [{"lanes": 1, "seconds": times, "gemm_limit": 0.25}]},
                     "gemm_gflops": 100.0, **MADE},
         "photos": {"drawings": 48, "misread": {"clean": [], "a speck": [3, 5]}, "kept": 0.995,
