@@ -275,12 +275,13 @@ def firmware(result):
         axes.plot(row["flash"], error, marker, color=color, markersize=6, alpha=0.8)
         if row["name"] not in named:
             named.add(row["name"])
-            axes.annotate(row["name"].split("/")[-1].split(".")[0], (row["flash"], error), (-8, 4),
+            axes.annotate(row["name"].split("/")[-1].split(".")[0], (row["flash"], error), (-9, -4),
                           textcoords="offset points", ha="right", fontsize=9, path_effects=OUTLINE)
     name, size, accuracy = PEER
     axes.plot(size, 100 * (1 - accuracy), **PUBLISHED)
-    axes.annotate(name, (size, 100 * (1 - accuracy)), (8, 6), textcoords="offset points",
-                  fontsize=9, path_effects=OUTLINE)
+    axes.annotate(name, (size, 100 * (1 - accuracy)), (-8, 4), textcoords="offset points",
+                  ha="right", fontsize=9, path_effects=OUTLINE)
+    axes.margins(y=0.1)
     axes.set_xscale("log")
     axes.set_xlim(4_000, 500_000)
     sizes = {}
@@ -299,6 +300,6 @@ def firmware(result):
     axes.set_title("Accuracy in so much flash")
     axes.legend(handles=[Line2D([], [], linestyle="none", marker=marker, color=color, label=chip)
                          for chip, (marker, color) in CHIP_STYLES.items()]
-                + [Line2D([], [], **PUBLISHED, label="published")], loc="lower right",
-                bbox_to_anchor=(0.86, 0), fontsize=9)
+                + [Line2D([], [], **PUBLISHED, label="published")], loc="lower left",
+                bbox_to_anchor=(0.5, 0), fontsize=9)
     return figure

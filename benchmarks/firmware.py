@@ -27,8 +27,8 @@ from deploy import to_firmware
 from deploy.engines import Missing
 from files import InputError, check_writable
 
-NETWORKS = ("weights_int8.npz", "recipes/12kB.nqat", "recipes/6kB.nqat", "recipes/4kB.nqat",
-            "recipes/3kB.nqat")
+NETWORKS = ("weights_int8.npz", "recipes/w4a4.npz", "recipes/ternary.npz", "recipes/binary.npz",
+            "recipes/12kB.nqat", "recipes/6kB.nqat", "recipes/4kB.nqat", "recipes/3kB.nqat")
 IMAGES = {"atmega328p": 1_000}      # simavr takes 0.1 s an image; QEMU runs all test images
 AVR_MHZ = 16
 QEMU = {
