@@ -3,6 +3,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,8 @@ import main_export
 import oracle
 from benchmarks import firmware
 from conftest import ROOT
-from deploy import engines, to_firmware
-from test_deploy import CASES, make_network, need, random_images  # noqa: F401
+from deploy import engines, to_firmware, to_web
+from test_deploy import CASES, drag, make_network, need, random_images  # noqa: F401
 
 CHIPS = list(to_firmware.CHIPS)
 SMALL = (144, 40, 33, 10)           # no multiple of a word
@@ -159,23 +160,69 @@ def build_sketch(network, folder):
     return folder / "uno.elf", text + data, data + bss
 
 
-def test_unos_sketch_answers_over_a_serial_port(need, tmp_path):  # noqa: F811
+# A serial port in the page whose other end is Python's function uno(bytes) -> line.
+PORT = """
+let portLines;
+const port = {
+    open: async () => {}, writable: { getWriter: () => ({ write: async image => {
+        portLines.enqueue(new TextEncoder().encode(await uno(Array.from(image)))); } }) },
+    readable: new ReadableStream({ start: lines => {
+        portLines = lines; lines.enqueue(new TextEncoder().encode("ready\\r\\n")); } }) };
+Object.defineProperty(navigator, "serial", { value: { requestPort: async () => port } });
+"""
+
+
+@pytest.fixture
+def sketch(need, tmp_path):  # noqa: F811
+    """(the 6 kB recipe's network, its sketch's port in simavr, how to end it: -> bytes of RAM)."""
     network = checkpoint.load_quantized(ROOT / "weights" / "recipes" / "6kB.nqat")
     elf, flash, static = need(build_sketch, network, tmp_path)
     assert flash < 32_768 - 512                 # the bootloader's
-    images = random_images(3)
     process, port, theirs = need(firmware.start_simavr, elf, static, tmp_path)
-    try:
-        answers = []
-        for image in images:
-            port.write(image.tobytes())
-            answers.append([int(word) for word in firmware.read_line(port).split()])
-    finally:
-        os.close(theirs)
-        port.close()
-        stack = int(process.communicate(timeout=60)[0].split()[-1])
+
+    def end():
+        if not port.closed:
+            os.close(theirs)
+            port.close()
+            return static + int(process.communicate(timeout=60)[0].split()[-1])
+    yield network, port, end
+    end()
+
+
+def test_unos_sketch_answers_over_a_serial_port(sketch):
+    network, port, end = sketch
+    images, answers = random_images(3), []
+    for image in images:
+        port.write(image.tobytes())
+        answers.append([int(word) for word in firmware.read_line(port).split()])
     *got, microseconds = np.array(answers).T
     want = oracle.run(network, images)
     np.testing.assert_array_equal(np.transpose(got), np.c_[want.argmax(1), want])
     assert (5_000 < microseconds).all() and (microseconds < 60_000).all()
-    assert static + stack < 2_048               # else they would have met
+    assert end() < 2_048                        # else the stack would have met the data
+
+
+def test_page_and_sketch_agree_on_a_drawing(need, sketch, tmp_path):  # noqa: F811
+    """The page's own script, a port in place of the browser's, simavr behind it."""
+    network, port, _ = sketch
+    asked = []
+
+    def uno(image):
+        asked.append(image)
+        port.write(bytes(image))
+        return firmware.read_line(port) + "\r\n"
+    (tmp_path / "mlp.html").write_text(to_web.export(network), "utf-8")
+    stack = ExitStack()
+    page = need(stack.enter_context, engines.open_page(tmp_path / "mlp.html"))
+    with stack:
+        page.expose_function("uno", uno)
+        page.add_init_script(PORT)
+        page.reload()
+        page.get_by_role("button", name="Connect an Arduino").click()
+        page.wait_for_function("find('uno').textContent.includes('ready')")
+        drag(page, (.3, .25), (.6, .2), (.4, .8))
+        page.wait_for_function("find('uno').textContent.includes('ms')")
+        page.wait_for_timeout(300)
+        said, digit = page.locator("#uno").inner_text(), page.locator("#digit").inner_text()
+    assert re.fullmatch(rf"It reads {digit} in \d+\.\d ms; every integer is the same\.", said)
+    assert asked and len(asked[-1]) == 784
