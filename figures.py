@@ -275,12 +275,12 @@ def firmware(result):
         axes.plot(row["flash"], error, marker, color=color, markersize=6, alpha=0.8)
         if row["name"] not in named:
             named.add(row["name"])
-            axes.annotate(row["name"].split("/")[-1].split(".")[0], (row["flash"], error), (-9, -4),
-                          textcoords="offset points", ha="right", fontsize=9, path_effects=OUTLINE)
+            axes.annotate(row["name"].split("/")[-1].split(".")[0], (row["flash"], error), (0, 7),
+                          textcoords="offset points", ha="center", fontsize=9, path_effects=OUTLINE)
     name, size, accuracy = PEER
     axes.plot(size, 100 * (1 - accuracy), **PUBLISHED)
-    axes.annotate(name, (size, 100 * (1 - accuracy)), (-8, 4), textcoords="offset points",
-                  ha="right", fontsize=9, path_effects=OUTLINE)
+    axes.annotate(name, (size, 100 * (1 - accuracy)), (0, -14), textcoords="offset points",
+                  ha="center", fontsize=9, path_effects=OUTLINE)
     axes.margins(y=0.1)
     axes.set_xscale("log")
     axes.set_xlim(4_000, 500_000)

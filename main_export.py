@@ -76,7 +76,7 @@ def to_firmware(network, chips):
 def to_uno(network):
     from deploy import to_firmware as target
     return {f"uno/{name}": text.encode() for name, text in target.export_uno(network).items()}, (
-        f"open {OUT}/uno/uno.ino in the Arduino IDE and upload it to an Uno; the web page talks to it")
+        f"open {OUT}/uno/uno.ino in the Arduino IDE and upload it; the web page talks to it")
 
 
 FORMATS = {"onnx": to_onnx, "c": to_c, "web": to_web, "firmware": to_firmware, "uno": to_uno}

@@ -23,14 +23,15 @@ import data
 import experiment
 import integer
 import results
-from deploy import to_firmware
+from deploy import engines, to_firmware
 from deploy.engines import Missing
 from files import InputError, check_writable
 
 NETWORKS = ("weights_int8.npz", "recipes/w4a4.npz", "recipes/ternary.npz", "recipes/binary.npz",
             "recipes/12kB.nqat", "recipes/6kB.nqat", "recipes/4kB.nqat", "recipes/3kB.nqat")
-IMAGES = {"atmega328p": 1_000}      # simavr takes 0.1 s an image; QEMU runs all test images
+IMAGES = {"atmega328p": 1_000}      # simavr takes 10 ms an image, QEMU less than 1
 AVR_MHZ = 16
+RANDOM_IMAGES = 100_000             # of uniform bytes, under the sanitizers on this machine
 QEMU = {
     # With -icount an instruction takes 2**shift ns of the emulated clock.
     "cortex-m0": ("qemu-system-arm", "-M", "microbit", "-icount", "shift=6"),
@@ -39,22 +40,14 @@ QEMU = {
                "rv32,e=true," + ",".join(f"{x}=false" for x in "imafdgush")),
 }
 PACKAGES = {"qemu-system-arm": "qemu-system-arm", "qemu-system-riscv32": "qemu-system-misc",
-            "gcc": "gcc", "clang": "clang", "make": "make"}
+            "gcc": "gcc", "make": "make"}
 
 
-# Reads images from stdin, writes logits to stdout: the engine on this machine.
-HOST = """
-#include <stdio.h>
-#include "mlp.h"
-int main(void)
+_BATCH = """
+void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count)
 {
-    static uint8_t image[MLP_INPUTS];
-    int32_t logits[MLP_CLASSES];
-    while (fread(image, 1, MLP_INPUTS, stdin) == MLP_INPUTS) {
-        mlp_predict(image, logits);
-        fwrite(logits, 1, sizeof logits, stdout);
-    }
-    return 0;
+    for (; count; count--, images += MLP_INPUTS, logits += MLP_CLASSES)
+        mlp_predict(images, logits);
 }
 """
 
@@ -82,8 +75,8 @@ def build(network, chip, folder, *flags):
     for name, text in to_firmware.export(network, [chip]).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, "utf-8")
-    made = subprocess.run([find("make"), "-s", "-B", "-C", folder / chip, f"MORE={' '.join(flags)}"],
-                          capture_output=True, text=True)
+    made = subprocess.run([find("make"), "-s", "-B", "-C", folder / chip,
+                           f"MORE={' '.join(flags)}"], capture_output=True, text=True)
     if made.returncode:
         raise RuntimeError(made.stderr)
     text, data_bytes, bss = map(int, made.stdout.splitlines()[-1].split()[:3])
@@ -98,10 +91,10 @@ def run_qemu(chip, elf, images):
     """
     command, *options = QEMU[chip]
     (elf.parent / "images.bin").write_bytes(images.tobytes())
-    ran = subprocess.run([find(command), *options, "-display", "none", "-serial", "none", "-monitor",
-                          "none", "-semihosting-config", "enable=on,target=native", "-kernel",
-                          elf.name], cwd=elf.parent, stdin=subprocess.DEVNULL, check=True,
-                         capture_output=True, text=True, timeout=600)
+    ran = subprocess.run([find(command), *options, "-display", "none", "-serial", "none",
+                          "-monitor", "none", "-semihosting-config", "enable=on,target=native",
+                          "-kernel", elf.name], cwd=elf.parent, stdin=subprocess.DEVNULL,
+                         check=True, capture_output=True, text=True, timeout=600)
     lines = [line.split() for line in (ran.stdout + ran.stderr).splitlines()
              if re.fullmatch(r"[-\d ]+", line)]
     answers, (unit, stack) = np.array(lines[:-1], np.int64), map(int, lines[-1])
@@ -109,27 +102,11 @@ def run_qemu(chip, elf, images):
     return np.delete(answers, 1, axis=1), counts, stack
 
 
-def run_sanitized(network, lanes, images, folder, compiler="gcc"):
-    """Logits by the engine on this machine, which ends at the first undefined behaviour.
-
-    Args:
-      network: integer.Network; lanes: 8 or 32; images: uint8 [N, pixels]; folder: Path.
-    Returns:
-      int32 [N, classes].
-    """
-    texts = {"mlp.h": to_firmware.header(network, lanes), "main.c": HOST,
-             "mlp.c": (to_firmware.FOLDER / "chip.c").read_text("utf-8")}
-    for name, text in texts.items():
-        (folder / name).write_text(text, "utf-8")
-    made = subprocess.run([find(compiler), "-std=c99", "-O1", "-g", "-fsanitize=address,undefined",
-                           "-fno-sanitize-recover=all", "mlp.c", "main.c", "-o", "host"],
-                          cwd=folder, capture_output=True)
-    if made.returncode:
-        raise Missing(f"{compiler} can't link the sanitizers: its libraries are missing")
-    ran = subprocess.run([folder / "host"], input=images.tobytes(), capture_output=True)
-    if ran.returncode:
-        raise RuntimeError(ran.stderr.decode())
-    return np.frombuffer(ran.stdout, np.int32).reshape(len(images), -1)
+def host_files(network, lanes):
+    """The chips' engine as engines.make_c and make_c_program take it, words of so many bits."""
+    engine = (to_firmware.FOLDER / "chip.c").read_text("utf-8")
+    return {"mlp.h": to_firmware.header(network, lanes) + _BATCH.split("\n{")[0] + ";\n",
+            "mlp.c": engine + _BATCH}
 
 
 def read_line(port, seconds=60):
@@ -224,6 +201,25 @@ def run(networks, images, count=None):
     return rows
 
 
+def sanitize(networks, images, random_images):
+    """Rows of this machine's builds under the sanitizers, words as on the chips.
+
+    Args:
+      networks: as in run; images: uint8 [N, pixels]; random_images: how many more.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (random_images, images.shape[1]), np.uint8)
+    images, rows = np.concatenate([images, noise]), []
+    for name, (network, _) in networks.items():
+        want = integer.make_engine(network)(images)
+        for lanes in (8, 32):
+            with tempfile.TemporaryDirectory() as folder:
+                got = engines.make_c_program(host_files(network, lanes), folder)(images)
+            rows.append({"name": name, "lanes": lanes, "images": len(images),
+                         "mismatches": (got != want).sum()})
+            print(rows[-1])
+    return rows
+
+
 def main(argv):
     settings = config.load(argv, __doc__)
     check_writable(settings.RESULTS_DIR)
@@ -235,10 +231,13 @@ def main(argv):
         acc = integer.make_engine(network)(dataset.test.images)
         networks[name] = network, (acc.argmax(1) == dataset.test.labels).mean()
     rows = run(networks, dataset.test.images)
-    results.write_result(Path(settings.RESULTS_DIR) / "firmware.json", settings._asdict(), rows=rows,
-                         chips={name: {"flash": chip.flash, "ram": chip.ram}
-                                for name, chip in to_firmware.CHIPS.items()}, avr_mhz=AVR_MHZ)
-    wrong = sum(row.get("mismatches", 0) for row in rows)
+    host = sanitize({name: network for name, network in networks.items() if "kB" in name},
+                    dataset.test.images, RANDOM_IMAGES)
+    results.write_result(Path(settings.RESULTS_DIR) / "firmware.json", settings._asdict(),
+                         rows=rows, sanitized=host, chips={name: {"flash": chip.flash, "ram": chip.ram}
+                                               for name, chip in to_firmware.CHIPS.items()},
+                         avr_mhz=AVR_MHZ)
+    wrong = sum(row.get("mismatches", 0) for row in rows + host)
     if wrong:
         raise InputError(f"{wrong} integers differ from the integer engine's")
 

@@ -4,7 +4,7 @@
  *
  * Numbers lie in bit planes: word k holds bit k of MLP_LANES numbers, and a full adder of five
  * instructions adds one bit of all of them. An input's code is written in digits -1, 0 and 1 of
- * powers of two, none beside another (about 2.8 for a byte, 1.1 fewer than its bits); a digit
+ * powers of two, none beside another (2.9 on average for a pixel, 1.1 fewer than bits); a digit
  * selects the input's row of weights, which is added to the accumulators from that plane on. Fewer
  * bits of weights and of activations cost less flash and less time, in proportion.
  */
@@ -40,8 +40,8 @@ static inline word add(word *sum, word a, word b)
     return carry;
 }
 
-/* Add the listed rows, an even number, to the numbers in the planes v. Two at a time share the way
- * of the carries. No number passes its last plane: that was proved when the network was exported. */
+/* Add the listed rows, an even number, to the numbers in the planes v; two at a time share the way
+ * of the carries. No number passes its last plane: the export proved that. */
 static void add_rows(const word *w, const uint16_t *list, const uint16_t *end, word *v)
 {
     word c[MLP_BITS + 1];

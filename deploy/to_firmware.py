@@ -42,7 +42,7 @@ def planes(values, count):
 
 
 def words(bits, lanes):
-    """Bits [..., N], N a multiple of lanes, as words [..., N / lanes]: number 0 in the lowest bit."""
+    """Bits [..., N], N a multiple of lanes, as words [..., N / lanes], number 0 lowest."""
     shaped = bits.reshape(*bits.shape[:-1], bits.shape[-1] // lanes, lanes).astype(np.uint64)
     return (shaped << np.arange(lanes, dtype=np.uint64)).sum(-1, dtype=np.uint64)
 
@@ -55,7 +55,7 @@ def digit_sums(bits):
     return int((tripled & differ).max()), int((half & differ).max())
 
 
-def count_planes(layer, fields, code_bits, weight_bits):
+def count_planes(layer, fields, code_bits, weight_bits, least_shift):
     """(planes, zero): how many bits each sum needs, and where it starts, for no carry to get lost.
 
     A sum starts at its bias plus zero, is lowered by the rows of digits -1, then raised by those
@@ -67,7 +67,7 @@ def count_planes(layer, fields, code_bits, weight_bits):
     raised, lowered = (int((part * total).max()) for part in digit_sums(code_bits))
     bias_low, bias_high = min(0, int(layer.b_q.min())), max(0, int(layer.b_q.max()))
     bound = int(integer.accumulator_bound(layer, 2**code_bits - 1).max())
-    for count in range(code_bits + weight_bits + 3, 33):
+    for count in range(max(code_bits + weight_bits + 3, least_shift + 1), 33):
         zero = 2**count // 3
         if (zero + bias_low >= lowered and zero + bias_high + raised < 2**count
                 and bound < 2 ** (count - 1)):
@@ -99,21 +99,20 @@ def make_tables(network, lanes):
         inputs, outputs = layer.w_q.shape
         blocks = math.ceil(outputs / lanes)
         pad = blocks * lanes - outputs
-        fields = (layer.w_q > 0 if bits == 1 else layer.w_q.astype(np.int64) + offset).astype(np.int64)
+        fields = np.int64(layer.w_q > 0) if bits == 1 else layer.w_q.astype(np.int64) + offset
+        # Outputs that fill the last block have weights of 0, so that their codes are 0.
         fields = np.pad(fields, ((0, 0), (0, pad)), constant_values=0 if bits == 1 else offset)
-        count, zero = count_planes(layer, fields, width, bits)
-        fields = np.pad(fields, ((0, 1), (0, 0)))       # a row of zeros ends each block
-        rows = words((fields[..., None] >> np.arange(bits) & 1).transpose(0, 2, 1), lanes)
-        start = words(planes(np.pad(layer.b_q.astype(np.int64), (0, pad)) + zero, count), lanes)
-        least = spread = 0
-        places = np.zeros((blocks, 0), np.uint64)
+        least, spread, places = 0, 0, np.zeros((blocks, 0), np.uint64)
         if layer.shift is not None:
             # From a shift that no accumulator reaches half of on, every code is 0.
             most = int(integer.accumulator_bound(layer, 2**width - 1).max()).bit_length() + 1
             shift = np.minimum(layer.shift.astype(np.int64), most)
             least, spread = int(shift.min()), int(shift.max() - shift.min()).bit_length()
-            above = np.pad(shift - least, (0, pad))
-            places = words(planes(above, spread), lanes).T
+            places = words(planes(np.pad(shift - least, (0, pad)), spread), lanes).T
+        count, zero = count_planes(layer, fields, width, bits, least)
+        fields = np.pad(fields, ((0, 1), (0, 0)))       # a row of zeros ends each block
+        rows = words((fields[..., None] >> np.arange(bits) & 1).transpose(0, 2, 1), lanes)
+        start = words(planes(np.pad(layer.b_q.astype(np.int64), (0, pad)) + zero, count), lanes)
         tables.append(Tables(inputs, blocks, math.ceil(inputs / lanes), width, count, zero, least,
                              spread, rows.transpose(2, 0, 1), start.T, places))
     return tables
@@ -121,7 +120,8 @@ def make_tables(network, lanes):
 
 def _array(name, values, lanes):
     """A constant array of words as C text."""
-    text = [f"0x{value:0{lanes // 4}x}" + ("u" if lanes == 32 else "") for value in values.ravel().tolist()]
+    end = "u" if lanes == 32 else ""
+    text = [f"0x{value:0{lanes // 4}x}{end}" for value in values.ravel().tolist()]
     rows = [", ".join(text[start:start + 8]) for start in range(0, len(text), 8)]
     return f"static const mlp_word {name}[] MLP_FLASH = {{\n" + ",\n".join(rows) + "\n};\n"
 
@@ -134,12 +134,18 @@ def header(network, lanes):
         arrays += [_array(f"mlp_w{i}", t.w, lanes), _array(f"mlp_start{i}", t.start, lanes)]
         if t.places.size:
             arrays.append(_array(f"mlp_places{i}", t.places, lanes))
-        rows.append(f"    {{mlp_w{i}, mlp_start{i}, {f'mlp_places{i}' if t.places.size else '0'}, "
-                    f"{t.zero}u, {t.start.size}, {(t.inputs + 1) * bits}, {t.inputs * bits * lanes // 8}, {t.groups}, {t.code_bits}, {t.planes}, "
+        none = t.inputs * bits * lanes // 8     # where a block's row of zeros begins
+        if max(none, t.start.size) >= 2**16:
+            raise ValueError(f"layer {i} is wider than the engine's 16-bit offsets reach; "
+                             "export it to c")
+        places = f"mlp_places{i}" if t.places.size else "0"
+        rows.append(f"    {{mlp_w{i}, mlp_start{i}, {places}, {t.zero}u, {t.start.size}, "
+                    f"{(t.inputs + 1) * bits}, {none}, {t.groups}, {t.code_bits}, {t.planes}, "
                     f"{t.shift}, {t.spread}}}")
     pooled = "" if network.input == integer.IMAGE_SIDE else (
         f"#define MLP_POOLED {network.input}      /* side of the pooled image */\n")
-    return f"""/* nanoQAT {integer.name(network)}, {'-'.join(map(str, sizes))}; made by main_export.py. */
+    name = f"{integer.name(network)}, {'-'.join(map(str, sizes))}"
+    return f"""/* nanoQAT {name}; made by main_export.py. */
 #ifndef MLP_H
 #define MLP_H
 #include <stdint.h>
@@ -216,7 +222,8 @@ CFLAGS = -std=c99 -O2 {has.flags} -fno-schedule-insns -ffreestanding -ffunction-
 LDFLAGS = -Wl,--gc-sections{text}
 
 mlp.elf: {sources} mlp.h
-\t@command -v $(CC) >/dev/null || {{ echo "{chip}: skipped: no $(CC); install {has.package}"; exit 0; }}; \\
+\t@command -v $(CC) >/dev/null || \\
+\t  {{ echo "{chip}: skipped: no $(CC); install {has.package}"; exit 0; }}; \\
 \t  set -x; $(CC) $(CFLAGS) $(MORE) {sources} -o $@ $(LDFLAGS) -lgcc && {has.tools}size $@
 """
 

@@ -16,7 +16,7 @@ import oracle
 from benchmarks import firmware
 from conftest import ROOT
 from deploy import engines, to_firmware, to_web
-from test_deploy import CASES, drag, make_network, need, random_images  # noqa: F401
+from test_deploy import CASES, drag, make_network, need, random_images
 
 CHIPS = list(to_firmware.CHIPS)
 SMALL = (144, 40, 33, 10)           # no multiple of a word
@@ -32,51 +32,78 @@ def extreme_images(pixels=784):
     return np.repeat(codes[:, None], pixels, axis=1)
 
 
-def files(network, lanes):
-    return {"mlp.h": to_firmware.header(network, lanes),
-            "mlp.c": (ROOT / "deploy" / "chip.c").read_text("utf-8")}
-
-
 @pytest.mark.parametrize("lanes", [8, 32])
 @pytest.mark.parametrize("weight_bits, activation_bits, input", CASES)
-def test_engine_equals_oracle_at_every_width(need, lanes, weight_bits, activation_bits, input):  # noqa: F811
+def test_engine_equals_oracle_at_every_width(need, lanes, weight_bits, activation_bits,
+                                             input):
     network = make_network(weight_bits, activation_bits, input)
     images = np.concatenate([random_images(150), extreme_images()])
-    run = need(engines.make_c, files(network, lanes), flags=STRICT)
+    run = need(engines.make_c, firmware.host_files(network, lanes), flags=STRICT)
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
 @pytest.mark.parametrize("lanes", [8, 32])
 @pytest.mark.parametrize("sign", [-1, 1])
-def test_no_carry_is_lost_when_all_weights_pull_one_way(need, lanes, sign):  # noqa: F811
+def test_no_carry_is_lost_when_all_weights_pull_one_way(need, lanes, sign):
     """The proof of count_planes at its edge: each sum goes as far as any can."""
     layer = integer.Layer(np.full((144, 9), 3 * sign, np.int8), np.full(9, -500 * sign, np.int32),
                           np.full(9, 9, np.int8))
     last = integer.Layer(np.full((9, 3), -3 * sign, np.int8), np.zeros(3, np.int32), None)
     network = integer.make_network([layer, last], 3, 8, 0, 12)
-    run = need(engines.make_c, files(network, lanes), flags=STRICT)
+    run = need(engines.make_c, firmware.host_files(network, lanes), flags=STRICT)
     images = extreme_images()
+    np.testing.assert_array_equal(run(images), oracle.run(network, images))
+
+
+def test_a_byte_has_as_many_signed_digits_as_the_pages_say(mnist):
+    """2.9 on average in the pooled pixels that are not 0, 1.1 fewer than bits."""
+    def digits(code):
+        count = 0
+        while code:                             # the definition: an odd number loses 1 or -1
+            odd = 2 - code % 4 if code % 2 else 0
+            count += odd != 0
+            code = (code - odd) // 2
+        return count
+    table = np.array([digits(code) for code in range(256)])
+    codes = integer.pool(mnist.test.images, 12).ravel()
+    codes = codes[codes > 0]
+    assert table[codes].mean() == pytest.approx(2.9, abs=0.05)
+    assert np.bitwise_count(codes).mean() - table[codes].mean() == pytest.approx(1.1, abs=0.1)
+
+
+@pytest.mark.parametrize("shifts", [[30] * 9, [1] * 8 + [30], [14] * 9])
+def test_shifts_beyond_the_sums_give_zeros(need, shifts):
+    rng = np.random.default_rng(5)
+    layer = integer.Layer(rng.integers(-3, 4, (144, 9), np.int8), np.full(9, 900, np.int32),
+                          np.array(shifts, np.int8))
+    last = integer.Layer(rng.integers(-3, 4, (9, 3), np.int8), np.arange(3, dtype=np.int32), None)
+    network = integer.make_network([layer, last], 3, 8, 0, 12)
+    run = need(engines.make_c, firmware.host_files(network, 32), flags=STRICT)
+    images = random_images(200)
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("lanes, bits", [(8, 3), (32, 1), (32, 3)])
-def test_engine_is_clean_under_sanitizers(need, tmp_path, compiler, lanes, bits):  # noqa: F811
+def test_engine_is_clean_under_sanitizers(need, tmp_path, compiler, lanes, bits):
     network = make_network(bits, 8, 12)
     images = np.concatenate([random_images(200), extreme_images()])
-    got = need(firmware.run_sanitized, network, lanes, images, tmp_path, compiler)
-    np.testing.assert_array_equal(got, oracle.run(network, images))
+    flags = ("-std=c99", "-O1", *engines.SANITIZERS)
+    built = firmware.host_files(network, lanes), tmp_path, compiler, flags
+    run = need(engines.make_c_program, *built)
+    np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
-def test_engine_multiplies_nothing_and_takes_nothing_from_libraries(need, tmp_path):  # noqa: F811
+def test_engine_multiplies_nothing_and_takes_nothing_from_libraries(need, tmp_path):
     """On RV32E the multiplication would be libgcc's: an undefined symbol."""
     network = make_network(3, 8, 12)
     for chip in CHIPS:
         has = to_firmware.CHIPS[chip]
         compiler = need(firmware.find, f"{has.tools}gcc", has.package)
-        for name, text in files(network, has.lanes).items():
-            (tmp_path / name).write_text(text, "utf-8")
-        flags = [*has.flags.split(), *STRICT, "-ffreestanding", "-fno-tree-loop-distribute-patterns"]
+        for name, text in to_firmware.export(network, [chip]).items():
+            (tmp_path / Path(name).name).write_text(text, "utf-8")
+        flags = [*has.flags.split(), *STRICT, "-ffreestanding",
+                 "-fno-tree-loop-distribute-patterns"]
         subprocess.run([compiler, *flags, "-c", "mlp.c", "-o", "mlp.o"], cwd=tmp_path, check=True)
         listed = subprocess.run([f"{has.tools}nm", "-u", "mlp.o"], cwd=tmp_path, check=True,
                                 capture_output=True, text=True).stdout.split()
@@ -89,7 +116,7 @@ def test_engine_multiplies_nothing_and_takes_nothing_from_libraries(need, tmp_pa
 
 
 @pytest.mark.parametrize("chip", CHIPS)
-def test_chip_gives_the_oracles_integers_and_needs_what_was_said(need, tmp_path, chip):  # noqa: F811
+def test_chip_gives_the_oracles_integers_and_needs_what_was_said(need, tmp_path, chip):
     network = oracle.random_network(np.random.default_rng(3), SMALL, 3, 8, 12)
     images = np.concatenate([random_images(6), extreme_images()])
     got = need(firmware.measure, network, chip, images, tmp_path)
@@ -100,7 +127,7 @@ def test_chip_gives_the_oracles_integers_and_needs_what_was_said(need, tmp_path,
     assert 1_000 < got.get("instructions", got.get("cycles")) <= got["most"] < 1_000_000
 
 
-def test_fewer_bits_take_fewer_instructions_and_less_flash(need, tmp_path):  # noqa: F811
+def test_fewer_bits_take_fewer_instructions_and_less_flash(need, tmp_path):
     images, took = random_images(4), []
     for bits in (1, 2, 4):
         network = oracle.random_network(np.random.default_rng(3), (144, 24, 10), bits, 8, 12)
@@ -145,8 +172,8 @@ def build_sketch(network, folder):
         (folder / name).write_text(text, "utf-8")
     core = ARDUINO / "cores" / "arduino"
     flags = ["-mmcu=atmega328p", "-DF_CPU=16000000L", "-DARDUINO=10819", "-DARDUINO_AVR_UNO", "-Os",
-             "-DARDUINO_ARCH_AVR", "-DDECIMAL_DIG=__DECIMAL_DIG__", f"-I{core}", f"-I{ARDUINO / 'variants' / 'standard'}", "-w",
-             "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-c"]
+             "-DARDUINO_ARCH_AVR", "-DDECIMAL_DIG=__DECIMAL_DIG__", f"-I{core}",
+             f"-I{ARDUINO / 'variants' / 'standard'}", "-w", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-c"]
     both = ((["-std=gnu11"], ["mlp.c", core / "wiring.c", core / "hooks.c"]),
             (["-std=gnu++11", "-fno-exceptions", "-fno-threadsafe-statics"],
              [*(core / name for name in CORE), "-include", "Arduino.h", "-x", "c++", "uno.ino"]))
@@ -173,7 +200,7 @@ Object.defineProperty(navigator, "serial", { value: { requestPort: async () => p
 
 
 @pytest.fixture
-def sketch(need, tmp_path):  # noqa: F811
+def sketch(need, tmp_path):
     """(the 6 kB recipe's network, its sketch's port in simavr, how to end it: -> bytes of RAM)."""
     network = checkpoint.load_quantized(ROOT / "weights" / "recipes" / "6kB.nqat")
     elf, flash, static = need(build_sketch, network, tmp_path)
@@ -202,7 +229,7 @@ def test_unos_sketch_answers_over_a_serial_port(sketch):
     assert end() < 2_048                        # else the stack would have met the data
 
 
-def test_page_and_sketch_agree_on_a_drawing(need, sketch, tmp_path):  # noqa: F811
+def test_page_and_sketch_agree_on_a_drawing(need, sketch, tmp_path):
     """The page's own script, a port in place of the browser's, simavr behind it."""
     network, port, _ = sketch
     asked = []

@@ -1,7 +1,7 @@
 /* For Cortex-M and RISC-V in an emulator or under a debugger: reads images of MLP_INPUTS bytes from
  * the file images.bin by semihosting and prints the class of each, a line each. With -DMEASURE a
- * line is the class, the ticks it took and the logits; the last line the ticks of 100,000 instructions
- * and how many bytes of stack were ever used. */
+ * line is the class, the ticks it took and the logits; the last line the ticks of 100,000
+ * instructions and how many bytes of stack were ever used. */
 #include "mlp.h"
 
 enum { OPEN = 1, WRITE0 = 4, READ = 6, EXIT = 0x18 };
@@ -13,8 +13,9 @@ static intptr_t semihost(intptr_t operation, const void *argument)
 #ifdef __riscv
     register intptr_t a0 __asm__("a0") = operation;
     register const void *a1 __asm__("a1") = argument;
-    __asm__ volatile(".balign 16\n\t.option push\n\t.option norvc\n\tslli x0, x0, 0x1f\n\tebreak\n\t"
-                     "srai x0, x0, 7\n\t.option pop" : "+r"(a0) : "r"(a1) : "memory");
+    __asm__ volatile(".balign 16\n\t.option push\n\t.option norvc\n\t"
+                     "slli x0, x0, 0x1f\n\tebreak\n\tsrai x0, x0, 7\n\t.option pop"
+                     : "+r"(a0) : "r"(a1) : "memory");
     return a0;
 #else
     register intptr_t r0 __asm__("r0") = operation;

@@ -1,7 +1,7 @@
 /* nanoQAT on an Arduino Uno: open this folder in the Arduino IDE and upload it.
  *
- * Serial port, 115,200 baud: after "ready" it takes images of MLP_INPUTS bytes and answers each with
- * a line: the class, the logits, and the microseconds that they took. The page that
+ * Serial port, 115,200 baud: after "ready" it takes images of MLP_INPUTS bytes and answers each
+ * with a line: the class, the logits, and the microseconds that they took. The page that
  * `main_export.py web` writes can send it what is drawn there.
  */
 extern "C" {
