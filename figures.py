@@ -275,7 +275,8 @@ def firmware(result):
         axes.plot(row["flash"], error, marker, color=color, markersize=6, alpha=0.8)
         if row["name"] not in named:
             named.add(row["name"])
-            axes.annotate(row["name"].split("/")[-1].split(".")[0], (row["flash"], error), (0, 7),
+            label = row["name"].split("/")[-1].split(".")[0].replace("weights_int8", "default")
+            axes.annotate(label, (row["flash"], error), (0, 7),
                           textcoords="offset points", ha="center", fontsize=9, path_effects=OUTLINE)
     name, size, accuracy = PEER
     axes.plot(size, 100 * (1 - accuracy), **PUBLISHED)

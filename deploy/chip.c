@@ -4,7 +4,7 @@
  *
  * Numbers lie in bit planes: word k holds bit k of MLP_LANES numbers, and a full adder of five
  * instructions adds one bit of all of them. An input's code is written in digits -1, 0 and 1 of
- * powers of two, none beside another (2.9 on average for a pixel, 1.1 fewer than bits); a digit
+ * powers of two, none beside another (2.8 on average for a pixel, 1.2 fewer than bits); a digit
  * selects the input's row of weights, which is added to the accumulators from that plane on. Fewer
  * bits of weights and of activations cost less flash and less time, in proportion.
  */
