@@ -344,6 +344,64 @@ def photos(read):
                       f"{100 * result['kept']:.2f} %. {_source(result)}"])
 
 
+def firmware(read):
+    """Every network on every chip, in emulators."""
+    result, rows = read("firmware"), []
+    for row in result["rows"]:
+        cells = [_network(row), row["chip"]]
+        if "flash" in row:
+            unit = "instructions" if "instructions" in row else "cycles"
+            time = f"{row[unit] / 1000 / result['avr_mhz']:.1f}" if unit == "cycles" else "–"
+            cells += [f"{row['flash']:,}", f"{row['ram'] - row['image']:,}",
+                      f"{row[unit]:,.0f} {unit}", f"{row['most']:,}", time,
+                      f"{row['mismatches']} of {row['images']:,}"]
+        else:
+            cells += [row.get("refused") or row["missing"], *["–"] * 5]
+        rows.append(cells)
+    return "\n".join([
+        results.table(["network", "chip", "flash (bytes)", "RAM beside the image (bytes)",
+                       "an image takes, mean", "at most",
+                       f"ms at {result['avr_mhz']} MHz", "images that differ"], rows), "",
+        "Flash is text, rodata and data of the whole program; RAM is data, bss and the most stack "
+        f"that was used. Under the sanitizers on this machine {_host(result)} answers differ. "
+        f"{_source(result)}"])
+
+
+def _host(result):
+    """"0 of 880,000": answers of this machine's builds under the sanitizers."""
+    return " of ".join(f"{sum(row[key] for row in result['sanitized']):,}"
+                       for key in ("mismatches", "images"))
+
+
+def _network(row):
+    """A network of results/firmware.json in a cell."""
+    name = Path(row["name"]).stem.replace("weights_int8", "default")
+    return f"{name}, {_shape(row['layer_sizes'])} {row['model']}"
+
+
+def chips(read):
+    """The two smallest chips in a line a network."""
+    result, by_network = read("firmware"), {}
+    for row in result["rows"]:
+        if "flash" in row:
+            by_network.setdefault(_network(row), {})[row["chip"]] = row
+    rows = []
+    for name, on in by_network.items():
+        cells = [f"{on['rv32ec']['flash']:,}", f"{on['rv32ec']['instructions']:,.0f}"] if (
+            "rv32ec" in on) else ["–"] * 2
+        cells += [f"{on['atmega328p']['flash']:,}", "{:.1f}".format(
+            on["atmega328p"]["cycles"] / 1000 / result["avr_mhz"])] if (
+            "atmega328p" in on) else ["–"] * 2
+        if cells != ["–"] * 4:
+            rows.append([name, f"{100 * next(iter(on.values()))['test_acc']:.2f}", *cells])
+    return "\n".join([results.table(
+        ["network", "test accuracy (%)", "RV32EC: flash (bytes)", "instructions an image",
+         "ATmega328P: flash (bytes)", f"ms an image at {result['avr_mhz']} MHz"], rows), "",
+        f"In emulators, {sum(row.get('mismatches', 0) for row in result['rows'])} of "
+        f"{sum(row.get('images', 0) for row in result['rows']):,} answers differ from the integer "
+        f"engine's. {_source(result)}"])
+
+
 def switches(_):
     """Every switch of config.py."""
     rows = [[f"`{name}`", f"`{text}`", reason] for name, text, reason in config.rows()]
@@ -352,12 +410,14 @@ def switches(_):
 
 TABLES = {table.__name__: table for table in (
     expected_output, models, findings, learning_rates, optimizers, bits, frontier, averaging,
-    recipes, training_speed, inference_speed, scaling, switches, reliability, photos)}
+    recipes, training_speed, inference_speed, scaling, switches, reliability, photos,
+    firmware, chips)}
 PAGES = {"README.md": ["recipes", "expected_output", "findings"],
          "docs/results.md": ["models", "bits", "averaging", "frontier", "learning_rates",
                              "optimizers", "reliability"],
          "docs/photos.md": ["photos"],
          "docs/speed.md": ["training_speed", "inference_speed", "scaling"],
+         "docs/firmware.md": ["chips", "firmware"],
          "docs/switches.md": ["switches"]}
 
 
