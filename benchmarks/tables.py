@@ -412,12 +412,12 @@ TABLES = {table.__name__: table for table in (
     expected_output, models, findings, learning_rates, optimizers, bits, frontier, averaging,
     recipes, training_speed, inference_speed, scaling, switches, reliability, photos,
     firmware, chips)}
-PAGES = {"README.md": ["recipes", "expected_output", "findings"],
+PAGES = {"README.md": ["recipes", "expected_output", "chips", "findings"],
          "docs/results.md": ["models", "bits", "averaging", "frontier", "learning_rates",
                              "optimizers", "reliability"],
          "docs/photos.md": ["photos"],
          "docs/speed.md": ["training_speed", "inference_speed", "scaling"],
-         "docs/firmware.md": ["chips", "firmware"],
+         "docs/firmware.md": ["firmware"],
          "docs/switches.md": ["switches"]}
 
 
