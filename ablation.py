@@ -99,7 +99,7 @@ def optimizer(settings, data):
                                  "seconds": seconds}
 
 
-NO_CODES = {"FILE_FORMAT": "npz", "COMPUTE_DTYPE": "float32"}   # what is not integers needs these
+NO_CODES = {"FILE_FORMAT": "npz", "COMPUTE": "float32"}   # what is not integers needs these
 FLOAT32 = {"QAT_ENABLE": False, **NO_CODES}
 
 

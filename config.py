@@ -28,7 +28,7 @@ INPUT = 28                      # side: 28, 14 (2 x 2 means) or of the centre: 1
 SCALES = "calibrated"           # by train images, in each epoch; learned: by LSQ's gradient, adamw's
 PER_CHANNEL = True              # one weight scale per output channel in hidden layers; False: one
 POWER_OF_TWO_SCALES = True      # exact integer arithmetic; False: free scales, for studies only
-COMPUTE_DTYPE = "float32"       # bfloat16 carries the same codes exactly: faster on some devices
+COMPUTE = "auto"                # of products: float32, bfloat16, int8; auto: the fastest here
 
 # Training
 OPTIMIZER = "sgd"               # sgd or adamw, both from optax
@@ -93,7 +93,7 @@ _TABLE = {
     "SCALES": _Switch(str, "calibrated", ("calibrated", "learned"), hyper=True),
     "PER_CHANNEL": _Switch(bool, True, hyper=True),
     "POWER_OF_TWO_SCALES": _Switch(bool, True, hyper=True),
-    "COMPUTE_DTYPE": _Switch(str, "float32", ("float32", "bfloat16"), hyper=True),
+    "COMPUTE": _Switch(str, "auto", ("auto", "float32", "bfloat16", "int8"), hyper=True),
     "OPTIMIZER": _Switch(str, "sgd", ("sgd", "adamw"), hyper=True),
     "MOMENTUM": _Switch(float, 0.0, (0, 0.9999), hyper=True),
     "SCHEDULE": _Switch(str, "constant", ("constant", "cosine"), hyper=True),
@@ -205,8 +205,8 @@ def _faults(config):
     if config.AUGMENT and config.INPUT == integer.IMAGE_SIDE and (
             side < 2 or side**2 != config.LAYER_SIZES[0]):
         yield "AUGMENT", "0, or LAYER_SIZES that read square images"
-    if config.COMPUTE_DTYPE == "bfloat16" and not config.POWER_OF_TWO_SCALES:
-        yield "COMPUTE_DTYPE", "float32, or POWER_OF_TWO_SCALES = True: then bfloat16 is exact"
+    if config.COMPUTE in ("bfloat16", "int8") and not config.POWER_OF_TWO_SCALES:
+        yield "COMPUTE", "auto or float32, or POWER_OF_TWO_SCALES = True: then 8 bits are exact"
     if config.FILE_FORMAT == "nqat" and not (config.QAT_ENABLE and config.POWER_OF_TWO_SCALES):
         yield "FILE_FORMAT", "npz, or QAT_ENABLE and POWER_OF_TWO_SCALES = True: it holds integers"
     if config.WARMUP_EPOCHS > config.MAX_EPOCHS:

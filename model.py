@@ -59,7 +59,7 @@ def affine(x, layer, hyper):
     if layer.w_scale is not None:
         acc_scale = lax.stop_gradient(layer.x_scale * layer.w_scale)
         b = quant.fake_quantize(b, acc_scale, quant.BIAS_BITS)
-    return quant.dot(x, layer.w, layer.w_scale, hyper) + b
+    return quant.dot(x, layer.w, layer.x_scale, layer.w_scale, hyper) + b
 
 
 def activate(acc, scale, hyper):
@@ -74,7 +74,7 @@ def forward(layers, images, hyper=None):
     Args:
       layers: list of Layer; with scales the forward is fake-quantized, and its logits are the
         integer-only engines' bit for bit; without, it is float32 and needs no hyper.
-      images: uint8 [B, I]; hyper: INPUT, WEIGHT_BITS, ACTIVATION_BITS, COMPUTE_DTYPE.
+      images: uint8 [B, I]; hyper: INPUT, WEIGHT_BITS, ACTIVATION_BITS, COMPUTE.
     Returns:
       float32 [B, classes].
     """
@@ -106,7 +106,7 @@ def calibrate(layers, images, hyper):
 
     Args:
       layers: list of Layer, with scales or without; images: uint8 [N, I], from the train split;
-      hyper: INPUT, WEIGHT_BITS, ACTIVATION_BITS, PER_CHANNEL, POWER_OF_TWO_SCALES, COMPUTE_DTYPE.
+      hyper: INPUT, WEIGHT_BITS, ACTIVATION_BITS, PER_CHANNEL, POWER_OF_TWO_SCALES, COMPUTE.
     Returns:
       list of Layer with new scales.
     """
@@ -250,5 +250,5 @@ def from_network(network):
         w_scale = np.ldexp(np.float32(1), exponent)[None]
         b = layer.b_q.astype(np.float32) * (x_scale * w_scale)[0]      # |b_q| < 2**24: exact
         layers.append(Layer(layer.w_q * w_scale, b, x_scale, w_scale))
-    hyper = namedtuple("Hyper", "WEIGHT_BITS ACTIVATION_BITS INPUT COMPUTE_DTYPE")
+    hyper = namedtuple("Hyper", "WEIGHT_BITS ACTIVATION_BITS INPUT COMPUTE")
     return layers, hyper(network.weight_bits, network.activation_bits, network.input, "float32")

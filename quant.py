@@ -100,31 +100,66 @@ def ceil_power_of_two(x):
     return lax.bitcast_convert_type((bits + 0x007FFFFF) >> 23 << 23, jnp.float32)
 
 
-@jax.custom_vjp
-def _bfloat16_matmul(x, w):
-    """x @ w for fake-quantized operands, the same bits from bfloat16 ones; float32 gradient."""
-    return lax.dot(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16),
-                   preferred_element_type=jnp.float32)
+def _transposed(x, scale):
+    """x.T as an array of its own, on a CPU; scale: traced, positive.
+
+    XLA folds a transposition into the product, and for the folded product its CPU backend has no
+    bfloat16 kernel: it converts both operands to float32. A branch, always taken, keeps it apart.
+    """
+    def apart(x):
+        return lax.cond(scale[0, 0] > 0, lambda: x.T, lambda: jnp.zeros(x.shape[::-1], x.dtype))
+    return lax.platform_dependent(x, cpu=apart, default=lambda x: x.T)
 
 
-_bfloat16_matmul.defvjp(lambda x, w: (_bfloat16_matmul(x, w), (x, w)),
-                        lambda saved, grad: (grad @ saved[1].T, saved[0].T @ grad))
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _narrow_dot(x, w, x_scale, w_scale, compute):
+    """x @ w for fake-quantized operands, from their codes in 8 bits; the bits of the float32 one.
+
+    Gradient: products of the same operands in bfloat16, which holds each of them exactly, with the
+    incoming gradient rounded to bfloat16; float32 sums. The same bits for both types.
+    """
+    return _narrow_dot_forward(x, w, x_scale, w_scale, compute)[0]
 
 
-def dot(x, w, w_scale, hyper):
+def _narrow_dot_forward(x, w, x_scale, w_scale, compute):
+    saved = narrow_x, narrow_w, _ = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), w_scale
+    if compute == "bfloat16":
+        return lax.dot(narrow_x, narrow_w, preferred_element_type=jnp.float32), saved
+    # Codes 0..255 less 128, so that they are signed; what that takes from each channel is the
+    # product of a row of zeros.
+    x_q = (x * (1 / x_scale) - 128).astype(jnp.int8)
+    x_q = jnp.pad(x_q, ((0, 1), (0, 0)), constant_values=-128)
+    w_q = (w * (1 / w_scale)).astype(jnp.int8)
+    acc = lax.dot(x_q, w_q, preferred_element_type=jnp.int32)
+    return (acc[:-1] - acc[-1:]).astype(jnp.float32) * (x_scale * w_scale), saved
+
+
+def _narrow_dot_backward(compute, saved, grad):
+    x, w, w_scale = saved
+    grad = grad.astype(jnp.bfloat16)
+    product = partial(lax.dot, preferred_element_type=jnp.float32)
+    return product(grad, w.T), product(_transposed(x, w_scale), grad), None, None
+
+
+_narrow_dot.defvjp(_narrow_dot_forward, _narrow_dot_backward)
+
+
+def dot(x, w, x_scale, w_scale, hyper):
     """The only matrix product of training: x @ fake_quantize(w).
 
     Args:
-      x: float32 [B, I], fake-quantized; w: float32 [I, O]; w_scale: float32 [1, O] or [1, 1], or
-      None: a plain float32 product; hyper: WEIGHT_BITS and COMPUTE_DTYPE, which changes no bit of
-      the result: bfloat16's 8 significant bits hold every code.
+      x: float32 [B, I], fake-quantized; w: float32 [I, O]; x_scale: float32 [1, 1]; w_scale:
+      float32 [1, O] or [1, 1], or None: a plain float32 product; hyper: WEIGHT_BITS and COMPUTE:
+      "float32", or with powers of two as scales "bfloat16" or "int8". It changes no bit of the
+      result; those two round the incoming gradient to bfloat16.
     Returns:
       float32 [B, O].
     """
     if w_scale is None:
         return x @ w
     w = fake_quantize(w, w_scale, hyper.WEIGHT_BITS)
-    return _bfloat16_matmul(x, w) if hyper.COMPUTE_DTYPE == "bfloat16" else x @ w
+    return x @ w if hyper.COMPUTE == "float32" else _narrow_dot(x, w, x_scale, w_scale,
+                                                                hyper.COMPUTE)
 
 
 def compute_scale(x, bits=8, signed=True, per_channel=False, power_of_two=True, floor=MIN_SCALE):

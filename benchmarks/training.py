@@ -146,7 +146,7 @@ def epoch_contenders(settings, train):
     # The same work for all: the other loops neither average nor decay their weights.
     settings = config.change(settings, WEIGHT_DECAY=0.0, AVERAGING=0.0)
     quantized = config.hyper(settings, QAT_ENABLE=True)
-    floats = config.hyper(settings, QAT_ENABLE=False, COMPUTE_DTYPE="float32")
+    floats = config.hyper(settings, QAT_ENABLE=False, COMPUTE="float32")
     rate, steps = settings.LEARNING_RATE, len(train.labels) // settings.BATCH_SIZE
     multiply, flops = gemm()
     ours = flops_per_epoch(settings.LAYER_SIZES, settings.BATCH_SIZE, steps)
