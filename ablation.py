@@ -269,7 +269,7 @@ def run(study, settings):
     import results
     import runs
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.PLOTS_DIR)
-    experiment.set_up(settings)
+    settings = experiment.set_up(settings)
     data = experiment.load_data(settings)
     name, folder, content = study(settings, data)
     results.write_result(folder / f"{name}.json", settings._asdict(),

@@ -46,9 +46,14 @@ class Outcome(NamedTuple):
 
 
 def set_up(settings):
-    """JAX's flags, cache and processes, from the switches."""
+    """JAX's flags, cache and processes, from the switches; the Config with COMPUTE decided."""
     runtime.set_up(settings.CACHE_DIR, settings.COORDINATOR, settings.NUM_PROCESSES,
                    settings.PROCESS_ID)
+    if settings.COMPUTE != "auto":
+        return settings
+    narrow = settings.QAT_ENABLE and settings.POWER_OF_TWO_SCALES
+    return config.change(settings, COMPUTE=runtime.choose_compute(settings.CACHE_DIR) if narrow
+                         else "float32")
 
 
 def load_data(settings):

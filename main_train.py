@@ -29,12 +29,13 @@ def main(argv):
     if settings.QAT_ENABLE and not settings.POWER_OF_TWO_SCALES:
         raise InputError("POWER_OF_TWO_SCALES = False has no integers to save: it is for the "
                          "ablations; set it to True to train a model")
-    experiment.set_up(settings)
+    settings = experiment.set_up(settings)
     imported = time.perf_counter()
     data = experiment.load_data(settings)
     print(f"{data.name}: {len(data.train.labels):,} train, {len(data.val.labels):,} val, "
           f"{len(data.test.labels):,} test images; "
-          f"{'-'.join(map(str, settings.LAYER_SIZES))}, {experiment.describe(settings)}")
+          f"{'-'.join(map(str, settings.LAYER_SIZES))}, {experiment.describe(settings)}, "
+          f"products in {settings.COMPUTE}")
     loaded = time.perf_counter()
     (outcome,), folder, seconds = experiment.run(settings, "train", [{}], data)
     row = outcome.row

@@ -108,7 +108,7 @@ def table(seconds):
 def main(argv):
     settings = config.load(argv, __doc__)
     check_writable(settings.RESULTS_DIR)
-    experiment.set_up(settings)
+    settings = experiment.set_up(settings)
     network, dataset, path = load_network(settings)
     seconds = measure(make_contenders(network), dataset.test.images)
     print(f"{table(seconds)}\n\n{NOTE}")

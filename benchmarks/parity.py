@@ -157,7 +157,7 @@ def compare(network, test_images, random_images):
 
 def main(argv):
     settings = config.load(argv, __doc__)
-    experiment.set_up(settings)
+    settings = experiment.set_up(settings)
     paths = [settings.WEIGHTS]
     if not settings.WEIGHTS:
         paths += sorted(map(str, Path(settings.WEIGHTS_DIR).glob("recipes/*")))

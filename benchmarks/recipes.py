@@ -83,7 +83,7 @@ def main(argv):
     import runs
     settings = named[paths[0]]
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.WEIGHTS_DIR)
-    experiment.set_up(settings)
+    settings = experiment.set_up(settings)
     for path, settings in named.items():
         start = time.perf_counter()
         data = experiment.load_data(settings)

@@ -67,7 +67,7 @@ def main(argv):
                              PATIENCE=EPOCHS, WARMUP_EPOCHS=0.0, LEARNING_RATE=1e-3)
     if CHILD not in argv:
         check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
-    experiment.set_up(settings)
+    settings = experiment.set_up(settings)
     data = experiment.load_data(settings)
     if CHILD in argv:
         print(json.dumps(lane_epoch_seconds(settings, data, LANES_PER_DEVICE * len(jax.devices()))))

@@ -50,7 +50,7 @@ def main(argv):
     options, start, marks = vars(parser.parse_args(argv)), time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
         settings = config.load([*SWITCHES, f"--RUNS_DIR={folder}/runs", f"--CACHE_DIR={folder}"])
-        experiment.set_up(settings)
+        settings = experiment.set_up(settings)
         part, first = small_data(), None
         for _ in range(options["runs"]):
             with contextlib.redirect_stdout(io.StringIO()):

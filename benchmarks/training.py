@@ -244,7 +244,7 @@ def main(argv):
         raise InputError("this times runs of a single model on one machine; leave LR_ABLATION_MODE "
                          "and COORDINATOR as they are")
     check_writable(settings.RESULTS_DIR)
-    experiment.set_up(settings)
+    settings = experiment.set_up(settings)
     data = experiment.load_data(settings)
     contenders = epoch_contenders(settings, data.train)
     times = timing.in_turns({name: function for name, (function, _) in contenders.items()}, REPEATS)

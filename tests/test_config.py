@@ -18,7 +18,7 @@ SOURCE = (ROOT / "config.py").read_text(encoding="utf-8")
 DEFAULTS = config.load([])
 KEYS = DEFAULTS._fields
 HYPER = ("QAT_ENABLE", "LAYER_SIZES", "WEIGHT_BITS", "ACTIVATION_BITS", "INPUT", "SCALES",
-         "PER_CHANNEL", "POWER_OF_TWO_SCALES", "COMPUTE_DTYPE", "OPTIMIZER", "MOMENTUM", "SCHEDULE",
+         "PER_CHANNEL", "POWER_OF_TWO_SCALES", "COMPUTE", "OPTIMIZER", "MOMENTUM", "SCHEDULE",
          "WARMUP_EPOCHS", "BATCH_SIZE", "WEIGHT_DECAY", "LABEL_SMOOTHING", "AVERAGING", "AUGMENT",
          "MAX_EPOCHS", "PATIENCE", "MIN_DELTA", "METRIC", "DATA_PARALLEL")
 
@@ -134,7 +134,7 @@ ILLEGAL = [
     ("METRIC", "test_acc", "val_loss or val_acc"), ("ENGINE", "torch", "jax or numpy"),
     ("BATCH_SIZE", "0", "int in 1"), ("MAX_EPOCHS", "0", "int in 1"), ("SEED", "-1", "int in 0"),
     ("MIN_DELTA", "-1", "float in 0"), ("MOMENTUM", "1", "0.9999"),
-    ("WARMUP_EPOCHS", "101", "MAX_EPOCHS"), ("COMPUTE_DTYPE", "float16", "float32 or bfloat16"),
+    ("WARMUP_EPOCHS", "101", "MAX_EPOCHS"), ("COMPUTE", "float16", "float32 or bfloat16 or int8"),
     ("SCALES", "free", "calibrated or learned"), ("FILE_FORMAT", "onnx", "npz or nqat"),
     ("WEIGHT_DECAY", "-0.1", "0..10"), ("WEIGHT_DECAY", "11", "0..10"),
     ("LABEL_SMOOTHING", "1", "0..0.9"), ("LABEL_SMOOTHING", "-0.1", "0..0.9"),
@@ -173,7 +173,7 @@ def test_illegal_recipe_value_names_key_and_legal_set(recipe, line, legal):
 
 
 @pytest.mark.parametrize("argv, named", [
-    (["--COMPUTE_DTYPE=bfloat16", "--POWER_OF_TWO_SCALES=False"], "POWER_OF_TWO_SCALES"),
+    (["--COMPUTE=bfloat16", "--POWER_OF_TWO_SCALES=False"], "POWER_OF_TWO_SCALES"),
     (["--WARMUP_EPOCHS=3", "--MAX_EPOCHS=2"], "MAX_EPOCHS = 2"),
     (["--INPUT=12", "--LAYER_SIZES=100,10"], "144 inputs, not 100"),
     (["--FILE_FORMAT=nqat", "--QAT_ENABLE=False"], "QAT_ENABLE"),
@@ -190,7 +190,7 @@ def test_switches_that_do_not_go_together_are_refused_in_any_order(argv, named):
     ["--INPUT=14", "--LAYER_SIZES=196,10"], ["--INPUT=12", "--LAYER_SIZES=144,10"],
     ["--INPUT=10", "--LAYER_SIZES=100,10"], ["--LAYER_SIZES=100,10"], ["--LABEL_SMOOTHING=0.9"],
     ["--AVERAGING=0.99999"], ["--WEIGHT_DECAY=10"], ["--AUGMENT=10"], ["--SCALES=learned"],
-    ["--COMPUTE_DTYPE=bfloat16"], ["--LAYER_SIZES=" + ",".join(["1"] * 65)]])
+    ["--COMPUTE=bfloat16"], ["--LAYER_SIZES=" + ",".join(["1"] * 65)]])
 def test_switches_at_the_edge_are_legal(argv):
     assert config.load(argv) != DEFAULTS
 
@@ -334,7 +334,7 @@ def test_hyper_holds_its_switches_by_their_names():
 @pytest.mark.parametrize("changes, named", [
     ({"WEIGHT_BITS": 9}, "1..8"), ({"WEIGHT_BITS": "4"}, "int in 1..8"), ({"SEED": None}, "SEED"),
     ({"MAX_EPOCHS": 2}, "at most MAX_EPOCHS = 2"), ({"LAYER_SIZES": (784,)}, "1..64"),
-    ({"COMPUTE_DTYPE": "bfloat16", "POWER_OF_TWO_SCALES": False}, "POWER_OF_TWO_SCALES"),
+    ({"COMPUTE": "bfloat16", "POWER_OF_TWO_SCALES": False}, "POWER_OF_TWO_SCALES"),
     ({"NUM_PROCESSES": 2}, "COORDINATOR"), ({"LEARNING_RAT": 1.0}, "LEARNING_RAT")])
 def test_change_is_checked_as_load_does(changes, named):
     settings = config.load(["--WARMUP_EPOCHS=3"])

@@ -18,7 +18,7 @@ SETTINGS = config.load([])
 
 def make_hyper(weight_bits=8, activation_bits=8, **changes):
     return config.hyper(SETTINGS, WEIGHT_BITS=weight_bits, ACTIVATION_BITS=activation_bits,
-                        **changes)
+                        **{"COMPUTE": "float32", **changes})
 
 
 W8A8, FLOAT = make_hyper(), make_hyper(QAT_ENABLE=False)
@@ -223,8 +223,10 @@ def test_gradient_of_learned_scales_equals_backpropagation_in_float64(rng, mnist
     (make_hyper(1, 1), RAGGED, (7,)), (make_hyper(PER_CHANNEL=False), NET, (7,)),
     (make_hyper(3, 2, PER_CHANNEL=False), RAGGED, (7,)), (make_hyper(1, 8), RAGGED, (1, 128)),
     (make_hyper(5, 6, INPUT=14, LAYER_SIZES=(196, 10)), (196, 10), (7,)),
-    (make_hyper(COMPUTE_DTYPE="bfloat16"), RAGGED, (7,)),
-    (make_hyper(2, 3, COMPUTE_DTYPE="bfloat16"), RAGGED, (128,))])
+    (make_hyper(COMPUTE="bfloat16"), RAGGED, (7,)),
+    (make_hyper(2, 3, COMPUTE="bfloat16"), RAGGED, (128,)),
+    (make_hyper(COMPUTE="int8"), NET, (1, 7, 128)), (make_hyper(1, 8, COMPUTE="int8"), RAGGED, (7,)),
+    (make_hyper(5, 6, COMPUTE="int8", INPUT=14, LAYER_SIZES=(196, 10)), (196, 10), (7,))])
 def test_training_logits_are_the_integer_accumulators(rng, mnist, hyper, sizes, batches):
     layers, images = make_layers(rng, sizes), mnist.test.images[:128]
     layers = model.calibrate(layers, mnist.train.images[:128], hyper)

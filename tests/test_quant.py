@@ -202,21 +202,54 @@ def test_free_scale_is_absmax_over_qmax(rng):
     np.testing.assert_allclose(scale[0], np.abs(x).max(0) / 127, rtol=2 * ULP)
 
 
-def test_bfloat16_product_is_the_float32_one_bit_for_bit(rng):
-    """Because 8 significant bits hold every code; its gradient is the float32 one."""
-    w_scale = np.full((1, 5), 2.0**-6, np.float32)
-    x = np.ldexp(rng.integers(0, 256, (40, 30)), -8).astype(np.float32)
-    w = rng.normal(0, 1, (30, 5)).astype(np.float32)
+@pytest.mark.parametrize("bits", [1, 3, 8])
+@pytest.mark.parametrize("as_bytes", [True, False])
+@pytest.mark.parametrize("rows, inputs, outputs", [(128, 784, 256), (40, 30, 5), (1, 1, 1)])
+def test_product_is_the_integer_one_whatever_computes_it(rng, rows, inputs, outputs, as_bytes,
+                                                         bits):
+    """The gradient too, of the incoming one as rounded: with codes it has no other rounding."""
+    w_scale = np.ldexp(np.float32(1), rng.integers(-9, -4, (1, outputs)))
+    x_scale = np.full((1, 1), 2.0**-8, np.float32)
+    codes = rng.integers(0, 256, (rows, inputs)).astype(np.uint8)
+    values = np.ldexp(codes, -8).astype(np.float32)
+    w = rng.normal(0, 1, (inputs, outputs)).astype(np.float32)
+    grad = rng.normal(0, 1, (rows, outputs)).astype(np.float32)
+    rounded = np.asarray(jnp.asarray(grad).astype(jnp.bfloat16), np.float64)
+    w_q = oracle.quantize(w, w_scale, bits) * w_scale.astype(np.float64)
+    inside = np.abs(w / w_scale) < oracle.code_range(bits, True)[1] + 0.5
     found = {}
-    for dtype in ("float32", "bfloat16"):
-        hyper = SimpleNamespace(WEIGHT_BITS=8, COMPUTE_DTYPE=dtype)
-        product, pull_back = jax.vjp(lambda x, w: quant.dot(x, w, w_scale, hyper), x, w)
-        found[dtype] = product, *pull_back(product)
-    codes = oracle.quantize(w, w_scale, 8) * 2.0**-6
-    np.testing.assert_array_equal(found["float32"][0], x.astype(np.float64) @ codes)
-    np.testing.assert_array_equal(found["float32"][0], found["bfloat16"][0])
-    for a, b in zip(found["float32"][1:], found["bfloat16"][1:]):
-        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-5)      # sums in another order
+    for compute in quant.COMPUTES:
+        hyper = SimpleNamespace(WEIGHT_BITS=bits, COMPUTE=compute)
+        x = codes if as_bytes else values
+        product, back = jax.vjp(lambda w, x=x, hyper=hyper: quant.dot(x, w, x_scale, w_scale, hyper),
+                                w)
+        np.testing.assert_array_equal(product, values.astype(np.float64) @ w_q)
+        to_x = () if as_bytes else jax.vjp(
+            lambda x, hyper=hyper: quant.dot(x, w, x_scale, w_scale, hyper), x)[1](grad)
+        found[compute] = *back(grad), *to_x
+        incoming = grad.astype(np.float64) if compute == "float32" else rounded
+        for array, expected in zip(found[compute], (values.T @ incoming * inside,
+                                                    incoming @ w_q.T)):
+            # float32 sums of up to 256 terms of both signs.
+            np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5 * rows)
+    for a, b in zip(found["bfloat16"], found["int8"]):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_scales_get_no_gradient_from_the_product(rng):
+    """A learned scale has all of its gradient from rounding."""
+    x_scale, w_scale = np.full((1, 1), 0.5, np.float32), np.full((1, 3), 0.25, np.float32)
+    x, w = np.ones((4, 5), np.float32), np.ones((5, 3), np.float32)
+    for compute in quant.COMPUTES:
+        hyper = SimpleNamespace(WEIGHT_BITS=8, COMPUTE=compute)
+        slope = jax.grad(lambda s, hyper=hyper: quant.dot(x, w, s, w_scale, hyper).sum())(x_scale)
+        np.testing.assert_array_equal(slope, 0)
+
+
+def test_compute_that_is_not_decided_is_refused():
+    with pytest.raises(ValueError, match="auto"):
+        quant.dot(np.ones((2, 3), np.uint8), np.ones((3, 2), np.float32), np.ones((1, 1), np.float32),
+                  np.ones((1, 2), np.float32), SimpleNamespace(WEIGHT_BITS=8, COMPUTE="auto"))
 
 
 @partial(jax.jit, static_argnames=("bits", "per_channel"))

@@ -24,11 +24,12 @@ SETTINGS = config.load([])
 # before the others.
 SMALL = {"LAYER_SIZES": (784, 32, 10), "BATCH_SIZE": 64, "MAX_EPOCHS": 3, "PATIENCE": 1,
          "OPTIMIZER": "sgd", "MOMENTUM": 0.0, "SCHEDULE": "constant", "WEIGHT_DECAY": 0.0,
-         "LABEL_SMOOTHING": 0.0, "AVERAGING": 0.0, "AUGMENT": 0.0, "SCALES": "calibrated"}
+         "LABEL_SMOOTHING": 0.0, "AVERAGING": 0.0, "AUGMENT": 0.0, "SCALES": "calibrated",
+         "COMPUTE": "float32"}
 KINDS = {"float32": {"QAT_ENABLE": False},
          "everything": {"WEIGHT_BITS": 6, "SCALES": "learned", "INPUT": 10,
                         "LAYER_SIZES": (100, 32, 10), "WEIGHT_DECAY": 0.01, "LABEL_SMOOTHING": 0.1,
-                        "AVERAGING": 0.9, "AUGMENT": 1.0}}
+                        "AVERAGING": 0.9, "AUGMENT": 1.0, "COMPUTE": "bfloat16"}}
 
 
 def make_hyper(**changes):
@@ -150,6 +151,19 @@ def test_best_weights_give_the_recorded_loss_exactly(parts, quantized):
     assert status_of(sweep) == ["stopped"] and best == 1 + losses.argmin() < len(losses)
     assert len(losses) - sweep.renewed[0] == hyper.PATIENCE
     assert_reloads_exactly(sweep, 0, val, hyper)
+
+
+@pytest.mark.parametrize("changes", [{}, {"SCALES": "learned", "WEIGHT_BITS": 3,
+                                          "OPTIMIZER": "adamw"}])
+def test_training_in_8_bits_has_one_set_of_bits_and_float32s_accuracy(parts, changes):
+    """What carries the codes, bfloat16 or int8, changes nothing; rounding the gradient, little."""
+    ends = {compute: train(*parts, [0.1 if not changes else 0.005], [0],
+                           make_hyper(**changes, COMPUTE=compute, MAX_EPOCHS=2, PATIENCE=2))
+            for compute in ("float32", "bfloat16", "int8")}
+    assert_same_bits(lane_of(ends["bfloat16"], 0), lane_of(ends["int8"], 0))
+    narrow, full = ends["bfloat16"].history[0], ends["float32"].history[0]
+    assert narrow[-1, 2] > 0.6 and (narrow != full).any()
+    np.testing.assert_allclose(narrow[:, :2], full[:, :2], rtol=0.1)    # as two seeds differ
 
 
 def test_training_learns(trained):

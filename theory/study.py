@@ -195,7 +195,7 @@ TABLES = {"modes": modes_table, "recomputation": recomputation_table, "training"
 def main(argv):
     settings = config.load(argv, __doc__, also=("--draw",))
     check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
-    experiment.set_up(settings)
+    settings = experiment.set_up(settings)
     data = experiment.load_data(settings)
     cases = report.make_cases(settings, data.train)
     plots, path = Path(settings.PLOTS_DIR), Path(settings.RESULTS_DIR) / "autodiff.json"
