@@ -23,7 +23,8 @@ from experiment import USABLE
 from files import InputError, read_bytes, write_atomically
 
 SAME_EPOCHS = 20                # after which the learning rates are compared once more
-WHOLE_RUNS = {"default": "`main_train.py`", "fast": "`recipes/fast.toml`",
+WHOLE_RUNS = {"default": "`main_train.py`",
+              "default_float32": "the same, `--COMPUTE=float32`", "fast": "`recipes/fast.toml`",
               "fast_again": "the same, compiled before"}
 
 
@@ -250,7 +251,8 @@ def training_speed(read):
     saved, unsaved = (np.median(result["saving"][name]) for name in ("saved", "not saved"))
     return "\n".join([
         results.table(["one epoch of", "median (range) (s)", "× our QAT epoch"], rows), "",
-        "Epochs are taken in turns, in one process.", "",
+        "Epochs are taken in turns, in one process. Ours computes its products in "
+        f"{result['compute']}, which `COMPUTE = \"auto\"` chose.", "",
         f"A lane-epoch takes {sweep:.3f} s in a sweep of {result['lanes']} runs and {single:.3f} s "
         f"in a single run ({sweep / single:.2f} times). Measured GEMM rate: "
         f"{result['gemm_gflops']:.0f} GFLOP/s. Saving the state after every epoch changes its time "
@@ -306,7 +308,7 @@ def findings(read):
         f"- Optimizers, each at its best rate, val loss in nats: {'; '.join(losses)}.",
         f"- A QAT epoch takes {epochs['QAT epoch']:.2f} s, "
         f"{epochs['QAT epoch'] / epochs['matrix products and update alone']:.2f} times its matrix "
-        "products and update alone.",
+        "products and update alone in float32.",
         f"- The C engine classifies {images:,.0f} images a second on one core, {int(largest):,} at a "
         "time."])
 

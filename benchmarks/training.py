@@ -20,13 +20,14 @@ import config
 import devices
 import experiment
 import model
+import quant
 import results
 import runs
 import training
 from benchmarks import timing
 from files import InputError, check_writable
 
-REPEATS = 5
+REPEATS = 7
 SAVED_EPOCHS = 5                # in a block with or without saving
 SWEEP_EPOCHS = 3                # of the sweep and of the single run beside it
 TORCH_STEPS = 60                # PyTorch's epoch is extrapolated from these many steps
@@ -145,21 +146,21 @@ def epoch_contenders(settings, train):
     """{name: (function, factor from its time to that of one epoch)}."""
     # The same work for all: the other loops neither average nor decay their weights.
     settings = config.change(settings, WEIGHT_DECAY=0.0, AVERAGING=0.0)
-    quantized = config.hyper(settings, QAT_ENABLE=True)
     floats = config.hyper(settings, QAT_ENABLE=False, COMPUTE="float32")
     rate, steps = settings.LEARNING_RATE, len(train.labels) // settings.BATCH_SIZE
     multiply, flops = gemm()
     ours = flops_per_epoch(settings.LAYER_SIZES, settings.BATCH_SIZE, steps)
-    contenders = {
-        "QAT epoch": (our_epoch(quantized, rate, train), 1),
+    # Free scales have no codes to carry: float32 alone.
+    computes = quant.COMPUTES if settings.POWER_OF_TWO_SCALES else ("float32",)
+    contenders = {f"QAT epoch, products in {compute}": (
+        our_epoch(config.hyper(settings, QAT_ENABLE=True, COMPUTE=compute), rate, train), 1)
+        for compute in computes}
+    contenders |= {
         "float32 epoch": (our_epoch(floats, rate, train), 1),
         "matrix products and update alone": (floor_epoch(floats, steps), 1),
         "same operations at the GEMM rate": (multiply, ours / flops),
         "plain JAX loop, float32": (plain_loop_epoch(floats, rate, train), 1),
     }
-    if settings.POWER_OF_TWO_SCALES:            # else bfloat16 would not be exact
-        hyper = config.hyper(settings, QAT_ENABLE=True, COMPUTE_DTYPE="bfloat16")
-        contenders["QAT epoch, bfloat16 operands"] = our_epoch(hyper, rate, train), 1
     count = min(TORCH_STEPS, steps)
     for name, qat in (("PyTorch eager, float32", False), ("PyTorch QAT (torch.ao)", True)):
         function = torch_epoch(floats, rate, train, qat, count)
@@ -250,8 +251,10 @@ def main(argv):
     times = timing.in_turns({name: function for name, (function, _) in contenders.items()}, REPEATS)
     epochs = {name: [seconds * factor for seconds in times[name]]
               for name, (_, factor) in contenders.items()}
+    ours = f"QAT epoch, products in {settings.COMPUTE}"         # what a run here uses
+    epochs = {"QAT epoch": epochs.pop(ours), **epochs}
     for name, seconds in epochs.items():
-        print(f"{name:34s} {timing.spread(seconds, 3)} s")
+        print(f"{name:40s} {timing.spread(seconds, 3)} s")
 
     lanes = len(settings.LR_ABLATION_RATES) * settings.ABLATION_SEEDS
     sweeps = {"single run": lane_epochs(settings, data, 1),
@@ -263,14 +266,16 @@ def main(argv):
         print(f"epoch, state {name:9s} {timing.spread(seconds, 3)} s")
     first, fast = settings.SEED, ["recipes/fast.toml", *argv]
     whole = {"default": whole_runs(argv, range(first, first + 3)),
+             "default_float32": whole_runs([*argv, "--COMPUTE=float32"], range(first, first + 3)),
              "fast": whole_runs(fast, range(first, first + 5)),
-             "fast_again": whole_runs(fast, range(first, first + 3), cached=True)}
+             "fast_again": whole_runs(fast, range(first, first + 5), cached=True)}
     multiply = epochs["same operations at the GEMM rate"]
     flops = flops_per_epoch(settings.LAYER_SIZES, settings.BATCH_SIZE,
                             len(data.train.labels) // settings.BATCH_SIZE)
     results.write_result(Path(settings.RESULTS_DIR) / "training_bench.json", settings._asdict(),
-                         epochs=epochs, gemm_gflops=flops / np.median(multiply) / 1e9, lanes=lanes,
-                         lane_epochs=sweeps, saving=saving, **whole)
+                         epochs=epochs, compute=settings.COMPUTE, lanes=lanes,
+                         gemm_gflops=flops / np.median(multiply) / 1e9, lane_epochs=sweeps,
+                         saving=saving, **whole)
 
 
 if __name__ == "__main__":

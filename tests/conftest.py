@@ -102,7 +102,7 @@ def best_layers(sweep, lane=0):
 def trained(mnist):
     """The default W8A8 network after 3 epochs on 10,000 images, and its deployed integers."""
     val = rows_of(mnist.train, 10_000, 12_000)
-    hyper = config.hyper(config.load([]), MAX_EPOCHS=3)
+    hyper = config.hyper(config.load([]), MAX_EPOCHS=3, COMPUTE="float32")
     sweep = train(rows_of(mnist.train, 0, 10_000), val, [0.1], [0], hyper)
     network = model.to_network(best_layers(sweep), hyper)
     return SimpleNamespace(network=network, hyper=hyper, sweep=sweep, val=val,

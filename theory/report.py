@@ -43,7 +43,7 @@ def hyper_of(settings, name):
     if WIDTHS[name] is None:
         return config.hyper(settings, QAT_ENABLE=False)
     weight_bits, activation_bits = WIDTHS[name]
-    return config.hyper(settings, QAT_ENABLE=True, WEIGHT_BITS=weight_bits,
+    return config.hyper(settings, QAT_ENABLE=True, COMPUTE="float32", WEIGHT_BITS=weight_bits,
                         ACTIVATION_BITS=activation_bits)
 
 
