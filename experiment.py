@@ -49,6 +49,11 @@ def set_up(settings):
     """JAX's flags, cache and processes, from the switches; the Config with COMPUTE decided."""
     runtime.set_up(settings.CACHE_DIR, settings.COORDINATOR, settings.NUM_PROCESSES,
                    settings.PROCESS_ID)
+    return decide(settings)
+
+
+def decide(settings):
+    """The Config with COMPUTE = auto replaced by what is the fastest here; after set_up."""
     if settings.COMPUTE != "auto":
         return settings
     narrow = settings.QAT_ENABLE and settings.POWER_OF_TWO_SCALES

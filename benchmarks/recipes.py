@@ -83,8 +83,9 @@ def main(argv):
     import runs
     settings = named[paths[0]]
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.WEIGHTS_DIR)
-    settings = experiment.set_up(settings)
+    experiment.set_up(settings)
     for path, settings in named.items():
+        settings = experiment.decide(settings)
         start = time.perf_counter()
         data = experiment.load_data(settings)
         print(f"{path} on {data.name}")

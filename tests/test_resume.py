@@ -22,7 +22,8 @@ from conftest import ROOT, wait_for_epoch
 from files import InputError
 from test_scripts import TINY, assert_refused, places
 
-SHORT = [*TINY, "--MAX_EPOCHS=5", "--ABLATION_MAX_EPOCHS=5", "--ABLATION_SEEDS=2"]
+SHORT = [*TINY, "--MAX_EPOCHS=5", "--ABLATION_MAX_EPOCHS=5", "--ABLATION_SEEDS=2",
+         "--COMPUTE=bfloat16"]
 STUDIES = {                     # a single run; lanes that end apart; two groups of lanes
     "train": (main_train.main, []),
     "sweep": (ablation.main, ["lr", "--LR_ABLATION_RATES=1000,0.1,0.001", "--PATIENCE=2",
