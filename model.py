@@ -78,9 +78,9 @@ def forward(layers, images, hyper=None):
     Returns:
       float32 [B, classes].
     """
-    x = integer.pool(images, integer.IMAGE_SIDE if hyper is None else hyper.INPUT)
-    if layers[0].x_scale is None:
-        x = pixels(images, hyper)
+    # Quantized, the images stay bytes up to the product.
+    x = (pixels(images, hyper) if layers[0].x_scale is None
+         else integer.pool(images, hyper.INPUT))
     for layer, following in zip(layers, layers[1:]):
         x = activate(affine(x, layer, hyper), following.x_scale, hyper)
     return affine(x, layers[-1], hyper)

@@ -261,6 +261,30 @@ def training_speed(read):
         f"{_source(result)}"])
 
 
+def compute(read):
+    """Products in bfloat16 against float32, on the same seeds."""
+    result, rows = read("compute"), []
+    for entry in result["entries"]:
+        full, narrow = (stats.spread(stats.summarize(entry[name]), 2, 100)
+                        for name in ("float32", "bfloat16"))
+        rows.append([f"`{entry['name']}`", entry["model"], full, narrow,
+                     stats.describe(entry["comparison"])])
+    header = ["switches", "network", "float32 (%)", "bfloat16 (%)", "bfloat16 minus float32"]
+    return f"{results.table(header, rows)}\n\nTest accuracy. {_source(result)}"
+
+
+def products(read):
+    """The products of one layer by type."""
+    result = read("products")
+    batch, inputs, outputs = result["shape"]
+    types = list(next(iter(result["seconds"].values())))
+    rows = [[kernel, *(timing.spread([1e6 * value for value in by_type[name]], 0)
+                       if name in by_type else "–" for name in types)]
+            for kernel, by_type in result["seconds"].items()]
+    header = [f"{batch} images, {inputs} inputs, {outputs} outputs (us)", *types]
+    return f"{results.table(header, rows)}\n\nOne thread. {_source(result)}"
+
+
 def scaling(read):
     """The ends of each axis of the scaling study, and its devices."""
     result = read("scaling")
@@ -412,13 +436,14 @@ def switches(_):
 
 TABLES = {table.__name__: table for table in (
     expected_output, models, findings, learning_rates, optimizers, bits, frontier, averaging,
-    recipes, training_speed, inference_speed, scaling, switches, reliability, photos,
-    firmware, chips)}
+    recipes, training_speed, compute, products, inference_speed, scaling, switches,
+    reliability, photos, firmware, chips)}
 PAGES = {"README.md": ["recipes", "expected_output", "chips", "findings"],
          "docs/results.md": ["models", "bits", "averaging", "frontier", "learning_rates",
                              "optimizers", "reliability"],
          "docs/photos.md": ["photos"],
-         "docs/speed.md": ["training_speed", "inference_speed", "scaling"],
+         "docs/speed.md": ["training_speed", "compute", "products", "inference_speed",
+                           "scaling"],
          "docs/firmware.md": ["firmware"],
          "docs/switches.md": ["switches"]}
 
