@@ -13,6 +13,7 @@ from jax import lax
 
 import config
 import experiment
+import narrow
 import quant
 import results
 from benchmarks import timing
@@ -39,7 +40,7 @@ def contenders():
         return lambda x, w, g, x_scale, w_scale: product(x.astype(dtype).T, g.astype(dtype))
 
     def apart(x, w, g, x_scale, w_scale):
-        return product(quant._transposed(x, w_scale), g.astype(jnp.bfloat16))
+        return product(narrow.transposed(x, w_scale), g.astype(jnp.bfloat16))
 
     arrays = jax.device_put((x, w, g, x_scale, w_scale))
     kernels = {"`x w`": {compute: forward(compute) for compute in quant.COMPUTES},
