@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
+import narrow
 from integer import PIXEL_BITS, align, check_whole, code_range
 
 PIXEL_SCALE = 2.0**-PIXEL_BITS
