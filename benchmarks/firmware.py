@@ -28,7 +28,8 @@ from deploy.engines import Missing
 from files import InputError, check_writable
 
 NETWORKS = ("weights_int8.npz", "recipes/w4a4.npz", "recipes/ternary.npz", "recipes/binary.npz",
-            "recipes/12kB.nqat", "recipes/6kB.nqat", "recipes/4kB.nqat", "recipes/3kB.nqat")
+            "recipes/12kB.nqat", "recipes/mcu.nqat", "recipes/6kB.nqat", "recipes/4kB.nqat",
+            "recipes/3kB.nqat")
 IMAGES = {"atmega328p": 1_000}      # simavr takes 10 ms an image, QEMU less than 1
 AVR_MHZ = 16
 RANDOM_IMAGES = 100_000             # of uniform bytes, under the sanitizers on this machine
@@ -231,7 +232,7 @@ def main(argv):
         acc = integer.make_engine(network)(dataset.test.images)
         networks[name] = network, (acc.argmax(1) == dataset.test.labels).mean()
     rows = run(networks, dataset.test.images)
-    host = sanitize({name: network for name, network in networks.items() if "kB" in name},
+    host = sanitize({name: network for name, network in networks.items() if name.endswith(".nqat")},
                     dataset.test.images, RANDOM_IMAGES)
     results.write_result(Path(settings.RESULTS_DIR) / "firmware.json", settings._asdict(),
                          rows=rows, sanitized=host, chips={name: {"flash": chip.flash, "ram": chip.ram}
