@@ -177,6 +177,15 @@ def measure(network, chip, images, folder):
             "most": counts.max(), "images": len(images), "mismatches": (got != want).sum()}
 
 
+def _words(row):
+    """A row in a line."""
+    if "flash" not in row:
+        return row.get("refused") or row["missing"]
+    unit = "cycles" if "cycles" in row else "instructions"
+    return (f"{row['flash']:,} bytes of flash, {row['ram'] - row['image']:,} of RAM beside the image, "
+            f"{row[unit]:,.0f} {unit} an image, {row['mismatches']} of {row['images']:,} differ")
+
+
 def run(networks, images, count=None):
     """Rows of all networks on all chips.
 
@@ -198,7 +207,7 @@ def run(networks, images, count=None):
                 except Missing as reason:
                     row["missing"] = str(reason)
                 rows.append(row)
-                print(f"{name}, {chip}: {row.get('refused') or row.get('missing') or row}")
+                print(f"{name}, {chip}: {_words(row)}", flush=True)
     return rows
 
 
@@ -217,7 +226,8 @@ def sanitize(networks, images, random_images):
                 got = engines.make_c_program(host_files(network, lanes), folder)(images)
             rows.append({"name": name, "lanes": lanes, "images": len(images),
                          "mismatches": (got != want).sum()})
-            print(rows[-1])
+            print(f"{name}, words of {lanes} bits, under the sanitizers: "
+                  f"{rows[-1]['mismatches']} of {len(images):,} differ", flush=True)
     return rows
 
 

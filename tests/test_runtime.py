@@ -104,7 +104,7 @@ def test_two_processes_give_the_result_of_one(tmp_path, start, mode):
 
 
 def test_a_signal_to_one_of_two_processes_ends_both_and_both_go_on(tmp_path, start):
-    switches = ["--LR_ABLATION_MODE=True", "--ABLATION_MAX_EPOCHS=100", "--PATIENCE=1000"]
+    switches = ["--LR_ABLATION_MODE=True", "--ABLATION_MAX_EPOCHS=50", "--PATIENCE=1000"]
     alone, = start(tmp_path / "alone", *switches, processes=1)
     first, second = start(tmp_path / "both", *switches, processes=2)
     wait_for_epoch(first, tmp_path / "both", 2)
