@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: setup train inference ablation test parity bench firmware drill soak fuzz readme clean
+.PHONY: setup train inference ablation test test-all parity bench firmware drill soak fuzz readme clean
 
 setup: .venv/installed
 .venv/installed: requirements.txt
@@ -27,6 +27,9 @@ ablation: .venv/installed
 
 test: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider $(ARGS)
+
+test-all: .venv/installed-dev
+	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" $(ARGS)
 
 parity: .venv/installed-export
 	$(PY) -B -m benchmarks.parity $(ARGS)

@@ -194,6 +194,7 @@ def test_c_equals_oracle(need, weight_bits, activation_bits, input, build):
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("sizes", [(784, 256, 128, 10), (255, 64, 65, 3), (257, 1, 2), (4100, 9, 2)])
 def test_c_equals_oracle_at_every_remainder(need, sizes, build):
@@ -226,6 +227,7 @@ def compiled(tmp_path, need):
 
 
 # clang's sanitizers need libraries that are often missing; its traps need none.
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("flags", [(), ("-m32",), ("-march=native",), engines.SANITIZERS,
                                    ("-march=native", *engines.SANITIZERS),

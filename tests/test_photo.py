@@ -119,6 +119,7 @@ def test_pooled_network_reads_photos(tmp_path, script, rng, seven):
     assert out[-1].split("seven.png")[1].split()[0] == str(best)
 
 
+@pytest.mark.slow
 def test_drawings_are_read_under_every_condition(mnist):
     """Every fifth of the drawings of results/photos.json's kind, by the network that is shipped."""
     network, _ = checkpoint.load(ROOT / "weights" / "weights_int8.npz")

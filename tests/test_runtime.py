@@ -103,6 +103,7 @@ def test_two_processes_give_the_result_of_one(tmp_path, start, mode):
         np.testing.assert_allclose(losses[0], losses[1], rtol=5e-3)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_ends_both_and_both_go_on(tmp_path, start):
     switches = ["--LR_ABLATION_MODE=True", "--ABLATION_MAX_EPOCHS=50", "--PATIENCE=1000"]
     alone, = start(tmp_path / "alone", *switches, processes=1)
@@ -125,6 +126,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_and_both_go_on(tmp_path, sta
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_a_dead_process_stops_the_others_within_a_minute(tmp_path, start):
     first, second = start(tmp_path, *LONG, processes=2)
     wait_for_epoch(first, tmp_path, 9)

@@ -153,8 +153,8 @@ def test_best_weights_give_the_recorded_loss_exactly(parts, quantized):
     assert_reloads_exactly(sweep, 0, val, hyper)
 
 
-@pytest.mark.parametrize("changes", [{}, {"SCALES": "learned", "WEIGHT_BITS": 3,
-                                          "OPTIMIZER": "adamw"}])
+@pytest.mark.parametrize("changes", [{}, pytest.param(
+    {"SCALES": "learned", "WEIGHT_BITS": 3, "OPTIMIZER": "adamw"}, marks=pytest.mark.slow)])
 def test_training_in_8_bits_has_one_set_of_bits_and_float32s_accuracy(parts, changes):
     """What carries the codes, bfloat16 or int8, changes nothing; rounding the gradient, little."""
     ends = {compute: train(*parts, [0.1 if not changes else 0.005], [0],
