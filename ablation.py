@@ -302,9 +302,12 @@ STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "optimiz
 
 def main(argv):
     name, switches = (argv[0], argv[1:]) if argv and argv[0] in [*STUDIES, "plots"] else ("", argv)
+    known = ", ".join([*STUDIES, "plots"])
+    if not name and switches and not switches[0].startswith("-") and "." not in switches[0]:
+        raise InputError(f"there is no study {switches[0]}; name one of {known}")
     settings = config.load(switches, __doc__)
     if not name:
-        raise InputError(f"name a study first: {', '.join([*STUDIES, 'plots'])}")
+        raise InputError(f"name a study first: {known}")
     if name == "plots":
         draw_all(settings)
     else:
