@@ -3,6 +3,7 @@
 One switch a line: NAME = value  # its reason. `--help` prints these values and reasons.
 """
 import ast
+import gc
 import math
 import os
 import re
@@ -329,6 +330,7 @@ def hyper(settings, **changes):
 
 def run_script(main):
     """Call main(argv) as a script: an InputError becomes one line on stderr and exit code 2."""
+    gc.set_threshold(100_000)       # JAX's import makes many objects and no garbage: a tenth of it
     try:
         with interrupt.watched():
             try:

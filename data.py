@@ -83,49 +83,54 @@ def _read_sums(folder):
     return sums
 
 
-def _read_up_to(stream, limit):
-    """At most limit bytes of a stream, taking memory only as they come."""
-    pieces = []
-    while limit > 0 and (piece := stream.read(min(limit, 2**20))):
-        pieces.append(piece)
-        limit -= len(piece)
-    return b"".join(pieces)
+def _unpack(content, limit):
+    """The first `limit` bytes, or fewer, of what gzip packed, taking memory only as they come."""
+    unpacker = zlib.decompressobj(wbits=31)     # at one go, so that other threads run meanwhile
+    unpacked = unpacker.decompress(content, limit)
+    if len(unpacked) < limit and unpacker.unused_data:      # rare: several members
+        pieces, stream = [], gzip.GzipFile(fileobj=io.BytesIO(content))
+        while limit > 0 and (piece := stream.read(min(limit, 2**20))):
+            pieces.append(piece)
+            limit -= len(piece)
+        return b"".join(pieces)
+    if len(unpacked) < limit and not unpacker.eof:
+        raise EOFError
+    return unpacked
 
 
-def _parse_idx(path, ranks, stream, most):
-    """(array of uint8, SHA-256 digest of the unpacked file) of one open idx file.
+def _parse_idx(path, ranks, content, is_packed, most):
+    """(array of uint8, SHA-256 digest of the unpacked file) of the bytes of an idx file.
 
     The header's claim, `most` bytes or less, is checked before memory is taken for it.
     """
-    magic = stream.read(4)
-    if magic[:3] != b"\0\0\x08" or magic[3] not in ranks:
-        raise InputError(f"{path} has the wrong magic 0x{magic.hex()}; give an idx file")
-    sizes = stream.read(4 * magic[3])
-    shape = struct.unpack(f">{magic[3]}I", sizes)
+    def unpacked(limit):
+        return _unpack(content, limit) if is_packed else content[:limit]
+
+    header = unpacked(4)
+    if header[:3] != b"\0\0\x08" or header[3] not in ranks:
+        raise InputError(f"{path} has the wrong magic 0x{header.hex()}; give an idx file")
+    header = unpacked(4 + 4 * header[3])
+    shape = struct.unpack(f">{header[3]}I", header[4:])
     count = math.prod(shape)
     if not 0 < count <= most:
         raise InputError(f"{path} claims {count} bytes; 1 to {most} are accepted")
-    content = _read_up_to(stream, count + 1)
-    if len(content) != count:
-        raise InputError(f"{path} holds {len(content)} bytes or more, its header "
+    content = unpacked(len(header) + count + 1)
+    if len(content) != len(header) + count:
+        raise InputError(f"{path} holds {len(content) - len(header)} bytes or more, its header "
                          f"says {count}; copy the original again")
-    digest = hashlib.sha256(magic + sizes)
-    digest.update(content)
-    return np.frombuffer(content, np.uint8).reshape(shape), digest.digest()
+    return (np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape),
+            hashlib.sha256(content).digest())
 
 
 def _read_idx(path, ranks, sums):
     """_parse_idx of a file, packed or not; every damage becomes an InputError."""
-    packed = read_bytes(path, MAX_BYTES)
+    content = read_bytes(path, MAX_BYTES)
     expected = sums.get(path.name)
-    if expected and hashlib.sha256(packed).hexdigest() != expected:
+    if expected and hashlib.sha256(content).hexdigest() != expected:
         raise InputError(f"{path} has the wrong SHA-256: truncated or changed; copy it again")
-    stream = io.BytesIO(packed)
-    if path.suffix == ".gz":
-        stream = gzip.GzipFile(fileobj=stream)
-    most = min(MAX_BYTES, max(SMALL, MAX_RATIO * len(packed)))
+    most = min(MAX_BYTES, max(SMALL, MAX_RATIO * len(content)))
     try:
-        return _parse_idx(path, ranks, stream, most)
+        return _parse_idx(path, ranks, content, path.suffix == ".gz", most)
     except (EOFError, OSError, zlib.error, struct.error, IndexError):
         raise InputError(f"{path} is truncated or damaged; copy the original again") from None
 

@@ -57,12 +57,11 @@ def _one_by_one():
     return jax.default_backend() == "cpu"
 
 
-def over_lanes(function, mesh, one_by_one=None, prepare=lambda *shared: shared):
+def over_lanes(function, mesh, one_by_one=None):
     """jit of function(lane, *shared) over a leading lane axis, spread over the mesh's lanes.
 
     Args:
-      function: of one lane's pytree; mesh: as from make_mesh; one_by_one: None decides by backend;
-      prepare: of the shared arguments, once on each device before its lanes.
+      function: of one lane's pytree; mesh: as from make_mesh; one_by_one: None decides by backend.
     Returns:
       f(counts, lanes, *shared): counts as from deal; what comes back for slots beyond a device's
       count is of no use.
@@ -70,7 +69,6 @@ def over_lanes(function, mesh, one_by_one=None, prepare=lambda *shared: shared):
     one_by_one = _one_by_one() if one_by_one is None else one_by_one
 
     def on_device(count, lanes, *shared):
-        shared = prepare(*shared)
         if not one_by_one:
             return jax.vmap(lambda lane: function(lane, *shared))(lanes)
 
@@ -82,6 +80,8 @@ def over_lanes(function, mesh, one_by_one=None, prepare=lambda *shared: shared):
                                 outs, function(lane_at(i), *shared))
 
         slots = len(jax.tree.leaves(lanes)[0])
+        if slots == mesh.size == 1:             # no loop: less to compile
+            return jax.tree.map(lambda out: out[None], function(lane_at(0), *shared))
         outs = jax.tree.map(lambda out: jax.numpy.zeros((slots, *out.shape), out.dtype),
                             jax.eval_shape(lambda: function(lane_at(0), *shared)))
         return lax.fori_loop(0, count[0], run, outs)

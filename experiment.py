@@ -61,9 +61,9 @@ def decide(settings):
                          else "float32")
 
 
-def load_data(settings):
-    """The Data that the switches name."""
-    dataset = data.load(settings.DATA_DIR)
+def load_data(settings, dataset=None):
+    """The Data that the switches name; dataset: data.Dataset of DATA_DIR, if it is loaded already."""
+    dataset = dataset or data.load(settings.DATA_DIR)
     data.check_fits(dataset, settings.LAYER_SIZES, settings.INPUT)
     train, val = data.split_val(dataset.train, settings.VAL_EXAMPLES, settings.BATCH_SIZE)
     return Data(dataset.name, dataset.sha256, train, val, dataset.test)

@@ -8,6 +8,7 @@ if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends,
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 START = time.perf_counter()     # before the slow imports, so that the printed time is all of it
@@ -21,6 +22,8 @@ def main(argv):
         import ablation
         ablation.run(ablation.learning_rate, settings)
         return
+    from data import load
+    loading = ThreadPoolExecutor().submit(load, settings.DATA_DIR)      # while JAX is imported
     import experiment
     import runs
     from files import InputError, check_writable
@@ -31,7 +34,8 @@ def main(argv):
                          "ablations; set it to True to train a model")
     settings = experiment.set_up(settings)
     imported = time.perf_counter()
-    data = experiment.load_data(settings)
+    data = experiment.load_data(settings, loading.result())
+    del loading                                 # it holds the images as they were before the split
     print(f"{data.name}: {len(data.train.labels):,} train, {len(data.val.labels):,} val, "
           f"{len(data.test.labels):,} test images; "
           f"{'-'.join(map(str, settings.LAYER_SIZES))}, {experiment.describe(settings)}, "

@@ -95,7 +95,8 @@ def loss(layers, images, labels, hyper=None):
     hyper.LABEL_SMOOTHING is the share of each target that goes to all classes alike.
     """
     log_probabilities = jax.nn.log_softmax(forward(layers, images, hyper))
-    picked = jnp.take_along_axis(log_probabilities, labels[:, None].astype(jnp.int32), axis=1)
+    chosen = jax.nn.one_hot(labels, log_probabilities.shape[1], dtype=jnp.bool_)
+    picked = jnp.sum(jnp.where(chosen, log_probabilities, 0.0), axis=1)   # compiles to less than a gather
     if hyper is None or not hyper.LABEL_SMOOTHING:
         return -jnp.mean(picked)
     share = hyper.LABEL_SMOOTHING
@@ -129,23 +130,35 @@ def calibrate(layers, images, hyper):
     return calibrated
 
 
-def set_scales(layers, images, hyper, first):
-    """Layers with the scale leaves that training starts an epoch with.
+def learned(layers, hyper):
+    """The leaves that the optimizer moves: all but calibrated scales, which become None."""
+    if hyper.QAT_ENABLE and hyper.SCALES == "learned":
+        return layers
+    return [layer._replace(x_scale=None, w_scale=None) for layer in layers]
+
+
+def with_scales(learned, layers):
+    """Learned leaves with the scales of these layers where they have none of their own."""
+    return [mine if mine.w_scale is not None
+            else mine._replace(x_scale=layer.x_scale, w_scale=layer.w_scale)
+            for mine, layer in zip(learned, layers)]
+
+
+def set_scales(layers, images, hyper):
+    """Layers with the scale leaves that training starts an epoch with, or its first one.
 
     Args:
       layers: list of Layer; images: uint8 [N, I], from the train split; hyper: SCALES and what
-      calibrate needs; first: bool [], whether learned scales begin here.
+      calibrate needs.
     Returns:
-      list of Layer, calibrated; or, if SCALES is learned, as they are, and begun at the calibrated
-      ones. The leaves then hold log2 of the scales: that is what learning moves.
+      list of Layer, calibrated. If SCALES is learned, the leaves hold log2 of the scales: that is
+      what learning moves from then on.
     """
-    if not hyper.QAT_ENABLE:
-        return layers
+    layers = calibrate(layers, images, hyper)
     if hyper.SCALES == "calibrated":
-        return calibrate(layers, images, hyper)
-    return lax.cond(first, lambda: [
-        layer._replace(x_scale=jnp.log2(layer.x_scale), w_scale=jnp.log2(layer.w_scale))
-        for layer in calibrate(layers, images, hyper)], lambda: layers)
+        return layers
+    return [layer._replace(x_scale=jnp.log2(layer.x_scale), w_scale=jnp.log2(layer.w_scale))
+            for layer in layers]
 
 
 def snap(layers, hyper):
@@ -158,13 +171,10 @@ def snap(layers, hyper):
       layers: list of Layer; hyper: QAT_ENABLE, SCALES, WEIGHT_BITS, ACTIVATION_BITS,
       POWER_OF_TWO_SCALES.
     Returns:
-      list of Layer; the gradient reaches learned scales alone.
+      list of Layer; calibrated scales are as they were.
     """
-    if not hyper.QAT_ENABLE:
+    if not hyper.QAT_ENABLE or hyper.SCALES == "calibrated":
         return layers
-    if hyper.SCALES == "calibrated":
-        return [layer._replace(x_scale=lax.stop_gradient(layer.x_scale),
-                               w_scale=lax.stop_gradient(layer.w_scale)) for layer in layers]
     x_scale, snapped = jnp.full((1, 1), quant.PIXEL_SCALE), []
     x_qmaxes = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
     qmax = integer.code_range(hyper.WEIGHT_BITS)[1]
@@ -181,12 +191,15 @@ def snap(layers, hyper):
     return snapped
 
 
-@partial(jax.jit, static_argnames="hyper")      # one program: op by op, compiling takes 3 s
 def _codes(layers, hyper):
     """The weight and bias codes of each layer, float32 that holds integers."""
     return [(quant.quantize(layer.w, layer.w_scale, hyper.WEIGHT_BITS),
              quant.quantize(layer.b[None], layer.x_scale * layer.w_scale, quant.BIAS_BITS)[0])
             for layer in layers]
+
+
+# One program: op by op, compiling takes 3 s.
+_codes_jitted = jax.jit(_codes, static_argnames="hyper", compiler_options=integer.COMPILE_QUICKLY)
 
 
 def is_exact(layers, hyper):
@@ -225,7 +238,7 @@ def to_network(layers, hyper):
     """
     exponents = [_exponent(layer.x_scale * layer.w_scale)[0] for layer in layers]
     codes = [(np.asarray(w_q).astype(np.int8), np.asarray(b_q).astype(np.int32))
-             for w_q, b_q in _codes(layers, hyper)]
+             for w_q, b_q in _codes_jitted(layers, hyper)]
     shifts = [np.broadcast_to(_exponent(following.x_scale)[0] - exponent, b_q.shape)
               for following, exponent, (_, b_q) in zip(layers[1:], exponents, codes)]
     return integer.make_network([integer.Layer(*pair, shift)

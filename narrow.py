@@ -22,7 +22,7 @@ def transposed(x, scale):
     """
     def apart(x):
         return lax.cond(scale[0, 0] > 0, lambda: x.astype(jnp.bfloat16).T,
-                        lambda: jnp.zeros(x.shape[::-1], jnp.bfloat16))
+                        lambda: x.astype(jnp.bfloat16).reshape(x.shape[::-1]))
     return lax.platform_dependent(x, cpu=apart, default=lambda x: x.astype(jnp.bfloat16).T)
 
 

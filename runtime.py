@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+import integer
 import quant
 from files import InputError, read_bytes, write_atomically
 from results import environment
@@ -131,7 +132,7 @@ def _probe(compute):
                              np.ones((batch, inputs), np.uint8), np.ones((1, 1), np.float32),
                              np.ones((1, outputs), np.float32),
                              np.ones((batch, outputs), np.float32)))
-    run = jax.jit(both)
+    run = jax.jit(both, compiler_options=integer.COMPILE_QUICKLY)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.block_until_ready(run(*arrays))
         return lambda: jax.block_until_ready(run(*arrays))

@@ -1,6 +1,7 @@
 """Training: a run is a lane, many lanes are a Sweep; one jitted epoch for all that go on."""
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from jax import lax
 
 import augment
 import devices
+import integer
 import model
 import stats
 
@@ -75,65 +77,72 @@ def init_lane(rate, seed, hyper):
     """The State of a lane before its first epoch; rate float32 [], seed uint32 []."""
     init_key, key = jax.random.split(jax.random.PRNGKey(seed))   # raw: it travels as NumPy
     layers = model.init(init_key, hyper)
-    average = optax.ema(hyper.AVERAGING).init(layers) if hyper.AVERAGING else ()
-    return State(layers, average, make_optimizer(hyper, rate, 1).init(layers), key)
+    learned = model.learned(layers, hyper)
+    average = optax.ema(hyper.AVERAGING).init(learned) if hyper.AVERAGING else ()
+    return State(layers, average, make_optimizer(hyper, rate, 1).init(learned), key)
 
 
-def publish(state, sample, hyper):
-    """The Layers to evaluate and deploy now: averaged, with the scales that belong to them.
+def warp(images, epoch, hyper):
+    """This epoch's warps of the images, uint8 [N, I]; epoch: int32 [], from 0.
 
-    Args:
-      state: State; sample: uint8 [N, I], train images to calibrate by.
-    Returns:
-      list of model.Layer.
+    They depend on the epoch alone, so that a lane's bits don't depend on its company.
     """
-    if not hyper.AVERAGING:
-        return model.snap(state.layers, hyper)
-    with jax.numpy_dtype_promotion("standard"):
-        layers = optax.tree.bias_correction(state.average.ema, hyper.AVERAGING,
-                                            state.average.count)
-    if hyper.SCALES == "calibrated" and hyper.QAT_ENABLE:
-        layers = model.calibrate(layers, sample, hyper)
-    return model.snap(layers, hyper)
+    key = jax.random.fold_in(jax.random.PRNGKey(AUGMENT_SEED), epoch)
+    return augment.warp(images, key, hyper.AUGMENT)
 
 
-def train_epoch(state, rate, images, labels, epoch, hyper, mesh):
-    """One epoch of one lane: calibrate, then one scan over shuffled batches.
+def train_epoch(state, rate, images, labels, hyper, mesh):
+    """One epoch of one lane: one scan over shuffled batches.
 
     Args:
-      state: State; rate: float32 []; images: uint8 [N, I]; labels: uint8 [N]; epoch: int32 [],
-        from 0; mesh: its "batch" axis, if it has one, shares each batch out.
+      state: State, with the scales that the epoch begins with; rate: float32 []; images: uint8
+        [N, I]; labels: uint8 [N]; mesh: its "batch" axis, if it has one, shares each batch out.
     Returns:
-      (State; the Layers to evaluate and deploy; mean train loss in nats, float32 []; whether the
-      integers of those are exact, bool []).
+      (State; its Layers, averaged where they are; mean train loss in nats, float32 []).
       The last N mod BATCH_SIZE images of the shuffle sit this epoch out.
     """
-    sample = images[:CALIBRATION_IMAGES]
-    layers = model.set_scales(state.layers, sample, hyper, first=epoch == 0)
     shuffle_key, key = jax.random.split(state.key)
     steps = len(images) // hyper.BATCH_SIZE
     optimizer = make_optimizer(hyper, rate, steps)
     # Half the time of jax.random.permutation; a tie of bits only keeps two neighbours in order.
     order = jnp.argsort(jax.random.bits(shuffle_key, len(images)))[:steps * hyper.BATCH_SIZE]
 
+    def whole(learned):
+        return model.with_scales(learned, state.layers)
+
     def step(carry, rows):
-        layers, opt_state, average = carry
+        learned, opt_state, average = carry
         batch = [devices.share_batch(data[rows], mesh) for data in (images, labels)]
         loss, grads = jax.value_and_grad(
-            lambda layers: model.loss(model.snap(layers, hyper), *batch, hyper))(layers)
+            lambda learned: model.loss(model.snap(whole(learned), hyper), *batch, hyper))(learned)
         with jax.numpy_dtype_promotion("standard"):     # optax mixes its step count with floats
-            updates, opt_state = optimizer.update(grads, opt_state, layers)
-            layers = optax.apply_updates(layers, updates)
+            updates, opt_state = optimizer.update(grads, opt_state, learned)
+            learned = optax.apply_updates(learned, updates)
             if hyper.AVERAGING:
-                _, average = optax.ema(hyper.AVERAGING).update(layers, average)
-        return (layers, opt_state, average), loss
+                _, average = optax.ema(hyper.AVERAGING).update(learned, average)
+        return (learned, opt_state, average), loss
 
-    (layers, opt_state, average), losses = lax.scan(
-        step, (layers, state.opt_state, state.average), order.reshape(steps, hyper.BATCH_SIZE))
-    state = State(layers, average, opt_state, key)
-    published = publish(state, sample, hyper)
-    exact = model.is_exact(published, hyper) if hyper.QAT_ENABLE else jnp.bool_(True)
-    return state, published, jnp.mean(losses), exact
+    (learned, opt_state, average), losses = lax.scan(
+        step, (model.learned(state.layers, hyper), state.opt_state, state.average),
+        order.reshape(steps, hyper.BATCH_SIZE))
+    state = State(whole(learned), average, opt_state, key)
+    if hyper.AVERAGING:
+        with jax.numpy_dtype_promotion("standard"):
+            learned = optax.tree.bias_correction(average.ema, hyper.AVERAGING, average.count)
+    return state, whole(learned), jnp.mean(losses)
+
+
+def evaluate(layers, images, hyper):
+    """What an epoch of one lane is judged by.
+
+    Args:
+      layers: list of Layer, as training carries them; images: uint8 [N, I].
+    Returns:
+      (the Layers to deploy; whether their integers are exact, bool []; logits float32 [N, classes]).
+    """
+    layers = model.snap(layers, hyper)
+    exact = model.is_exact(layers, hyper) if hyper.QAT_ENABLE else jnp.bool_(True)
+    return layers, exact, model.forward(layers, images, hyper)
 
 
 def start(rates, seeds, hyper):
@@ -144,7 +153,8 @@ def start(rates, seeds, hyper):
     """
     lanes = len(rates)
     rate, seed = np.asarray(rates, np.float32), np.asarray(seeds, np.uint32)
-    init = jax.jit(lambda lanes: lax.map(lambda lane: init_lane(*lane, hyper), lanes))
+    init = jax.jit(lambda lanes: lax.map(lambda lane: init_lane(*lane, hyper), lanes),
+                   compiler_options=integer.COMPILE_QUICKLY)
     state = jax.device_get(init((rate, seed)))
     return Sweep(rate, seed, state, state.layers, np.zeros(lanes, np.int32),
                  np.full(lanes, np.inf), np.zeros(lanes, np.int32), np.zeros(lanes, np.uint8),
@@ -212,6 +222,28 @@ def _update(tree, rows, new):
     return jax.tree.map(replace, tree, new)
 
 
+def _compile(mesh, hyper, counts, state, rate, images, labels, val_images):
+    """What an epoch of a Sweep runs, by name: each program is compiled while the next is traced."""
+    def start(function, *args, seldom=True, one_by_one=None):
+        lowered = devices.over_lanes(function, mesh, one_by_one).lower(counts, *args)
+        return pool.submit(lowered.compile, integer.COMPILE_QUICKLY if seldom else None)
+
+    with ThreadPoolExecutor(1) as pool:         # XLA itself uses every core; more would take memory
+        jobs = {"train": start(lambda lane, *data: train_epoch(*lane, *data, hyper, mesh),
+                               (state, rate), images, labels, seldom=False)}
+        # Lane after lane, with the products of a single model, so that the bits are the same.
+        jobs["evaluate"] = start(lambda layers, images: evaluate(layers, images, hyper),
+                                 state.layers, val_images, one_by_one=True)
+        if hyper.QAT_ENABLE:                    # apart, because it runs before and after an epoch
+            jobs["set_scales"] = start(lambda layers, images: model.set_scales(
+                layers, images[:CALIBRATION_IMAGES], hyper), state.layers, images)
+        if hyper.AUGMENT:
+            jobs["warp"] = pool.submit(jax.jit(partial(warp, hyper=hyper),
+                                               out_shardings=images.sharding).lower(
+                                                   images, np.int32(0)).compile)
+        return {name: job.result() for name, job in jobs.items()}
+
+
 def epochs(sweep, train, val, hyper):
     """Run a Sweep on, epoch by epoch, until every lane has ended.
 
@@ -220,33 +252,12 @@ def epochs(sweep, train, val, hyper):
     Yields:
       the Sweep after each epoch. The caller logs, saves or breaks.
     """
-    lanes = len(sweep.rate)
+    lanes, learns_scales = len(sweep.rate), hyper.SCALES == "learned"
     mesh = devices.make_mesh(lanes, hyper.DATA_PARALLEL)
-    data = devices.place((train.images, train.labels), mesh)
-    val_images = devices.place(val.images, mesh)
-    def warp(images, labels, epoch):
-        """Before the lanes of a device, once: in a sweep of small nets it costs most of the time.
-        The warps depend on the epoch alone, so that a lane's bits don't depend on its company."""
-        if hyper.AUGMENT:
-            key = jax.random.fold_in(jax.random.PRNGKey(AUGMENT_SEED), epoch)
-            images = augment.warp(images, key, hyper.AUGMENT)
-        return images, labels, epoch
-
-    train_lanes = devices.over_lanes(
-        lambda lane, *data: train_epoch(*lane, *data, hyper, mesh), mesh, prepare=warp)
-    # Lane after lane, with the matrix products of a single model, so that the bits are the same.
-    predict_lanes = devices.over_lanes(
-        lambda layers, images: model.forward(layers, images, hyper), mesh, one_by_one=True)
-
-    def compile_for(counts, placed):
-        """Both programs for this many slots, compiled side by side."""
-        epoch = train_lanes.lower(counts, placed, *data, np.int32(0))
-        predict = predict_lanes.lower(counts, epoch.out_info[1], val_images)
-        with ThreadPoolExecutor() as pool:
-            return list(pool.map(lambda lowered: lowered.compile(), (epoch, predict)))
+    train_images, labels, val_images = devices.place((*train, val.images), mesh)
 
     guess = guess_score(val.labels, hyper)
-    programs, dealt = {}, None                  # programs by the number of slots
+    compiled, dealt = {}, None                  # programs by the number of slots
     while (sweep.status == RUNNING).any():
         begin, compile_seconds = time.perf_counter(), 0.0
         rows, real, counts = devices.deal(np.flatnonzero(sweep.status == RUNNING), lanes, mesh)
@@ -255,13 +266,19 @@ def epochs(sweep, train, val, hyper):
                 (*jax.tree.map(lambda a: a[rows], (sweep.state, sweep.rate)), counts), mesh,
                 by_lane=True)
             dealt = rows
-        if len(rows) not in programs:
-            programs[len(rows)] = compile_for(counts_there, (state, rate))
+        if len(rows) not in compiled:
+            compiled[len(rows)] = _compile(mesh, hyper, counts_there, state, rate, train_images,
+                                           labels, val_images)
             compile_seconds = time.perf_counter() - begin
-        run_epoch, predict = programs[len(rows)]
-        state, published, train_loss, exact = run_epoch(
-            counts_there, (state, rate), *data, np.int32(sweep.epoch))
-        logits = predict(counts_there, published, val_images)
+        run, images = compiled[len(rows)], train_images
+        if hyper.AUGMENT:
+            images = run["warp"](images, np.int32(sweep.epoch))
+        if hyper.QAT_ENABLE and not (learns_scales and sweep.epoch):
+            state = state._replace(layers=run["set_scales"](counts_there, state.layers, images))
+        state, layers, train_loss = run["train"](counts_there, (state, rate), images, labels)
+        if hyper.QAT_ENABLE and hyper.AVERAGING and not learns_scales:
+            layers = run["set_scales"](counts_there, layers, images)
+        published, exact, logits = run["evaluate"](counts_there, layers, val_images)
         logits, published, train_loss, exact, new = jax.tree.map(
             lambda a: a[real], devices.gather((logits, published, train_loss, exact, state)))
         rows = rows[real]
