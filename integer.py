@@ -17,8 +17,7 @@ MAX_SHIFT = 30                  # |acc| < 2**24, so from 26 on every shift gives
 MAX_LOGIT_EXPONENT = 100        # either way: float32 then holds every logit
 PIXEL_BITS = 8                  # a pixel's code is its byte
 IMAGE_SIDE = 28                 # of the images that can be pooled
-COMPILE_QUICKLY = {"xla_cpu_use_fusion_emitters": False}   # XLA's option for programs that run
-                                # seldom: half the time and memory to compile, some slower loops
+COMPILE_QUICKLY = {"xla_cpu_use_fusion_emitters": False}    # in half the time; loops get slower
 INPUTS = (28, 14, 12, 10)       # sides of the first layer's input: the image's bytes as they are, or
                                 # 2 x 2 means of the whole image, its centre 24 x 24 or 20 x 20
 

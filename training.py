@@ -16,7 +16,6 @@ import integer
 import model
 import stats
 
-AUGMENT_SEED = 0                # the warps are the same in every run, whatever SEED is
 CALIBRATION_IMAGES = 1_024      # of the train split; they set the static activation scales
 STATUS = ("running", "stopped", "capped", "diverged", "guessing", "inexact")
 RUNNING, STOPPED, CAPPED, DIVERGED, GUESSING, INEXACT = range(len(STATUS))
@@ -80,15 +79,6 @@ def init_lane(rate, seed, hyper):
     learned = model.learned(layers, hyper)
     average = optax.ema(hyper.AVERAGING).init(learned) if hyper.AVERAGING else ()
     return State(layers, average, make_optimizer(hyper, rate, 1).init(learned), key)
-
-
-def warp(images, epoch, hyper):
-    """This epoch's warps of the images, uint8 [N, I]; epoch: int32 [], from 0.
-
-    They depend on the epoch alone, so that a lane's bits don't depend on its company.
-    """
-    key = jax.random.fold_in(jax.random.PRNGKey(AUGMENT_SEED), epoch)
-    return augment.warp(images, key, hyper.AUGMENT)
 
 
 def train_epoch(state, rate, images, labels, hyper, mesh):
@@ -238,9 +228,9 @@ def _compile(mesh, hyper, counts, state, rate, images, labels, val_images):
             jobs["set_scales"] = start(lambda layers, images: model.set_scales(
                 layers, images[:CALIBRATION_IMAGES], hyper), state.layers, images)
         if hyper.AUGMENT:
-            jobs["warp"] = pool.submit(jax.jit(partial(warp, hyper=hyper),
-                                               out_shardings=images.sharding).lower(
-                                                   images, np.int32(0)).compile)
+            warp = jax.jit(partial(augment.epoch_warp, strength=hyper.AUGMENT),
+                           out_shardings=images.sharding)
+            jobs["warp"] = pool.submit(warp.lower(images, np.int32(0)).compile)
         return {name: job.result() for name, job in jobs.items()}
 
 
@@ -270,9 +260,9 @@ def epochs(sweep, train, val, hyper):
             compiled[len(rows)] = _compile(mesh, hyper, counts_there, state, rate, train_images,
                                            labels, val_images)
             compile_seconds = time.perf_counter() - begin
-        run, images = compiled[len(rows)], train_images
-        if hyper.AUGMENT:
-            images = run["warp"](images, np.int32(sweep.epoch))
+        run = compiled[len(rows)]
+        images = (run["warp"](train_images, np.int32(sweep.epoch)) if hyper.AUGMENT
+                  else train_images)
         if hyper.QAT_ENABLE and not (learns_scales and sweep.epoch):
             state = state._replace(layers=run["set_scales"](counts_there, state.layers, images))
         state, layers, train_loss = run["train"](counts_there, (state, rate), images, labels)

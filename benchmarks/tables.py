@@ -249,14 +249,18 @@ def training_speed(read):
     ours = np.median(result["epochs"]["QAT epoch"])
     rows = [[name, timing.spread(times, 3), f"{np.median(times) / ours:.2f}"]
             for name, times in result["epochs"].items()]
-    single, sweep = (np.median(result["lane_epochs"][name]) for name in ("single run", "sweep"))
+    sweep = np.median(result["lane_epochs"]["sweep"])
+    lanes = [[{"sweep": f"sweep of {result['lanes']} runs"}.get(name, name),
+              timing.spread(times, 3), f"{sweep / np.median(times):.2f}"]
+             for name, times in result["lane_epochs"].items()]
     saved, unsaved = (np.median(result["saving"][name]) for name in ("saved", "not saved"))
     return "\n".join([
         results.table(["one epoch of", "median (range) (s)", "× our QAT epoch"], rows), "",
         "Epochs are taken in turns, in one process. Ours computes its products in "
         f"{result['compute']}, which `COMPUTE = \"auto\"` chose.", "",
-        f"A lane-epoch takes {sweep:.3f} s in a sweep of {result['lanes']} runs and {single:.3f} s "
-        f"in a single run ({sweep / single:.2f} times). Measured GEMM rate: "
+        results.table(["one lane's epoch, evaluation included, in", "median (range) (s)",
+                       "the sweep's against it"], lanes), "",
+        "Of products and update alone, every device has a lane. Measured GEMM rate: "
         f"{result['gemm_gflops']:.0f} GFLOP/s. Saving the state after every epoch changes its time "
         f"by {100 * (saved / unsaved - 1):+.1f} %.", "", _whole_runs(result), "",
         "Whole runs follow one another, each in a process of its own; seconds are medians. "

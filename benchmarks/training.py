@@ -20,6 +20,7 @@ import config
 import devices
 import experiment
 import model
+import narrow
 import quant
 import results
 import runs
@@ -31,6 +32,7 @@ REPEATS = 7
 SAVED_EPOCHS = 5                # in a block with or without saving
 SWEEP_EPOCHS = 3                # of the sweep and of the single run beside it
 TORCH_STEPS = 60                # PyTorch's epoch is extrapolated from these many steps
+FLOOR = "matrix products and update alone"
 FOLDERS = ("RUNS_DIR", "WEIGHTS_DIR", "RESULTS_DIR", "PLOTS_DIR")
 
 
@@ -53,14 +55,11 @@ def gemm_rate():
     return flops / np.median(timing.in_turns({"gemm": multiply}, REPEATS)["gemm"])
 
 
-def our_epoch(hyper, rate, train):
-    """One epoch of one lane, exactly as training.epochs runs it."""
-    state = training.init_lane(jnp.float32(rate), jnp.uint32(0), hyper)
-    epoch = jax.jit(partial(training.train_epoch, hyper=hyper,
-                            mesh=devices.make_mesh(1, data_parallel=False)))
-    images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
-    return lambda: jax.block_until_ready(
-        epoch(state, jnp.float32(rate), images, labels, jnp.int32(0)))
+def our_epoch(hyper, rate, data):
+    """One epoch of one lane as main_train.py runs it, a few val images aside."""
+    hyper = hyper._replace(MAX_EPOCHS=1_000_000, PATIENCE=1_000_000)
+    few = data.val._replace(images=data.val.images[:128], labels=data.val.labels[:128])
+    return partial(next, training.epochs(training.start([rate], [0], hyper), data.train, few, hyper))
 
 
 def float_params(hyper):
@@ -68,23 +67,31 @@ def float_params(hyper):
     return [(layer.w, layer.b) for layer in model.init(jax.random.key(0), hyper)]
 
 
-def floor_epoch(hyper, steps):
-    """An epoch's matrix products and update alone: what no quantizer and no loss can undercut."""
-    initial = [w for w, _ in float_params(hyper)]
+def floor_epoch(hyper, steps, lanes=1, rate=1e-6):
+    """An epoch's matrix products in hyper.COMPUTE and the update alone, for lanes side by side.
+
+    What no quantizer and no loss can undercut. Returns the function; it gives the updated weights.
+    """
+    mesh = devices.make_mesh(lanes, data_parallel=False)
     x = jax.random.uniform(jax.random.key(1), (hyper.BATCH_SIZE, hyper.LAYER_SIZES[0])) * 1e-2
+    one = jnp.ones((1, 1))
 
-    def step(weights, _):
-        inputs = [x]
-        for w in weights[:-1]:
-            inputs.append(inputs[-1] @ w)
-        d, updated = inputs[-1] @ weights[-1], []
-        for h, w in zip(reversed(inputs), reversed(weights)):
-            updated.append(w - 1e-6 * (h.T @ d))
-            d = d @ w.T                         # nobody reads the last one: it is not computed
-        return updated[::-1], None
+    def chain(weights, x):
+        for w in weights:
+            x = x @ w if hyper.COMPUTE == "float32" else narrow.dot(x, w, one, hyper.COMPUTE)
+        return x
 
-    epoch = jax.jit(lambda weights: lax.scan(step, weights, length=steps)[0])
-    return lambda: jax.block_until_ready(epoch(initial))
+    def lane(weights, x):
+        def step(weights, _):
+            out, back = jax.vjp(partial(chain, x=x), weights)
+            return [w - rate * grad for w, grad in zip(weights, *back(out))], None
+        return lax.scan(step, weights, length=steps)[0]
+
+    counts, weights = devices.place(
+        (devices.deal(range(lanes), lanes, mesh)[2],
+         [np.stack([np.asarray(w)] * lanes) for w, _ in float_params(hyper)]), mesh, by_lane=True)
+    x, epoch = devices.place(x, mesh), devices.over_lanes(lane, mesh)
+    return lambda: jax.block_until_ready(epoch(counts, weights, x))
 
 
 def plain_loop_epoch(hyper, rate, train):
@@ -142,8 +149,9 @@ def torch_epoch(hyper, rate, train, qat, count):
     return steps
 
 
-def epoch_contenders(settings, train):
+def epoch_contenders(settings, data):
     """{name: (function, factor from its time to that of one epoch)}."""
+    train = data.train
     # The same work for all: the other loops neither average nor decay their weights.
     settings = config.change(settings, WEIGHT_DECAY=0.0, AVERAGING=0.0)
     floats = config.hyper(settings, QAT_ENABLE=False, COMPUTE="float32")
@@ -153,14 +161,17 @@ def epoch_contenders(settings, train):
     # Free scales have no codes to carry: float32 alone.
     computes = quant.COMPUTES if settings.POWER_OF_TWO_SCALES else ("float32",)
     contenders = {f"QAT epoch, products in {compute}": (
-        our_epoch(config.hyper(settings, QAT_ENABLE=True, COMPUTE=compute), rate, train), 1)
+        our_epoch(config.hyper(settings, QAT_ENABLE=True, COMPUTE=compute), rate, data), 1)
         for compute in computes}
     contenders |= {
-        "float32 epoch": (our_epoch(floats, rate, train), 1),
-        "matrix products and update alone": (floor_epoch(floats, steps), 1),
+        "float32 epoch": (our_epoch(floats, rate, data), 1),
+        FLOOR: (floor_epoch(floats, steps), 1),
         "same operations at the GEMM rate": (multiply, ours / flops),
         "plain JAX loop, float32": (plain_loop_epoch(floats, rate, train), 1),
     }
+    if settings.COMPUTE != "float32":
+        contenders[f"{FLOOR}, in {settings.COMPUTE}"] = floor_epoch(
+            floats._replace(COMPUTE=settings.COMPUTE), steps), 1
     count = min(TORCH_STEPS, steps)
     for name, qat in (("PyTorch eager, float32", False), ("PyTorch QAT (torch.ao)", True)):
         function = torch_epoch(floats, rate, train, qat, count)
@@ -177,6 +188,15 @@ def lane_epochs(settings, data, lanes):
     for sweep in training.epochs(sweep, data.train, data.val, hyper):
         pass
     return (sweep.seconds / lanes).tolist()
+
+
+def lane_floors(settings, steps):
+    """Seconds of a lane's FLOOR where every device has a lane, in float32 and in settings.COMPUTE."""
+    count = len(jax.devices())
+    floors = {f"{FLOOR}, in {compute}": floor_epoch(config.hyper(settings, COMPUTE=compute), steps, count)
+              for compute in {"float32", settings.COMPUTE}}
+    return {name: [seconds / count for seconds in times]
+            for name, times in timing.in_turns(floors, REPEATS).items()}
 
 
 def whole_run(arguments, seed, cache=""):
@@ -247,7 +267,7 @@ def main(argv):
     check_writable(settings.RESULTS_DIR)
     settings = experiment.set_up(settings)
     data = experiment.load_data(settings)
-    contenders = epoch_contenders(settings, data.train)
+    contenders = epoch_contenders(settings, data)
     times = timing.in_turns({name: function for name, (function, _) in contenders.items()}, REPEATS)
     epochs = {name: [seconds * factor for seconds in times[name]]
               for name, (_, factor) in contenders.items()}
@@ -258,7 +278,8 @@ def main(argv):
 
     lanes = len(settings.LR_ABLATION_RATES) * settings.ABLATION_SEEDS
     sweeps = {"single run": lane_epochs(settings, data, 1),
-              "sweep": lane_epochs(settings, data, lanes)}
+              "sweep": lane_epochs(settings, data, lanes),
+              **lane_floors(settings, len(data.train.labels) // settings.BATCH_SIZE)}
     for name, seconds in sweeps.items():
         print(f"{name}: {np.median(seconds):.3f} s per lane-epoch, with its evaluation")
     saving = saving_cost(settings, data)

@@ -24,10 +24,11 @@ def make_hyper(weight_bits=8, activation_bits=8, **changes):
 W8A8, FLOAT = make_hyper(), make_hyper(QAT_ENABLE=False)
 
 
-@jax.grad
 def _gradient(layers, images, labels, hyper):
-    """As in a step of training."""
-    return model.loss(model.snap(layers, hyper), images, labels, hyper)
+    """As in a step of training: calibrated scales have none."""
+    return jax.grad(lambda learned: model.loss(model.snap(
+        model.with_scales(learned, layers), hyper), images, labels, hyper))(
+            model.learned(layers, hyper))
 
 
 # Jitted: op by op, each shape compiles many small programs.
@@ -163,7 +164,7 @@ def test_quantized_gradient_is_the_float_gradient_at_the_rounded_weights(rng, mn
     assert inside.any() and (bits == 8 or not inside.all())
     np.testing.assert_allclose(gradient.w, straight.w * inside, atol=1e-7)
     np.testing.assert_allclose(gradient.b, straight.b, atol=1e-7)
-    assert not gradient.x_scale.any() and not gradient.w_scale.any()    # calibrated, not learned
+    assert gradient.x_scale is gradient.w_scale is None     # calibrated, not learned
 
 
 def expected_gradient(layers, x, labels, hyper):
