@@ -74,24 +74,24 @@ def floor_epoch(hyper, steps, lanes=1, rate=1e-6):
     """
     mesh = devices.make_mesh(lanes, data_parallel=False)
     x = jax.random.uniform(jax.random.key(1), (hyper.BATCH_SIZE, hyper.LAYER_SIZES[0])) * 1e-2
-    one = jnp.ones((1, 1))
 
-    def chain(weights, x):
+    def chain(weights, x, scale):
         for w in weights:
-            x = x @ w if hyper.COMPUTE == "float32" else narrow.dot(x, w, one, hyper.COMPUTE)
+            x = x @ w if hyper.COMPUTE == "float32" else narrow.dot(x, w, scale, hyper.COMPUTE)
         return x
 
-    def lane(weights, x):
+    def lane(weights, x, scale):
         def step(weights, _):
-            out, back = jax.vjp(partial(chain, x=x), weights)
+            out, back = jax.vjp(partial(chain, x=x, scale=scale), weights)
             return [w - rate * grad for w, grad in zip(weights, *back(out))], None
         return lax.scan(step, weights, length=steps)[0]
 
     counts, weights = devices.place(
         (devices.deal(range(lanes), lanes, mesh)[2],
          [np.stack([np.asarray(w)] * lanes) for w, _ in float_params(hyper)]), mesh, by_lane=True)
-    x, epoch = devices.place(x, mesh), devices.over_lanes(lane, mesh)
-    return lambda: jax.block_until_ready(epoch(counts, weights, x))
+    epoch = devices.over_lanes(lane, mesh)
+    x, scale = devices.place((x, np.ones((1, 1), np.float32)), mesh)
+    return lambda: jax.block_until_ready(epoch(counts, weights, x, scale))
 
 
 def plain_loop_epoch(hyper, rate, train):
