@@ -92,6 +92,8 @@ def _scaling(result):
     figure = Figure(figsize=(8.3, 3.8), layout="constrained")
     shown = {axis: points for axis, points in result["points"].items() if axis in SCALING_AXES}
     all_axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    narrow = [seconds for axis, points in shown.items() if axis != "width" for point in points
+              for seconds in (*point["seconds"], point["gemm_limit"])]
     for axes, (axis, points) in zip(all_axes, shown.items()):
         x, (title, label) = [point[axis] for point in points], SCALING_AXES[axis]
         axes.fill_between(x, [min(p["seconds"]) for p in points],
@@ -105,7 +107,7 @@ def _scaling(result):
         axes.set_xticks(x[::2], [f"{value:,}" for value in x[::2]])
         axes.xaxis.set_minor_locator(NullLocator())
         if axis != "width":
-            axes.set_ylim(0.1, 2)
+            axes.set_ylim(min(narrow) / 2, max(narrow) * 2)     # the same, to compare
         plain_log(axes.yaxis)
     all_axes[0].set_ylabel("seconds per lane-epoch")
     figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
