@@ -19,7 +19,7 @@ import npz
 import training
 from files import InputError, read_bytes, write_atomically
 
-FORMAT = 1                      # of the state file
+FORMAT = 2                      # of the state file
 
 
 def name(study, facts):
