@@ -301,17 +301,14 @@ STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "optimiz
 
 
 def main(argv):
-    name, switches = (argv[0], argv[1:]) if argv and argv[0] in [*STUDIES, "plots"] else ("", argv)
-    known = ", ".join([*STUDIES, "plots"])
-    if not name and switches and not switches[0].startswith("-") and "." not in switches[0]:
-        raise InputError(f"there is no study {switches[0]}; name one of {known}")
-    settings = config.load(switches, __doc__)
-    if not name:
-        raise InputError(f"name a study first: {known}")
-    if name == "plots":
+    words = config.words(argv)
+    settings = config.load(argv, __doc__, also=words)
+    if len(words) != 1 or words[0] not in (*STUDIES, "plots"):
+        raise InputError(f"name one study: {', '.join(STUDIES)}, or plots")
+    if words == ["plots"]:
         draw_all(settings)
     else:
-        run(STUDIES[name], settings)
+        run(STUDIES[words[0]], settings)
 
 
 if __name__ == "__main__":

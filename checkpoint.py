@@ -196,9 +196,9 @@ def load(path):
 
 
 def load_quantized(path):
-    """The integer.Network of a weights file; InputError for a float32 one."""
-    network, _ = load(path)
+    """load of an integer.Network; InputError for a float32 one."""
+    network, facts = load(path)
     if not isinstance(network, integer.Network):
         raise InputError(f"{path} holds float32 weights, which have no integers to export; "
                          "train with QAT_ENABLE = True")
-    return network
+    return network, facts

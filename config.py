@@ -317,6 +317,11 @@ def load(argv, about="", also=()):
     return _make(given)
 
 
+def words(argv):
+    """The arguments that are neither switches nor recipes: what a script makes of them is its own."""
+    return [word for word in argv if not word.startswith("-") and not word.endswith(".toml")]
+
+
 def change(settings, **changes):
     """Config: `settings` with some switches changed, checked as load does (InputError)."""
     return _make([("", *item) for item in (settings._asdict() | changes).items()])

@@ -83,23 +83,18 @@ FORMATS = {"onnx": to_onnx, "c": to_c, "web": to_web, "firmware": to_firmware, "
 
 
 def main(argv):
-    form, switches = (argv[0], argv[1:]) if argv and argv[0] in FORMATS else (None, argv)
-    chips = []
-    while form == "firmware" and switches and not switches[0].endswith(".toml") and (
-            not switches[0].startswith("-")):
-        chips, switches = [*chips, switches[0]], switches[1:]
-    settings = config.load(switches, __doc__)
-    if form is None:
-        raise InputError(f"name a format first: {' or '.join(FORMATS)}")
+    words = config.words(argv)
+    settings = config.load(argv, __doc__, also=words)
+    form, *chips = words or [""]
+    if form not in FORMATS or chips and form != "firmware":
+        raise InputError(f"name one format: {', '.join(FORMATS)}; after firmware, chips")
     import checkpoint
     path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
                                               settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS,
                            settings.FILE_FORMAT)
-    network, extra = checkpoint.load_quantized(path), {}
-    if form == "web":                               # which says what there is to draw
-        extra["dataset"] = str(checkpoint.load(path)[1].get("dataset", {}).get("name", ""))
-    if form == "firmware":
-        extra["chips"] = chips
+    network, facts = checkpoint.load_quantized(path)
+    extra = {"web": {"dataset": str(facts.get("dataset", {}).get("name", ""))},     # what to draw
+             "firmware": {"chips": chips}}.get(form, {})
     try:
         files, usage = FORMATS[form](network, **extra)      # all made before any is written
     except ValueError as error:

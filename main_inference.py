@@ -95,8 +95,8 @@ def classify(network, files, settings):
 
 
 def main(argv):
-    files = [word for word in argv if not word.startswith("-") and not word.endswith(".toml")]
-    settings = config.load([word for word in argv if word not in files], __doc__)
+    files = config.words(argv)
+    settings = config.load(argv, __doc__, also=files)
     import checkpoint
     path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
                                               settings.WEIGHTS_DIR),

@@ -17,7 +17,7 @@ def load_network(settings):
     path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
                                               settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS,
                            settings.FILE_FORMAT)
-    network = checkpoint.load_quantized(path)
+    network, _ = checkpoint.load_quantized(path)
     dataset = data.load(settings.DATA_DIR)
     data.check_fits(dataset, integer.sizes(network), network.input)
     return network, dataset, path

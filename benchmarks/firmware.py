@@ -237,7 +237,7 @@ def main(argv):
     experiment.set_up(settings)
     dataset, networks = data.load(settings.DATA_DIR), {}
     for name in NETWORKS:
-        network = checkpoint.load_quantized(Path(settings.WEIGHTS_DIR) / name)
+        network, _ = checkpoint.load_quantized(Path(settings.WEIGHTS_DIR) / name)
         data.check_fits(dataset, integer.sizes(network), network.input)
         acc = integer.make_engine(network)(dataset.test.images)
         networks[name] = network, (acc.argmax(1) == dataset.test.labels).mean()

@@ -58,11 +58,21 @@ def _array(kind, name, values):
 
 def _header(title, network):
     """mlp.h: what a caller needs to know."""
-    sizes = integer.sizes(network)
+    more = """
+/* The logits of `count` images, one after the other. */
+void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count);
+"""
     return f"""/* {title} */
 #ifndef MLP_H
 #define MLP_H
-#include <stdint.h>
+{declarations(network, more)}#endif
+"""
+
+
+def declarations(network, more=""):
+    """What a caller in C or C++ needs of any engine, and `more` of one of them."""
+    sizes = integer.sizes(network)
+    return f"""#include <stdint.h>
 
 #define MLP_INPUTS {integer.pixels(network.input, sizes[0])}      /* bytes of an image */
 #define MLP_CLASSES {sizes[-1]}
@@ -73,13 +83,9 @@ extern "C" {{
 
 /* The class of an image; logits receives the accumulators of the last layer. Reentrant. */
 int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES]);
-
-/* The logits of `count` images, one after the other. */
-void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count);
-
+{more}
 #ifdef __cplusplus
 }}
-#endif
 #endif
 """
 

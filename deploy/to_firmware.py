@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 import integer
+from deploy import to_c
 
 FOLDER = Path(__file__).parent
 
@@ -94,8 +95,9 @@ def make_tables(network, lanes):
     """The Tables of each layer, for words of so many bits."""
     tables, bits = [], network.weight_bits
     offset = 2 ** (bits - 1)
-    code_bits = [integer.PIXEL_BITS] + [network.activation_bits] * (len(network.layers) - 1)
-    for layer, width in zip(network.layers, code_bits):
+    x_qmaxes = integer.input_qmax(len(network.layers), network.activation_bits)
+    for layer, x_qmax in zip(network.layers, x_qmaxes):
+        width = x_qmax.bit_length()
         inputs, outputs = layer.w_q.shape
         blocks = math.ceil(outputs / lanes)
         pad = blocks * lanes - outputs
@@ -105,7 +107,7 @@ def make_tables(network, lanes):
         least, spread, places = 0, 0, np.zeros((blocks, 0), np.uint64)
         if layer.shift is not None:
             # From a shift that no accumulator reaches half of on, every code is 0.
-            most = int(integer.accumulator_bound(layer, 2**width - 1).max()).bit_length() + 1
+            most = int(integer.accumulator_bound(layer, x_qmax).max()).bit_length() + 1
             shift = np.minimum(layer.shift.astype(np.int64), most)
             least, spread = int(shift.min()), int(shift.max() - shift.min()).bit_length()
             places = words(planes(np.pad(shift - least, (0, pad)), spread), lanes).T
@@ -148,14 +150,7 @@ def header(network, lanes):
     return f"""/* nanoQAT {name}; made by main_export.py. */
 #ifndef MLP_H
 #define MLP_H
-#include <stdint.h>
-
-#define MLP_INPUTS {integer.pixels(network.input, sizes[0])}      /* bytes of an image */
-#define MLP_CLASSES {sizes[-1]}
-
-/* The class of an image; logits receives the accumulators of the last layer. Reentrant. */
-int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES]);
-
+{to_c.declarations(network)}
 #ifdef MLP_WEIGHTS                      /* chip.c alone defines it */
 #ifdef __AVR__
 #include <avr/pgmspace.h>

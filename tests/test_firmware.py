@@ -204,7 +204,7 @@ Object.defineProperty(navigator, "serial", { value: { requestPort: async () => p
 @pytest.fixture
 def sketch(need, tmp_path):
     """(the 6 kB recipe's network, its sketch's port in simavr, how to end it: -> bytes of RAM)."""
-    network = checkpoint.load_quantized(ROOT / "weights" / "recipes" / "6kB.nqat")
+    network, _ = checkpoint.load_quantized(ROOT / "weights" / "recipes" / "6kB.nqat")
     elf, flash, static = need(build_sketch, network, tmp_path)
     assert flash < 32_768 - 512                 # the bootloader's
     process, port, theirs = need(firmware.start_simavr, elf, static, tmp_path)
