@@ -131,15 +131,21 @@ def calibrate(layers, images, hyper):
 
 def learned(layers, hyper):
     """The leaves that the optimizer moves: all but calibrated scales, which become None."""
-    if hyper.SCALES == "learned":
-        return layers
-    return [layer._replace(x_scale=None, w_scale=None) for layer in layers]
+    return layers if hyper.SCALES == "learned" else [
+        layer._replace(x_scale=None, w_scale=None) for layer in layers]
 
 
-def with_scales(learned, layers):
-    """Learned leaves with the scales of these layers where they have none of their own."""
-    return [mine if mine.w_scale is not None
-            else mine._replace(x_scale=layer.x_scale, w_scale=layer.w_scale)
+def with_scales(learned, layers, frozen=False):
+    """Learned leaves with the scales of these layers where they have none, or frozen, bool [].
+
+    A learned exponent comes to rest at a half, where the steps from either side cancel, and changes
+    to and fro until it is frozen. Source: Jain et al. 2020 (TQT, arXiv:1903.08066).
+    """
+    def choose(mine, its):
+        return its if mine is None else jnp.where(frozen, its, mine)
+
+    return [mine._replace(x_scale=choose(mine.x_scale, layer.x_scale),
+                          w_scale=choose(mine.w_scale, layer.w_scale))
             for mine, layer in zip(learned, layers)]
 
 
@@ -147,8 +153,7 @@ def set_scales(layers, images, hyper):
     """Layers with the scale leaves that training starts an epoch with, or its first one.
 
     Args:
-      layers: list of Layer; images: uint8 [N, I], from the train split; hyper: SCALES and what
-      calibrate needs.
+      as of calibrate; hyper: SCALES, too.
     Returns:
       list of Layer, calibrated. If SCALES is learned, the leaves hold log2 of the scales: that is
       what learning moves from then on.
@@ -190,13 +195,12 @@ def snap(layers, hyper):
 
 
 def _codes(layers, hyper):
-    """The weight and bias codes of each layer, float32 that holds integers."""
+    """The weight and bias codes of each layer, float32 that holds integers. Slow op by op."""
     return [(quant.quantize(layer.w, layer.w_scale, hyper.WEIGHT_BITS),
              quant.quantize(layer.b[None], layer.x_scale * layer.w_scale, quant.BIAS_BITS)[0])
             for layer in layers]
 
 
-# One program: op by op, compiling takes 3 s.
 _codes_jitted = jax.jit(_codes, static_argnames="hyper", compiler_options=integer.COMPILE_QUICKLY)
 
 

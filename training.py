@@ -81,12 +81,12 @@ def init_lane(rate, seed, hyper):
     return State(layers, average, make_optimizer(hyper, rate, 1).init(learned), key)
 
 
-def train_epoch(state, rate, images, labels, hyper, mesh):
+def train_epoch(state, rate, images, labels, epoch, hyper, mesh):
     """One epoch of one lane: one scan over shuffled batches.
 
     Args:
       state: State, with the scales that the epoch begins with; rate: float32 []; images: uint8
-        [N, I]; labels: uint8 [N]; mesh: its "batch" axis, if it has one, shares each batch out.
+        [N, I]; labels: uint8 [N]; epoch: int32 [], from 0; mesh: a "batch" axis shares batches out.
     Returns:
       (State; its Layers, averaged where they are; mean train loss in nats, float32 []).
       The last N mod BATCH_SIZE images of the shuffle sit this epoch out.
@@ -94,11 +94,10 @@ def train_epoch(state, rate, images, labels, hyper, mesh):
     shuffle_key, key = jax.random.split(state.key)
     steps = len(images) // hyper.BATCH_SIZE
     optimizer = make_optimizer(hyper, rate, steps)
+    frozen = epoch >= round(hyper.FREEZE_SCALES * hyper.MAX_EPOCHS)
     # Half the time of jax.random.permutation; a tie of bits only keeps two neighbours in order.
     order = jnp.argsort(jax.random.bits(shuffle_key, len(images)))[:steps * hyper.BATCH_SIZE]
-
-    def whole(learned):
-        return model.with_scales(learned, state.layers)
+    whole = partial(model.with_scales, layers=state.layers, frozen=frozen)
 
     def step(carry, rows):
         learned, opt_state, average = carry
@@ -128,7 +127,7 @@ def evaluate(layers, images, hyper):
     Args:
       layers: list of Layer, as training carries them; images: uint8 [N, I].
     Returns:
-      (the Layers to deploy; whether their integers are exact, bool []; logits float32 [N, classes]).
+      (the Layers to deploy; whether their integers are exact, bool []; logits float32 [N, O]).
     """
     layers = model.snap(layers, hyper)
     exact = model.is_exact(layers, hyper) if hyper.QAT_ENABLE else jnp.bool_(True)
@@ -220,7 +219,7 @@ def _compile(mesh, hyper, counts, state, rate, images, labels, val_images):
 
     with ThreadPoolExecutor(1) as pool:         # XLA itself uses every core; more would take memory
         jobs = {"train": start(lambda lane, *data: train_epoch(*lane, *data, hyper, mesh),
-                               (state, rate), images, labels, seldom=False)}
+                               (state, rate), images, labels, np.int32(0), seldom=False)}
         # Lane after lane, with the products of a single model, so that the bits are the same.
         jobs["evaluate"] = start(lambda layers, images: evaluate(layers, images, hyper),
                                  state.layers, val_images, one_by_one=True)
@@ -245,7 +244,6 @@ def epochs(sweep, train, val, hyper):
     lanes, learns_scales = len(sweep.rate), hyper.SCALES == "learned"
     mesh = devices.make_mesh(lanes, hyper.DATA_PARALLEL)
     train_images, labels, val_images = devices.place((*train, val.images), mesh)
-
     guess = guess_score(val.labels, hyper)
     compiled, dealt = {}, None                  # programs by the number of slots
     while (sweep.status == RUNNING).any():
@@ -260,12 +258,11 @@ def epochs(sweep, train, val, hyper):
             compiled[len(rows)] = _compile(mesh, hyper, counts_there, state, rate, train_images,
                                            labels, val_images)
             compile_seconds = time.perf_counter() - begin
-        run = compiled[len(rows)]
-        images = (run["warp"](train_images, np.int32(sweep.epoch)) if hyper.AUGMENT
-                  else train_images)
+        run, epoch = compiled[len(rows)], np.int32(sweep.epoch)
+        images = run["warp"](train_images, epoch) if hyper.AUGMENT else train_images
         if hyper.QAT_ENABLE and not (learns_scales and sweep.epoch):
             state = state._replace(layers=run["set_scales"](counts_there, state.layers, images))
-        state, layers, train_loss = run["train"](counts_there, (state, rate), images, labels)
+        state, layers, train_loss = run["train"](counts_there, (state, rate), images, labels, epoch)
         if hyper.QAT_ENABLE and hyper.AVERAGING and not learns_scales:
             layers = run["set_scales"](counts_there, layers, images)
         published, exact, logits = run["evaluate"](counts_there, layers, val_images)

@@ -18,7 +18,7 @@ SOURCE = (ROOT / "config.py").read_text(encoding="utf-8")
 DEFAULTS = config.load([])
 KEYS = DEFAULTS._fields
 HYPER = ("QAT_ENABLE", "LAYER_SIZES", "WEIGHT_BITS", "ACTIVATION_BITS", "INPUT", "SCALES",
-         "PER_CHANNEL", "POWER_OF_TWO_SCALES", "COMPUTE", "OPTIMIZER", "MOMENTUM", "SCHEDULE",
+         "FREEZE_SCALES", "PER_CHANNEL", "POWER_OF_TWO_SCALES", "COMPUTE", "OPTIMIZER", "MOMENTUM", "SCHEDULE",
          "WARMUP_EPOCHS", "BATCH_SIZE", "WEIGHT_DECAY", "LABEL_SMOOTHING", "AVERAGING", "AUGMENT",
          "MAX_EPOCHS", "PATIENCE", "MIN_DELTA", "METRIC", "DATA_PARALLEL")
 
@@ -135,7 +135,7 @@ ILLEGAL = [
     ("BATCH_SIZE", "0", "int in 1"), ("MAX_EPOCHS", "0", "int in 1"), ("SEED", "-1", "int in 0"),
     ("MIN_DELTA", "-1", "float in 0"), ("MOMENTUM", "1", "0.9999"),
     ("WARMUP_EPOCHS", "101", "MAX_EPOCHS"), ("COMPUTE", "float16", "float32 or bfloat16 or int8"),
-    ("SCALES", "free", "calibrated or learned"), ("FILE_FORMAT", "onnx", "npz or nqat"),
+    ("SCALES", "free", "calibrated or learned"), ("FREEZE_SCALES", "1.5", "0..1"), ("FILE_FORMAT", "onnx", "npz or nqat"),
     ("WEIGHT_DECAY", "-0.1", "0..10"), ("WEIGHT_DECAY", "11", "0..10"),
     ("LABEL_SMOOTHING", "1", "0..0.9"), ("LABEL_SMOOTHING", "-0.1", "0..0.9"),
     ("AVERAGING", "1", "0..0.99999"), ("AVERAGING", "-0.5", "0..0.99999"),

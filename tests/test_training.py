@@ -27,7 +27,7 @@ SMALL = {"LAYER_SIZES": (784, 32, 10), "BATCH_SIZE": 64, "MAX_EPOCHS": 3, "PATIE
          "LABEL_SMOOTHING": 0.0, "AVERAGING": 0.0, "AUGMENT": 0.0, "SCALES": "calibrated",
          "COMPUTE": "float32"}
 KINDS = {"float32": {"QAT_ENABLE": False},
-         "everything": {"WEIGHT_BITS": 6, "SCALES": "learned", "INPUT": 10,
+         "everything": {"WEIGHT_BITS": 6, "SCALES": "learned", "FREEZE_SCALES": 0.7, "INPUT": 10,
                         "LAYER_SIZES": (100, 32, 10), "WEIGHT_DECAY": 0.01, "LABEL_SMOOTHING": 0.1,
                         "AVERAGING": 0.9, "AUGMENT": 1.0, "COMPUTE": "bfloat16"}}
 
@@ -419,11 +419,11 @@ def test_published_weights_are_the_mean_of_those_after_each_step(parts):
 def test_learned_exponents_are_averaged_like_weights(parts, alone):
     """And rounded, held by their bounds, only then: what is published is snapped from the mean."""
     hyper = make_hyper(**KINDS["everything"])
-    sweep = alone("everything")[-1]
-    average, count = jax.tree.map(lambda a: np.float64(a[0]), sweep.state.average.ema), 93
+    sweep = alone("everything")[1]              # of the three, the last one before they are frozen
+    average, count = jax.tree.map(lambda a: np.float64(a[0]), sweep.state.average.ema), 62
     mean = jax.tree.map(lambda a: np.float32(a / (1 - 0.9**count)), average)
     snapped = jax.device_get(jax.jit(model.snap, static_argnames="hyper")(mean, hyper))
-    assert sweep.best_epoch[0] == 3
+    assert sweep.best_epoch[0] == 2
     for layer, other in zip(snapped, best_layers(sweep)):
         np.testing.assert_array_equal(layer.x_scale, other.x_scale)
         np.testing.assert_array_equal(layer.w_scale, other.w_scale)
@@ -431,6 +431,19 @@ def test_learned_exponents_are_averaged_like_weights(parts, alone):
     moved = [layer.w_scale for layer in sweep.state.layers]     # from where calibration began them
     assert all((np.rint(exponent) != exponent).mean() > 0.5 for exponent in moved)
     assert_reloads_exactly(sweep, 0, parts[1], hyper)
+
+
+def test_frozen_exponents_stay_and_are_deployed_while_weights_go_on(alone):
+    """In each step, in the state and in what is published, though its weights are averaged."""
+    _, free, frozen = alone("everything")       # frozen after 0.7 of three epochs
+    begun, kept = (jax.tree.map(lambda a: a[0], sweep.state.layers) for sweep in (free, frozen))
+    assert all((a.w != b.w).any() for a, b in zip(begun, kept))
+    for a, b in zip(begun, kept):
+        np.testing.assert_array_equal(a.x_scale, b.x_scale)
+        np.testing.assert_array_equal(a.w_scale, b.w_scale)
+    assert frozen.best_epoch[0] == 3
+    for layer, exponent in zip(best_layers(frozen), kept):      # 6 bits here: no bound holds any
+        np.testing.assert_array_equal(layer.w_scale, 2.0 ** np.rint(exponent.w_scale))
 
 
 def test_all_zero_images_train_without_nan(parts):
