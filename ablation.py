@@ -235,13 +235,15 @@ def frontier(settings, data):
 
 
 LATE = 10                       # last epochs, whose spread says how much flipping scales disturb
-AVERAGING = {f"{scales}, {words}": {"SCALES": scales, "AVERAGING": decay}
-             for scales in ("calibrated", "learned")
-             for words, decay in (("last weights", 0.0), ("averaged", 0.998))}
+SCALES = {"calibrated": {"SCALES": "calibrated"},
+          "learned to the end": {"SCALES": "learned", "FREEZE_SCALES": 1.0},
+          "learned, then frozen": {"SCALES": "learned"}}
+AVERAGING = {(scales, words): {**switches, "AVERAGING": decay} for scales, switches in SCALES.items()
+             for words, decay in (("last", 0.0), ("averaged", 0.998))}
 
 
 def averaging(settings, data):
-    """The last epochs of a narrow net with and without averaged weights, for both kinds of scales."""
+    """The last epochs of a narrow net with and without averaged weights, for each kind of scales."""
     import numpy as np
 
     import experiment
@@ -250,15 +252,16 @@ def averaging(settings, data):
     points = [{**BRIEFLY, **FRONTIER[5], **switches, "SEED": seed}
               for switches in AVERAGING.values() for seed in seeds]
     outcomes, folder, seconds = experiment.run(settings, "averaging", points, data)
-    models = {}
+    models = []
     for i, name in enumerate(AVERAGING):
         entry = _entry(outcomes[i * len(seeds):(i + 1) * len(seeds)])
         late = [row["history"]["val_acc"][-LATE:] for row in entry["rows"]]
-        models[name] = {**entry, "late_mean": stats.summarize([np.mean(part) for part in late]),
-                        "late_std": stats.summarize([np.std(part) for part in late])}
-        print(f"{name}: val accuracy of the last {LATE} epochs "
-              f"{stats.spread(models[name]['late_mean'], 2, 100)} %, which vary by "
-              f"{stats.spread(models[name]['late_std'], 3, 100)} pp")
+        models.append({**entry, "scales": name[0], "weights": name[1],
+                       "late_mean": stats.summarize([np.mean(part) for part in late]),
+                       "late_std": stats.summarize([np.std(part) for part in late])})
+        print(f"scales {name[0]}, weights {name[1]}: val accuracy of the last {LATE} epochs "
+              f"{stats.spread(models[i]['late_mean'], 2, 100)} %, which vary by "
+              f"{stats.spread(models[i]['late_std'], 3, 100)} pp")
     return "averaging", folder, {"seeds": seeds, "models": models, "seconds": seconds,
                                  "late_epochs": LATE, "network": FRONTIER[5]}
 

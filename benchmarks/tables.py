@@ -183,12 +183,12 @@ def frontier(read):
 def averaging(read):
     """The last epochs of training with and without averaged weights."""
     result = read("averaging")
-    rows = [[name, stats.spread(entry["late_mean"], 2, 100), stats.spread(entry["late_std"], 3, 100),
-             stats.spread(entry["test_acc"], 2, 100), entry["test_acc"]["n"]]
-            for name, entry in result["models"].items()]
+    rows = [[entry["scales"], entry["weights"], stats.spread(entry["late_mean"], 2, 100),
+             stats.spread(entry["late_std"], 3, 100), stats.spread(entry["test_acc"], 2, 100),
+             entry["test_acc"]["n"]] for entry in result["models"]]
     late = result["late_epochs"]
     return "\n".join([
-        results.table(["scales, weights", f"val accuracy of the last {late} epochs (%)",
+        results.table(["scales", "weights", f"val accuracy of the last {late} epochs (%)",
                        "their standard deviation (pp)", "test accuracy (%)", "seeds"], rows), "",
         f"{_shape(result['network']['LAYER_SIZES'])} W{result['network']['WEIGHT_BITS']}A"
         f"{result['network']['ACTIVATION_BITS']}. ± is the standard deviation over seeds. "

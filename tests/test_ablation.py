@@ -186,17 +186,18 @@ def test_frontier_study_measures_whole_files(study, monkeypatch):
 
 def test_averaging_study_measures_the_last_epochs(monkeypatch):
     """Their mean and spread, by hand."""
-    histories = iter(np.random.default_rng(0).uniform(0.9, 1, (8, 12)))
+    histories = iter(np.random.default_rng(0).uniform(0.9, 1, (12, 12)))
 
     def run(settings, study, points, data):
-        assert [point["SCALES"] for point in points] == 4 * ["calibrated"] + 4 * ["learned"]
+        assert [point["SCALES"] for point in points] == 4 * ["calibrated"] + 8 * ["learned"]
+        assert [point.get("FREEZE_SCALES") for point in points[4:]] == 4 * [1.0] + 4 * [None]
         return [experiment.Outcome(settings, None, None, {
             "status": "capped", "test_acc": 0.9, "history": {"val_acc": list(next(histories))}},
             None) for _ in points], "folder", {}
     monkeypatch.setattr(experiment, "run", run)
     _, _, content = ablation.averaging(config.load(["--ABLATION_SEEDS=2"]), None)
-    expected = np.random.default_rng(0).uniform(0.9, 1, (8, 12))[:2, 2:]
-    first = next(iter(content["models"].values()))
+    expected = np.random.default_rng(0).uniform(0.9, 1, (12, 12))[:2, 2:]
+    first = content["models"][0]
     assert first["late_mean"]["mean"] == pytest.approx(expected.mean())
     assert first["late_std"]["mean"] == pytest.approx(expected.std(axis=1).mean())
 

@@ -104,8 +104,8 @@ def made_up(seeds):
         "optimizer": optimizer_result(values),
         "bits": bits_result(values, values[::-1]),
         "frontier": {"networks": [network_of(values, 3_900)], "dataset": {"name": "MNIST"}, **MADE},
-        "averaging": {"models": {"learned, averaged": dict.fromkeys(
-                          ("late_mean", "late_std", "test_acc"), stats.summarize(values))},
+        "averaging": {"models": [{"scales": "calibrated", "weights": "last", **dict.fromkeys(
+                          ("late_mean", "late_std", "test_acc"), stats.summarize(values))}],
                       "late_epochs": 10, "network": network_of(values, 1), **MADE},
         "recipes": recipes_result(values), "recipes_fashion_mnist": recipes_result(values),
         "training_bench": {"epochs": dict.fromkeys(
