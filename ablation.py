@@ -144,8 +144,8 @@ def quantized_against_unquantized(settings, data):
 
 WIDTHS = (8, 6, 4, 3, 2, 1)     # bits of a weight
 # In float32, as free scales must be: then scales are all that differs.
-QAT = {"QAT_ENABLE": True, "SCALES": "learned", "PER_CHANNEL": True, "POWER_OF_TWO_SCALES": True,
-       "COMPUTE": "float32"}
+QAT = {"QAT_ENABLE": True, "SCALES": "learned", "FREEZE_SCALES": 0.25, "PER_CHANNEL": True,
+       "POWER_OF_TWO_SCALES": True, "COMPUTE": "float32"}
 # What is trained at each width: QAT as above, and with one thing changed.
 TRAININGS = {"learned": {}, "calibrated": {"SCALES": "calibrated"},
              "per-tensor": {"PER_CHANNEL": False},
@@ -237,13 +237,14 @@ def frontier(settings, data):
 LATE = 10                       # last epochs, whose spread says how much flipping scales disturb
 SCALES = {"calibrated": {"SCALES": "calibrated"},
           "learned to the end": {"SCALES": "learned", "FREEZE_SCALES": 1.0},
-          "learned, then frozen": {"SCALES": "learned"}}
-AVERAGING = {(scales, words): {**switches, "AVERAGING": decay} for scales, switches in SCALES.items()
+          "learned, then frozen": {"SCALES": "learned", "FREEZE_SCALES": 0.25}}
+AVERAGING = {(scales, words): {**switches, "AVERAGING": decay}
+             for scales, switches in SCALES.items()
              for words, decay in (("last", 0.0), ("averaged", 0.998))}
 
 
 def averaging(settings, data):
-    """The last epochs of a narrow net with and without averaged weights, for each kind of scales."""
+    """The last epochs of a narrow net with and without averaged weights, by kind of scales."""
     import numpy as np
 
     import experiment
@@ -307,7 +308,8 @@ def main(argv):
     words = config.words(argv)
     settings = config.load(argv, __doc__, also=words)
     if len(words) != 1 or words[0] not in (*STUDIES, "plots"):
-        raise InputError(f"name one study: {', '.join(STUDIES)}, or plots")
+        raise InputError(f"name one study: {', '.join(STUDIES)}, or plots; "
+                         f"not {' '.join(words) or 'none'}")
     if words == ["plots"]:
         draw_all(settings)
     else:

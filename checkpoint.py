@@ -196,7 +196,7 @@ def load(path):
 
 
 def load_quantized(path):
-    """load of an integer.Network; InputError for a float32 one."""
+    """As load; InputError, too, unless the network is an integer.Network."""
     network, facts = load(path)
     if not isinstance(network, integer.Network):
         raise InputError(f"{path} holds float32 weights, which have no integers to export; "

@@ -27,7 +27,7 @@ WEIGHT_BITS = 8                 # 1 ({-1, +1}), 2 (ternary) .. 8
 ACTIVATION_BITS = 8             # unsigned codes after ReLU; pixels are always their 8-bit bytes
 INPUT = 28                      # side: 28, 14 (2 x 2 means) or of the centre: 12, 10
 SCALES = "calibrated"           # by train images, in each epoch; learned: by LSQ's gradient, adamw's
-FREEZE_SCALES = 0.25            # share of MAX_EPOCHS after which learned scales stay as they are
+FREEZE_SCALES = 0.25            # learned scales stay after this share of MAX_EPOCHS, or one epoch
 PER_CHANNEL = True              # one weight scale per output channel in hidden layers; False: one
 POWER_OF_TWO_SCALES = True      # exact integer arithmetic; False: free scales, for studies only
 COMPUTE = "auto"                # of products: float32, bfloat16, int8; auto: the fastest here
@@ -320,7 +320,7 @@ def load(argv, about="", also=()):
 
 
 def words(argv):
-    """The arguments that are neither switches nor recipes: what a script makes of them is its own."""
+    """The arguments that are neither switches nor recipes; what they mean, the script knows."""
     return [word for word in argv if not word.startswith("-") and not word.endswith(".toml")]
 
 
@@ -337,7 +337,7 @@ def hyper(settings, **changes):
 
 def run_script(main):
     """Call main(argv) as a script: an InputError becomes one line on stderr and exit code 2."""
-    gc.set_threshold(100_000)       # JAX's import makes many objects and no garbage: a tenth of it
+    gc.set_threshold(100_000)       # JAX's import makes many objects: looking at them is slow
     try:
         with interrupt.watched():
             try:

@@ -22,6 +22,7 @@ from files import InputError, read_bytes, write_atomically
 # The file names LeCun gave them, as (images, labels) of the train and the test split.
 FILES = (("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
          ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"))
+HEAD = 2**16                    # bytes of a packed file that are sure to hold its header
 MAX_BYTES = 2**31               # of one file, packed or unpacked; more is refused
 SMALL, MAX_RATIO = 2**25, 100   # above SMALL bytes, a packed file may claim MAX_RATIO times its own
 SPLIT_SEED = 0                  # the val split is the same in every run, whatever SEED is
@@ -83,6 +84,11 @@ def _read_sums(folder):
     return sums
 
 
+def _take(content, limit):
+    """The first `limit` bytes of a file that is not packed."""
+    return content[:limit]
+
+
 def _unpack(content, limit):
     """The first `limit` bytes, or fewer, of what gzip packed, taking memory only as they come."""
     unpacker = zlib.decompressobj(wbits=31)     # at one go, so that other threads run meanwhile
@@ -98,23 +104,21 @@ def _unpack(content, limit):
     return unpacked
 
 
-def _parse_idx(path, ranks, content, is_packed, most):
+def _parse_idx(path, ranks, packed, unpack, most):
     """(array of uint8, SHA-256 digest of the unpacked file) of the bytes of an idx file.
 
-    The header's claim, `most` bytes or less, is checked before memory is taken for it.
+    The header's claim, `most` bytes or less, is checked before memory is taken for it. unpack: of
+    (bytes, limit): the first `limit` unpacked ones, or fewer.
     """
-    def unpacked(limit):
-        return _unpack(content, limit) if is_packed else content[:limit]
-
-    header = unpacked(4)
-    if header[:3] != b"\0\0\x08" or header[3] not in ranks:
-        raise InputError(f"{path} has the wrong magic 0x{header.hex()}; give an idx file")
-    header = unpacked(4 + 4 * header[3])
+    head = unpack(memoryview(packed)[:HEAD], 4 + 4 * max(ranks))
+    if head[:3] != b"\0\0\x08" or head[3] not in ranks:
+        raise InputError(f"{path} has the wrong magic 0x{head[:4].hex()}; give an idx file")
+    header = bytes(head[:4 + 4 * head[3]])
     shape = struct.unpack(f">{header[3]}I", header[4:])
     count = math.prod(shape)
     if not 0 < count <= most:
         raise InputError(f"{path} claims {count} bytes; 1 to {most} are accepted")
-    content = unpacked(len(header) + count + 1)
+    content = unpack(packed, len(header) + count + 1)
     if len(content) != len(header) + count:
         raise InputError(f"{path} holds {len(content) - len(header)} bytes or more, its header "
                          f"says {count}; copy the original again")
@@ -130,13 +134,14 @@ def _read_idx(path, ranks, sums):
         raise InputError(f"{path} has the wrong SHA-256: truncated or changed; copy it again")
     most = min(MAX_BYTES, max(SMALL, MAX_RATIO * len(content)))
     try:
-        return _parse_idx(path, ranks, content, path.suffix == ".gz", most)
+        return _parse_idx(path, ranks, content, _unpack if path.suffix == ".gz" else _take, most)
     except (EOFError, OSError, zlib.error, struct.error, IndexError):
         raise InputError(f"{path} is truncated or damaged; copy the original again") from None
 
 
-def _find(folder):
+def find(folder):
     """The paths of the four idx files in the order of FILES, packed or not; None for missing."""
+    folder = Path(folder)
     choices = [(folder / name, folder / f"{name}.gz") for pair in FILES for name in pair]
     return [next((path for path in both if os.path.lexists(path)), None) for both in choices]
 
@@ -145,11 +150,11 @@ def _find_or_fetch(folder):
     """The paths of the four idx files of a folder, which is filled first when it has none."""
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder; DATA_DIR needs the four idx files")
-    paths, name = _find(folder), _name_of(folder)
+    paths, name = find(folder), _name_of(folder)
     # Files beside a missing one are the user's: they are not replaced.
     fetchable = not any(paths) and re.fullmatch(r"[A-Za-z0-9_]{1,100}", name)
     if fetchable and fetch(name, folder):
-        paths = _find(folder)
+        paths = find(folder)
     if None in paths:
         missing = [name for pair in FILES for name in pair][paths.index(None)]
         raise InputError(f"{folder / missing}[.gz] is missing; DATA_DIR needs the four idx files. "

@@ -62,7 +62,7 @@ def decide(settings):
 
 
 def load_data(settings, dataset=None):
-    """The Data that the switches name; dataset: data.Dataset of DATA_DIR, if it is loaded already."""
+    """The Data that the switches name; dataset: data.Dataset of DATA_DIR, if it is there already."""
     dataset = dataset or data.load(settings.DATA_DIR)
     data.check_fits(dataset, settings.LAYER_SIZES, settings.INPUT)
     train, val = data.split_val(dataset.train, settings.VAL_EXAMPLES, settings.BATCH_SIZE)

@@ -87,7 +87,8 @@ def main(argv):
     settings = config.load(argv, __doc__, also=words)
     form, *chips = words or [""]
     if form not in FORMATS or chips and form != "firmware":
-        raise InputError(f"name one format: {', '.join(FORMATS)}; after firmware, chips")
+        raise InputError(f"name one format: {', '.join(FORMATS)}; after firmware, chips; "
+                         f"not {' '.join(words) or 'none'}")
     import checkpoint
     path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
                                               settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS,

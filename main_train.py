@@ -14,6 +14,7 @@ from pathlib import Path
 START = time.perf_counter()     # before the slow imports, so that the printed time is all of it
 
 import config                   # JAX is imported below, once the switches are known to be legal
+from files import InputError, check_writable
 
 
 def main(argv):
@@ -22,19 +23,19 @@ def main(argv):
         import ablation
         ablation.run(ablation.learning_rate, settings)
         return
-    from data import load
-    loading = ThreadPoolExecutor().submit(load, settings.DATA_DIR)      # while JAX is imported
-    import experiment
-    import runs
-    from files import InputError, check_writable
-    from results import copy, is_of, peak_memory, write_result
     check_writable(settings.RUNS_DIR, settings.WEIGHTS_DIR, settings.RESULTS_DIR)
     if settings.QAT_ENABLE and not settings.POWER_OF_TWO_SCALES:
         raise InputError("POWER_OF_TWO_SCALES = False has no integers to save: it is for the "
                          "ablations; set it to True to train a model")
+    from data import find, load
+    there = all(find(settings.DATA_DIR))        # else TensorFlow makes it, but not beside JAX
+    loading = there and ThreadPoolExecutor().submit(load, settings.DATA_DIR)
+    import experiment                           # and with it, meanwhile, JAX
+    import runs
+    from results import copy, is_of, peak_memory, write_result
     settings = experiment.set_up(settings)
     imported = time.perf_counter()
-    data = experiment.load_data(settings, loading.result())
+    data = experiment.load_data(settings, loading and loading.result())
     del loading                                 # it holds the images as they were before the split
     print(f"{data.name}: {len(data.train.labels):,} train, {len(data.val.labels):,} val, "
           f"{len(data.test.labels):,} test images; "

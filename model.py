@@ -136,7 +136,7 @@ def learned(layers, hyper):
 
 
 def with_scales(learned, layers, frozen=False):
-    """Learned leaves with the scales of these layers where they have none, or frozen, bool [].
+    """`learned` with the scales of `layers`: where it has none of its own, or if frozen, bool [].
 
     A learned exponent comes to rest at a half, where the steps from either side cancel, and changes
     to and fro until it is frozen. Source: Jain et al. 2020 (TQT, arXiv:1903.08066).
@@ -150,7 +150,7 @@ def with_scales(learned, layers, frozen=False):
 
 
 def set_scales(layers, images, hyper):
-    """Layers with the scale leaves that training starts an epoch with, or its first one.
+    """Layers with the scales for an epoch to begin with, or for averaged weights; learned: at first.
 
     Args:
       as of calibrate; hyper: SCALES, too.

@@ -18,7 +18,8 @@ def transposed(x, scale):
     """x.T in bfloat16, on a CPU as an array of its own; scale: traced, positive.
 
     XLA folds a transposition into the product, and for the folded product its CPU backend has no
-    bfloat16 kernel: it converts both operands to float32. A branch, always taken, keeps it apart.
+    bfloat16 kernel: it converts both operands to float32. A branch, always taken, keeps it apart;
+    the other one only has the right shape.
     """
     def apart(x):
         return lax.cond(scale[0, 0] > 0, lambda: x.astype(jnp.bfloat16).T,

@@ -1,4 +1,4 @@
-"""Training: a run is a lane, many lanes are a Sweep; one jitted epoch for all that go on."""
+"""Training: a run is a lane, many lanes are a Sweep; an epoch is a few jitted programs for all."""
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,7 +25,7 @@ METRICS = ("train_loss", "val_loss", "val_acc")     # mean nats, mean nats, frac
 class State(NamedTuple):
     """What one lane carries from epoch to epoch; in a Sweep every leaf has a leading axis K."""
     layers: list                # of model.Layer; of learned scales it holds log2
-    average: tuple              # optax's running mean of the layers; () without
+    average: tuple              # optax's running mean of what is learned; () without
     opt_state: tuple
     key: jax.Array
 
@@ -92,9 +92,9 @@ def train_epoch(state, rate, images, labels, epoch, hyper, mesh):
       The last N mod BATCH_SIZE images of the shuffle sit this epoch out.
     """
     shuffle_key, key = jax.random.split(state.key)
-    steps = len(images) // hyper.BATCH_SIZE
+    share, steps = hyper.FREEZE_SCALES, len(images) // hyper.BATCH_SIZE
     optimizer = make_optimizer(hyper, rate, steps)
-    frozen = epoch >= round(hyper.FREEZE_SCALES * hyper.MAX_EPOCHS)
+    frozen = epoch >= (round(share * hyper.MAX_EPOCHS) or int(share > 0))
     # Half the time of jax.random.permutation; a tie of bits only keeps two neighbours in order.
     order = jnp.argsort(jax.random.bits(shuffle_key, len(images)))[:steps * hyper.BATCH_SIZE]
     whole = partial(model.with_scales, layers=state.layers, frozen=frozen)
@@ -121,8 +121,8 @@ def train_epoch(state, rate, images, labels, epoch, hyper, mesh):
     return state, whole(learned), jnp.mean(losses)
 
 
-def evaluate(layers, images, hyper):
-    """What an epoch of one lane is judged by.
+def publish(layers, images, hyper):
+    """What an epoch of one lane is judged by, and deployed if it is the best.
 
     Args:
       layers: list of Layer, as training carries them; images: uint8 [N, I].
@@ -213,18 +213,18 @@ def _update(tree, rows, new):
 
 def _compile(mesh, hyper, counts, state, rate, images, labels, val_images):
     """What an epoch of a Sweep runs, by name: each program is compiled while the next is traced."""
-    def start(function, *args, seldom=True, one_by_one=None):
+    def begin(function, *args, seldom=True, one_by_one=None):
         lowered = devices.over_lanes(function, mesh, one_by_one).lower(counts, *args)
         return pool.submit(lowered.compile, integer.COMPILE_QUICKLY if seldom else None)
 
     with ThreadPoolExecutor(1) as pool:         # XLA itself uses every core; more would take memory
-        jobs = {"train": start(lambda lane, *data: train_epoch(*lane, *data, hyper, mesh),
+        jobs = {"train": begin(lambda lane, *data: train_epoch(*lane, *data, hyper, mesh),
                                (state, rate), images, labels, np.int32(0), seldom=False)}
         # Lane after lane, with the products of a single model, so that the bits are the same.
-        jobs["evaluate"] = start(lambda layers, images: evaluate(layers, images, hyper),
-                                 state.layers, val_images, one_by_one=True)
-        if hyper.QAT_ENABLE:                    # apart, because it runs before and after an epoch
-            jobs["set_scales"] = start(lambda layers, images: model.set_scales(
+        jobs["publish"] = begin(lambda layers, images: publish(layers, images, hyper),
+                                state.layers, val_images, one_by_one=True)
+        if hyper.QAT_ENABLE:    # apart, because calibration comes before an epoch and after it
+            jobs["set_scales"] = begin(lambda layers, images: model.set_scales(
                 layers, images[:CALIBRATION_IMAGES], hyper), state.layers, images)
         if hyper.AUGMENT:
             warp = jax.jit(partial(augment.epoch_warp, strength=hyper.AUGMENT),
@@ -265,7 +265,7 @@ def epochs(sweep, train, val, hyper):
         state, layers, train_loss = run["train"](counts_there, (state, rate), images, labels, epoch)
         if hyper.QAT_ENABLE and hyper.AVERAGING and not learns_scales:
             layers = run["set_scales"](counts_there, layers, images)
-        published, exact, logits = run["evaluate"](counts_there, layers, val_images)
+        published, exact, logits = run["publish"](counts_there, layers, val_images)
         logits, published, train_loss, exact, new = jax.tree.map(
             lambda a: a[real], devices.gather((logits, published, train_loss, exact, state)))
         rows = rows[real]

@@ -258,9 +258,9 @@ def training_speed(read):
         results.table(["one epoch of", "median (range) (s)", "× our QAT epoch"], rows), "",
         "Epochs are taken in turns, in one process. Ours computes its products in "
         f"{result['compute']}, which `COMPUTE = \"auto\"` chose.", "",
-        results.table(["one lane's epoch, evaluation included, in", "median (range) (s)",
+        results.table(["one lane's epoch in", "median (range) (s)",
                        "the sweep's against it"], lanes), "",
-        "Of products and update alone, every device has a lane. Measured GEMM rate: "
+        "Runs evaluate each epoch, too; of products and update alone, every device has a lane. Measured GEMM rate: "
         f"{result['gemm_gflops']:.0f} GFLOP/s. Saving the state after every epoch changes its time "
         f"by {100 * (saved / unsaved - 1):+.1f} %.", "", _whole_runs(result), "",
         "Whole runs follow one another, each in a process of its own; seconds are medians. "

@@ -193,8 +193,9 @@ def lane_epochs(settings, data, lanes):
 def lane_floors(settings, steps):
     """Seconds of a lane's FLOOR where every device has a lane, in float32 and in settings.COMPUTE."""
     count = len(jax.devices())
-    floors = {f"{FLOOR}, in {compute}": floor_epoch(config.hyper(settings, COMPUTE=compute), steps, count)
-              for compute in {"float32", settings.COMPUTE}}
+    floors = {f"{FLOOR}, in {compute}": floor_epoch(config.hyper(settings, COMPUTE=compute), steps,
+                                                    count)
+              for compute in dict.fromkeys(("float32", settings.COMPUTE))}
     return {name: [seconds / count for seconds in times]
             for name, times in timing.in_turns(floors, REPEATS).items()}
 
@@ -281,7 +282,7 @@ def main(argv):
               "sweep": lane_epochs(settings, data, lanes),
               **lane_floors(settings, len(data.train.labels) // settings.BATCH_SIZE)}
     for name, seconds in sweeps.items():
-        print(f"{name}: {np.median(seconds):.3f} s per lane-epoch, with its evaluation")
+        print(f"{name}: {np.median(seconds):.3f} s per lane-epoch")
     saving = saving_cost(settings, data)
     for name, seconds in saving.items():
         print(f"epoch, state {name:9s} {timing.spread(seconds, 3)} s")

@@ -190,7 +190,7 @@ def test_averaging_study_measures_the_last_epochs(monkeypatch):
 
     def run(settings, study, points, data):
         assert [point["SCALES"] for point in points] == 4 * ["calibrated"] + 8 * ["learned"]
-        assert [point.get("FREEZE_SCALES") for point in points[4:]] == 4 * [1.0] + 4 * [None]
+        assert [point.get("FREEZE_SCALES") for point in points[4:]] == 4 * [1.0] + 4 * [0.25]
         return [experiment.Outcome(settings, None, None, {
             "status": "capped", "test_acc": 0.9, "history": {"val_acc": list(next(histories))}},
             None) for _ in points], "folder", {}

@@ -248,6 +248,19 @@ def test_decompression_bomb_takes_little_memory(tiny):
         tracemalloc.stop()
 
 
+def test_wrong_magic_is_seen_before_the_file_is_unpacked(tiny):
+    """Of one that does not pack, so that its bytes are as many unpacked; they are read once."""
+    folder, *_ = tiny
+    noise = np.random.default_rng(0).bytes(2**23)
+    (folder / f"{data.FILES[0][0]}.gz").write_bytes(gzip.compress(noise, 1))
+    tracemalloc.start()
+    try:
+        one_line_error(folder)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * 2**23
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("name", [name for pair in data.FILES for name in pair])
 def test_missing_file_is_named(tiny, name):
     folder, *_ = tiny

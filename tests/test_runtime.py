@@ -87,7 +87,7 @@ def finish(running):
 
 @pytest.mark.parametrize("mode", ["lanes", "batch"])
 def test_two_processes_give_the_result_of_one(tmp_path, start, mode):
-    switches = (["--LR_ABLATION_MODE=True"] if mode == "lanes"
+    switches = (["--LR_ABLATION_MODE=True", "--AUGMENT=0.5"] if mode == "lanes"
                 else ["--MAX_EPOCHS=2", "--DATA_PARALLEL=True"])
     one, two = (start(tmp_path / str(n), *switches, processes=n) for n in (1, 2))
     _, first, second = finish(one + two)

@@ -248,6 +248,15 @@ def test_result_without_what_a_table_shows_is_an_input_error():
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("page", tables.PAGES)
+def test_results_in_the_project_have_what_their_tables_show(page):
+    def read(name):
+        return results.read_result(ROOT / "results" / f"{name}.json")
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert set(re.findall("<!-- /(.+) -->", text)) == set(tables.PAGES[page])
+    assert "|" in tables.render(text, tables.PAGES[page], read)
+
+
 def test_rendering_replaces_a_block_and_nothing_else(monkeypatch):
     monkeypatch.setitem(tables.TABLES, "models", lambda read: "fresh")
     text = "before\n<!-- models -->\nstale\nlines\n<!-- /models -->\nafter"

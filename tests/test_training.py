@@ -25,8 +25,8 @@ SETTINGS = config.load([])
 SMALL = {"LAYER_SIZES": (784, 32, 10), "BATCH_SIZE": 64, "MAX_EPOCHS": 3, "PATIENCE": 1,
          "OPTIMIZER": "sgd", "MOMENTUM": 0.0, "SCHEDULE": "constant", "WEIGHT_DECAY": 0.0,
          "LABEL_SMOOTHING": 0.0, "AVERAGING": 0.0, "AUGMENT": 0.0, "SCALES": "calibrated",
-         "COMPUTE": "float32"}
-KINDS = {"float32": {"QAT_ENABLE": False},
+         "FREEZE_SCALES": 1.0, "COMPUTE": "float32"}
+KINDS = {"float32": {"QAT_ENABLE": False}, "calibrated": {"AVERAGING": 0.9},
          "everything": {"WEIGHT_BITS": 6, "SCALES": "learned", "FREEZE_SCALES": 0.7, "INPUT": 10,
                         "LAYER_SIZES": (100, 32, 10), "WEIGHT_DECAY": 0.01, "LABEL_SMOOTHING": 0.1,
                         "AVERAGING": 0.9, "AUGMENT": 1.0, "COMPUTE": "bfloat16"}}
@@ -79,6 +79,7 @@ def test_sweep_goes_on_from_any_epoch_with_the_same_bits(parts, alone):
 
 @pytest.mark.parametrize("kind, rates, status", [
     ("everything", [0.3, 1e-7, 0.03, 0.1], ["capped", "guessing", "capped", "capped"]),
+    ("calibrated", [0.3, 0.2, 0.1], ["capped", "capped", "capped"]),
     ("float32", [1e30, 0.3, 0.1], ["diverged", "capped", "capped"])])
 def test_bits_of_a_lane_do_not_depend_on_its_company(parts, alone, monkeypatch, kind, rates,
                                                      status):
@@ -433,17 +434,40 @@ def test_learned_exponents_are_averaged_like_weights(parts, alone):
     assert_reloads_exactly(sweep, 0, parts[1], hyper)
 
 
-def test_frozen_exponents_stay_and_are_deployed_while_weights_go_on(alone):
-    """In each step, in the state and in what is published, though its weights are averaged."""
-    _, free, frozen = alone("everything")       # frozen after 0.7 of three epochs
-    begun, kept = (jax.tree.map(lambda a: a[0], sweep.state.layers) for sweep in (free, frozen))
-    assert all((a.w != b.w).any() for a, b in zip(begun, kept))
-    for a, b in zip(begun, kept):
-        np.testing.assert_array_equal(a.x_scale, b.x_scale)
-        np.testing.assert_array_equal(a.w_scale, b.w_scale)
-    assert frozen.best_epoch[0] == 3
-    for layer, exponent in zip(best_layers(frozen), kept):      # 6 bits here: no bound holds any
-        np.testing.assert_array_equal(layer.w_scale, 2.0 ** np.rint(exponent.w_scale))
+def test_frozen_exponents_hold_in_each_step_and_in_what_is_deployed(parts, alone):
+    """On a state whose exponents and their average round to other numbers than the frozen ones."""
+    hyper = make_hyper(**KINDS["everything"])   # frozen after 0.7 of three epochs
+    second = alone("everything")[1]
+
+    def moved(layers, by):
+        return [layer._replace(x_scale=np.rint(layer.x_scale) + np.float32(by),
+                               w_scale=np.rint(layer.w_scale) + np.float32(by)) for layer in layers]
+
+    average = second.state.average
+    outcomes = []
+    for by in (0.0, 0.49):                      # both round to the same exponents
+        state = second.state._replace(layers=moved(second.state.layers, by), average=average._replace(
+            ema=moved(average.ema, 0.8)))       # what is learned goes on from there, and is not used
+        outcomes.append(next(training.epochs(second._replace(state=state), *parts, hyper)))
+        for begun, kept in zip(state.layers, outcomes[-1].state.layers):
+            assert_same_bits(begun[2:], kept[2:])
+            assert (begun.w != kept.w).any()
+    rounded, beside = outcomes
+    assert_same_bits(rounded.history, beside.history)
+    assert rounded.best_epoch[0] == beside.best_epoch[0] == 3
+    assert_same_bits(rounded.best, beside.best)
+    for layer, exponent in zip(rounded.best, rounded.state.layers):     # 6 bits: no bound holds any
+        assert_same_bits(layer.w_scale, np.exp2(exponent.w_scale))
+        assert_same_bits(layer.x_scale[1:], np.exp2(exponent.x_scale)[1:])
+
+
+def test_scales_learn_however_few_epochs_there_are(parts):
+    """A share of one epoch is one epoch; of none, none."""
+    changes = {"SCALES": "learned", "OPTIMIZER": "adamw", "MAX_EPOCHS": 1, "LAYER_SIZES": (784, 10)}
+    for share, learns in ((0.25, True), (0.0, False)):
+        sweep = train(*parts, [1e-2], [0], make_hyper(FREEZE_SCALES=share, **changes))
+        exponent = sweep.state.layers[0].w_scale
+        assert (exponent != np.rint(exponent)).all() == learns
 
 
 def test_all_zero_images_train_without_nan(parts):

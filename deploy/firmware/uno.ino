@@ -4,9 +4,7 @@
  * with a line: the class, the logits, and the microseconds that they took. The page that
  * `main_export.py web` writes can send it what is drawn there.
  */
-extern "C" {
 #include "mlp.h"
-}
 
 static uint8_t image[MLP_INPUTS];
 
