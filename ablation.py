@@ -234,7 +234,8 @@ def frontier(settings, data):
     return "frontier", folder, {"seeds": seeds, "networks": networks, "seconds": seconds}
 
 
-LATE = 10                       # last epochs, whose spread says how much flipping scales disturb
+LONG = {"MAX_EPOCHS": 100, "PATIENCE": 100}     # what flipping costs shows late
+LATE = 20                       # last epochs, whose spread says how much flipping scales disturb
 SCALES = {"calibrated": {"SCALES": "calibrated"},
           "learned to the end": {"SCALES": "learned", "FREEZE_SCALES": 1.0},
           "learned, then frozen": {"SCALES": "learned", "FREEZE_SCALES": 0.25}}
@@ -250,7 +251,7 @@ def averaging(settings, data):
     import experiment
     import stats
     seeds = seeds_of(settings)
-    points = [{**BRIEFLY, **FRONTIER[5], **switches, "SEED": seed}
+    points = [{**BRIEFLY, **LONG, **FRONTIER[5], **switches, "SEED": seed}
               for switches in AVERAGING.values() for seed in seeds]
     outcomes, folder, seconds = experiment.run(settings, "averaging", points, data)
     models = []

@@ -186,7 +186,7 @@ def test_frontier_study_measures_whole_files(study, monkeypatch):
 
 def test_averaging_study_measures_the_last_epochs(monkeypatch):
     """Their mean and spread, by hand."""
-    histories = iter(np.random.default_rng(0).uniform(0.9, 1, (12, 12)))
+    histories = iter(np.random.default_rng(0).uniform(0.9, 1, (12, 22)))
 
     def run(settings, study, points, data):
         assert [point["SCALES"] for point in points] == 4 * ["calibrated"] + 8 * ["learned"]
@@ -196,7 +196,7 @@ def test_averaging_study_measures_the_last_epochs(monkeypatch):
             None) for _ in points], "folder", {}
     monkeypatch.setattr(experiment, "run", run)
     _, _, content = ablation.averaging(config.load(["--ABLATION_SEEDS=2"]), None)
-    expected = np.random.default_rng(0).uniform(0.9, 1, (12, 12))[:2, 2:]
+    expected = np.random.default_rng(0).uniform(0.9, 1, (12, 22))[:2, 2:]
     first = content["models"][0]
     assert first["late_mean"]["mean"] == pytest.approx(expected.mean())
     assert first["late_std"]["mean"] == pytest.approx(expected.std(axis=1).mean())
