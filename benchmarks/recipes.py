@@ -24,11 +24,12 @@ def result_name(dataset):
     return RESULTS if dataset == HOME else f"{RESULTS}_{dataset.lower().replace('-', '_')}"
 
 
-def header(entry, path, environment):
+def header(entry, path, dataset, environment):
     """The comment that opens a recipe: its claim, measured.
 
     Args:
-      entry: of the result's "recipes"; path: of the recipe; environment: as from results.
+      entry: of the result's "recipes"; path: of the recipe; dataset: its name; environment: as from
+      results.
     Returns:
       str, lines of a comment.
     """
@@ -37,7 +38,7 @@ def header(entry, path, environment):
     accuracy = stats.summarize([row["test_acc"] for row in rows])
     largest = max(row["file_bytes"] for row in rows)
     return "\n".join([
-        f"# {stats.spread(accuracy, 2, 100)} % of {HOME}'s test images, {len(rows)} seeds, "
+        f"# {stats.spread(accuracy, 2, 100)} % of {dataset}'s test images, {len(rows)} seeds, "
         f"{largest:,} bytes at most.",
         f"# {entry['seconds']:.0f} s for all seeds side by side: {environment['cpu']}, "
         f"{environment['cores']} cores.",
@@ -101,7 +102,7 @@ def main(argv):
         entry["environment"] = results.environment()
         results.write_result(target, {}, recipes=sorted(entries, key=lambda e: e["name"]),
                              dataset={"name": data.name, "sha256": data.sha256})
-        text = header(entry, path, entry["environment"])
+        text = header(entry, path, data.name, entry["environment"])
         print(f"{text}# {time.perf_counter() - start:.0f} s with all else")
         if data.name == HOME:
             recipe = read_bytes(path, MAX_BYTES).decode()

@@ -20,7 +20,7 @@ ENTRIES = {entry["name"]: entry for entry in RESULT["recipes"]}
 def test_header_of_a_recipe_is_its_result(path):
     text = path.read_text("utf-8")
     entry = ENTRIES[path.stem]
-    assert text.startswith(recipes.header(entry, Path("recipes") / path.name,
+    assert text.startswith(recipes.header(entry, Path("recipes") / path.name, recipes.HOME,
                                           entry["environment"]) + "\n")
     settings = config.load([str(path)])
     assert entry["layer_sizes"] == list(settings.LAYER_SIZES)
