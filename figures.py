@@ -42,6 +42,9 @@ def spread_out(positions, gap):
     return apart
 
 
+PASSES = 3                      # over the names of a figure
+
+
 def put_names(figure, axes, names, marks):
     """Names beside their points, each on the side where it covers the fewest marks and names.
 
@@ -49,7 +52,7 @@ def put_names(figure, axes, names, marks):
       names: list of (x, y, text, dict for annotate); marks: floats [N, 2], what to keep clear of.
     """
     figure.draw_without_rendering()             # so that positions are known
-    marks, taken = axes.transData.transform(marks), []
+    marks, places = axes.transData.transform(marks), []
     sides = [(x, y) for y in (-1, 1, 0) for x in (0, 1, -1) if x or y]
     for x, y, text, how in names:
         choices = []
@@ -60,13 +63,16 @@ def put_names(figure, axes, names, marks):
             box = name.get_window_extent().padded(9)
             inside = axes.bbox.fully_containsx(box.x0) and axes.bbox.fully_containsx(
                 box.x1) and axes.bbox.fully_containsy(box.y0)
-            cost = box.count_contains(marks) + 2 * box.count_overlaps(taken) + 9 * (not inside)
-            choices.append((cost, len(choices), name, box))
-        _, _, best, box = min(choices, key=lambda choice: choice[:2])
-        for _, _, name, _ in choices:
-            if name is not best:
+            choices.append((box.count_contains(marks) + 9 * (not inside), name, box))
+        places.append(choices)
+    best = [min(choices, key=lambda choice: choice[0]) for choices in places]
+    for i in PASSES * list(range(len(names))):  # each again, now that the others have their places
+        others = [box for j, (_, _, box) in enumerate(best) if j != i]
+        best[i] = min(places[i], key=lambda choice: choice[0] + 2 * choice[2].count_overlaps(others))
+    for choices, (_, kept, _) in zip(places, best):
+        for _, name, _ in choices:
+            if name is not kept:
                 name.remove()
-        taken.append(box)
 
 
 def _accuracy_axis(axes):
@@ -268,7 +274,7 @@ PEER = ("BitNetMCU, 4 bits", 14_500, 0.9902)    # its flash of all, as its autho
 def firmware(result):
     """Accuracy against the flash of the whole program, the chips' sizes as lines."""
     figure = Figure(figsize=(8.3, 4.6), layout="constrained")
-    axes, named = figure.subplots(), set()
+    axes, named, names = figure.subplots(), set(), []
     for row in sorted((row for row in result["rows"] if "flash" in row), key=lambda r: r["flash"]):
         marker, color = CHIP_STYLES[row["chip"]]
         error = 100 * (1 - row["test_acc"])
@@ -276,12 +282,10 @@ def firmware(result):
         if row["name"] not in named:
             named.add(row["name"])
             label = row["name"].split("/")[-1].split(".")[0].replace("weights_int8", "default")
-            axes.annotate(label, (row["flash"], error), (0, 7),
-                          textcoords="offset points", ha="center", fontsize=9, path_effects=OUTLINE)
+            names.append((row["flash"], error, label, {"fontsize": 9, "path_effects": OUTLINE}))
     name, size, accuracy = PEER
     axes.plot(size, 100 * (1 - accuracy), **PUBLISHED)
-    axes.annotate(name, (size, 100 * (1 - accuracy)), (0, -14), textcoords="offset points",
-                  ha="center", fontsize=9, path_effects=OUTLINE)
+    names.append((size, 100 * (1 - accuracy), name, {"fontsize": 9, "path_effects": OUTLINE}))
     axes.margins(y=0.1)
     axes.set_xscale("log")
     axes.set_xlim(4_000, 500_000)
@@ -303,4 +307,9 @@ def firmware(result):
                          for chip, (marker, color) in CHIP_STYLES.items()]
                 + [Line2D([], [], **PUBLISHED, label="published")], loc="lower left",
                 bbox_to_anchor=(0.5, 0), fontsize=9)
+    marks = [(x, y) for line in axes.lines if len(line.get_xdata()) == 1
+             for x, y in line.get_xydata()]
+    low, high = axes.get_ylim()
+    marks += [(size, y) for size in sizes for y in np.geomspace(low, high, 40)]     # the lines
+    put_names(figure, axes, names, np.array(marks))
     return figure
