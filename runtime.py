@@ -18,7 +18,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-import integer
 import quant
 from files import InputError, read_bytes, write_atomically
 from results import environment
@@ -26,7 +25,7 @@ from results import environment
 JOIN_SECONDS = 60               # to wait for the other processes at the start
 ZSTD = b"\x28\xb5\x2f\xfd"
 PROBE = (128, 784, 256)         # batch, inputs, outputs of the product that choose_compute times
-PROBE_CALLS = 15                # of each type, in turns
+PROBE_CALLS = 60                # of each type, in turns: with 15, noise decided now and then
 HEARTBEAT_SECONDS = 10          # a process silent this long is taken for dead: all others stop
 
 
@@ -132,7 +131,7 @@ def _probe(compute):
                              np.ones((batch, inputs), np.uint8), np.ones((1, 1), np.float32),
                              np.ones((1, outputs), np.float32),
                              np.ones((batch, outputs), np.float32)))
-    run = jax.jit(both, compiler_options=integer.COMPILE_QUICKLY)
+    run = jax.jit(both)                         # compiled like training
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.block_until_ready(run(*arrays))
         return lambda: jax.block_until_ready(run(*arrays))
