@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+import integer
 import quant
 from files import InputError, read_bytes, write_atomically
 from results import environment
@@ -25,7 +26,7 @@ from results import environment
 JOIN_SECONDS = 60               # to wait for the other processes at the start
 ZSTD = b"\x28\xb5\x2f\xfd"
 PROBE = (128, 784, 256)         # batch, inputs, outputs of the product that choose_compute times
-PROBE_CALLS = 60                # of each type, in turns: with 15, noise decided now and then
+PROBE_CALLS = 60                # of each type, in turns: of the least of 15, noise made some choices
 HEARTBEAT_SECONDS = 10          # a process silent this long is taken for dead: all others stop
 
 
@@ -131,14 +132,14 @@ def _probe(compute):
                              np.ones((batch, inputs), np.uint8), np.ones((1, 1), np.float32),
                              np.ones((1, outputs), np.float32),
                              np.ones((batch, outputs), np.float32)))
-    run = jax.jit(both)                         # compiled like training
+    run = jax.jit(both, compiler_options=integer.COMPILE_QUICKLY)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         jax.block_until_ready(run(*arrays))
         return lambda: jax.block_until_ready(run(*arrays))
 
 
 def _measure_computes():
-    """{COMPUTE: least seconds of PROBE's products}, of the types that have a kernel here."""
+    """{COMPUTE: median seconds of PROBE's products}, of the types that have a kernel here."""
     with ThreadPoolExecutor() as pool:          # they compile side by side
         probes = dict(zip(quant.COMPUTES, pool.map(_probe, quant.COMPUTES)))
     seconds = {compute: [] for compute, probe in probes.items() if probe}
@@ -147,7 +148,7 @@ def _measure_computes():
             begin = time.perf_counter()
             probes[compute]()
             times.append(time.perf_counter() - begin)
-    return {compute: min(times) for compute, times in seconds.items()}
+    return {compute: np.median(times) for compute, times in seconds.items()}
 
 
 def choose_compute(cache_dir=""):
