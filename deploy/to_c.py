@@ -56,13 +56,25 @@ def _array(kind, name, values):
     return f"static const {kind} {name}[] = {{\n" + ",\n".join(rows) + "\n};\n"
 
 
-def _header(title, network):
+def title(network):
+    """What the files of a network begin with."""
+    return (f"nanoQAT {integer.name(network)}, {'-'.join(map(str, integer.sizes(network)))}; "
+            "made by main_export.py.")
+
+
+def pooling(network):
+    """The line that has an engine pool the image, or none."""
+    return "" if network.input == integer.IMAGE_SIDE else (
+        f"#define MLP_POOLED {network.input}      /* side of the pooled image */\n")
+
+
+def _header(network):
     """mlp.h: what a caller needs to know."""
     more = """
 /* The logits of `count` images, one after the other. */
 void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count);
 """
-    return f"""/* {title} */
+    return f"""/* {title(network)} */
 #ifndef MLP_H
 #define MLP_H
 {declarations(network, more)}#endif
@@ -90,7 +102,7 @@ int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES]);
 """
 
 
-def _weights(title, network):
+def _weights(network):
     """(mlp_weights.h: the tables, and what mlp.c needs to know; bytes of the packed tables)."""
     bits, sizes = network.weight_bits, integer.sizes(network)
     packed, lanes, rest, table, flash = [], [], [], [], 0
@@ -107,10 +119,8 @@ def _weights(title, network):
             flash += layer.shift.nbytes
         inputs, outputs = layer.w_q.shape
         table.append(f"    {{{inputs}, {outputs}, mlp_w{i}, mlp_b{i}, {shift}}}")
-    pooled = "" if network.input == integer.IMAGE_SIDE else (
-        f"#define MLP_POOLED {network.input}      /* side of the pooled image */\n")
-    return f"""/* {title} */
-{pooled}#define MLP_LAYERS {len(network.layers)}
+    return f"""/* {title(network)} */
+{pooling(network)}#define MLP_LAYERS {len(network.layers)}
 #define MLP_FIELD_BITS {FIELD_BITS[bits]}
 #define MLP_STEP {2 if bits == 1 else 1}      /* weight = MLP_STEP * field - MLP_OFFSET */
 #define MLP_OFFSET {2 ** (bits - 1)}u
@@ -140,13 +150,13 @@ def _max_codes(network):
     return max(sizes[1:] if network.input == integer.IMAGE_SIDE else sizes)
 
 
-def _example(title, network):
+def _example(network):
     """example.c: the least program, which is a test: an image and its logits by NumPy."""
     count = integer.pixels(network.input, integer.sizes(network)[0])
     ramp = 97 * np.arange(count) % 512          # half of the bytes 0, the others of all kinds
     image = np.maximum(ramp - 256, 0).astype(np.uint8)
     logits = integer.make_engine(network, "numpy")(image[None])[0]
-    return f"""/* {title}
+    return f"""/* {title(network)}
  *
  * The least program, and a test vector: exits with 0 if the logits are right on this machine.
  *     cc -std=c99 -O3 mlp.c example.c -o example && ./example
@@ -176,13 +186,11 @@ def export(network):
       mlp_predict needs at most, buffers and calls.
     """
     sizes, fields = integer.sizes(network), 32 // FIELD_BITS[network.weight_bits]
-    title = (f"nanoQAT {integer.name(network)}, {'-'.join(map(str, sizes))}; "
-             "made by main_export.py.")
-    weights, flash = _weights(title, network)
+    weights, flash = _weights(network)
     sums = max(fields * math.ceil(outputs / fields) for outputs in sizes[1:])
     ram = 4 * sums + _max_codes(network) + min(256, max(sizes[:-1])) + FRAMES
     folder = Path(__file__).parent
-    return {"mlp.h": _header(title, network), "mlp_weights.h": weights,
+    return {"mlp.h": _header(network), "mlp_weights.h": weights,
             "mlp.c": (folder / "engine.c").read_text("utf-8"),
             "classify.c": (folder / "classify.c").read_text("utf-8"),
-            "example.c": _example(title, network)}, flash, ram
+            "example.c": _example(network)}, flash, ram

@@ -144,10 +144,7 @@ def header(network, lanes):
         rows.append(f"    {{mlp_w{i}, mlp_start{i}, {places}, {t.zero}u, {t.start.size}, "
                     f"{(t.inputs + 1) * bits}, {none}, {t.groups}, {t.code_bits}, {t.planes}, "
                     f"{t.shift}, {t.spread}}}")
-    pooled = "" if network.input == integer.IMAGE_SIDE else (
-        f"#define MLP_POOLED {network.input}      /* side of the pooled image */\n")
-    name = f"{integer.name(network)}, {'-'.join(map(str, sizes))}"
-    return f"""/* nanoQAT {name}; made by main_export.py. */
+    return f"""/* {to_c.title(network)} */
 #ifndef MLP_H
 #define MLP_H
 {to_c.declarations(network)}
@@ -160,7 +157,7 @@ def header(network, lanes):
 #endif
 typedef uint{lanes}_t mlp_word;
 
-{pooled}#define MLP_LANES {lanes}
+{to_c.pooling(network)}#define MLP_LANES {lanes}
 #define MLP_BITS {bits}
 #define MLP_OFFSET {2 ** (bits - 1)}u
 #define MLP_QBITS {network.activation_bits}
