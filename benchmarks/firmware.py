@@ -20,9 +20,9 @@ import numpy as np
 import checkpoint
 import config
 import data
-import experiment
 import integer
 import results
+import runtime
 from deploy import engines, to_firmware
 from deploy.engines import Missing
 from files import InputError, check_writable
@@ -162,13 +162,12 @@ def measure(network, chip, images, folder):
     Args:
       network: integer.Network; images: uint8 [N, pixels]; folder: Path, for the builds.
     """
-    elf, flash, _ = build(network, chip, folder)
+    elf, flash, static = build(network, chip, folder)
     if chip in QEMU:
         elf, _, static = build(network, chip, folder, "-DMEASURE")
         got, counts, stack = run_qemu(chip, elf, images)
         unit = "instructions"
     else:
-        elf, _, static = build(network, chip, folder)
         got, counts, stack = run_simavr(elf, static, images, folder)
         unit = "cycles"
     want = integer.make_engine(network, "numpy")(images)
@@ -234,7 +233,7 @@ def sanitize(networks, images, random_images):
 def main(argv):
     settings = config.load(argv, __doc__)
     check_writable(settings.RESULTS_DIR)
-    experiment.set_up(settings)
+    runtime.set_up(settings.CACHE_DIR)
     dataset, networks = data.load(settings.DATA_DIR), {}
     for name in NETWORKS:
         network, _ = checkpoint.load_quantized(Path(settings.WEIGHTS_DIR) / name)

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 
 import config
-import experiment
 import integer
 import model
 import results
+import runtime
 from benchmarks import load_network
 from deploy import engines, to_c
 
@@ -157,7 +157,7 @@ def compare(network, test_images, random_images):
 
 def main(argv):
     settings = config.load(argv, __doc__)
-    settings = experiment.set_up(settings)
+    runtime.set_up(settings.CACHE_DIR)
     paths = [settings.WEIGHTS]
     if not settings.WEIGHTS:
         paths += sorted(map(str, Path(settings.WEIGHTS_DIR).glob("recipes/*")))

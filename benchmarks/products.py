@@ -12,10 +12,10 @@ import numpy as np
 from jax import lax
 
 import config
-import experiment
 import narrow
 import quant
 import results
+import runtime
 from benchmarks import timing
 from files import check_writable
 
@@ -58,7 +58,7 @@ def contenders():
 def main(argv):
     settings = config.load(argv, __doc__)
     check_writable(settings.RESULTS_DIR)
-    experiment.set_up(settings)
+    runtime.set_up(settings.CACHE_DIR)
     flat = {(kernel, name): function for kernel, by_type in contenders().items()
             for name, function in by_type.items()}
     times, seconds = timing.in_turns(flat, REPEATS, CALLS), {}

@@ -260,9 +260,9 @@ def training_speed(read):
         f"{result['compute']}, which `COMPUTE = \"auto\"` chose.", "",
         results.table(["one lane's epoch in", "median (range) (s)",
                        "the sweep's against it"], lanes), "",
-        "Runs evaluate each epoch, too; of products and update alone, every device has a lane. Measured GEMM rate: "
-        f"{result['gemm_gflops']:.0f} GFLOP/s. Saving the state after every epoch changes its time "
-        f"by {100 * (saved / unsaved - 1):+.1f} %.", "", _whole_runs(result), "",
+        "Runs evaluate each epoch, too; of products and update alone, every device has a lane. "
+        f"Measured GEMM rate: {result['gemm_gflops']:.0f} GFLOP/s. Saving the state after every "
+        f"epoch changes its time by {100 * (saved / unsaved - 1):+.1f} %.", "", _whole_runs(result), "",
         "Whole runs follow one another, each in a process of its own; seconds are medians. "
         f"{_source(result)}"])
 
