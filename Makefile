@@ -54,7 +54,7 @@ fuzz: .venv/installed
 	$(PY) -B -m benchmarks.fuzz $(ARGS)
 
 readme: .venv/installed
-	$(PY) -B -m benchmarks.tables
+	$(PY) -B -m report.tables
 
 clean:
 	rm -rf .venv .cache deploy/out .pytest_cache .hypothesis

@@ -8,15 +8,15 @@ python3 ablation.py frontier     accuracy against whole-file bytes, over shape, 
 python3 ablation.py averaging    how much scales that flip disturb the last epochs, and the remedy
 python3 ablation.py plots        draw every plot again from results/
 """
-import signal
+from machine import script
 
-if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends, without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    script.begin()
 
 from pathlib import Path
 
 import config
-from files import InputError, check_writable
+from machine.files import InputError, check_writable
 
 
 def seeds_of(settings):
@@ -32,8 +32,7 @@ def best_rate(rows, folder):
     """
     import numpy as np
 
-    import experiment
-    import runs
+    from runner import experiment, state as runs
     losses = {}
     for row in rows:
         losses.setdefault(row["rate"], []).append(
@@ -48,7 +47,7 @@ def best_rate(rows, folder):
 
 def learning_rate(settings, data):
     """Epochs to stop and best validation loss against the learning rate."""
-    import experiment
+    from runner import experiment
     points = [{"LEARNING_RATE": rate, "SEED": seed, "MAX_EPOCHS": settings.ABLATION_MAX_EPOCHS}
               for rate in settings.LR_ABLATION_RATES for seed in seeds_of(settings)]
     outcomes, folder, seconds = experiment.run(settings, "lr_ablation", points, data)
@@ -72,8 +71,8 @@ OPTIMIZERS = {
 
 def optimizer(settings, data):
     """SGD, SGD with momentum and AdamW, each at its own best rate, chosen on validation."""
-    import experiment
-    import stats
+    from report import stats
+    from runner import experiment
     points = [{**switches, "LEARNING_RATE": rate, "SEED": seed,
                "MAX_EPOCHS": settings.ABLATION_MAX_EPOCHS}
               for switches, rates in OPTIMIZERS.values() for rate in rates
@@ -105,8 +104,8 @@ FLOAT32 = {"QAT_ENABLE": False, **NO_CODES}
 
 def quantized_against_unquantized(settings, data):
     """QAT, post-training quantization and float32 on the same seeds, each judged from its file."""
-    import experiment
-    import stats
+    from report import stats
+    from runner import experiment
     seeds = seeds_of(settings)
     points = [{**switches, "SEED": seed} for switches in (FLOAT32, {"QAT_ENABLE": True})
               for seed in seeds]
@@ -159,22 +158,22 @@ DIFFERENCES = {"learned - calibrated": ("calibrated", "learned"),
 
 def _accuracies(rows):
     """The test accuracy of each row; None for a run without a usable model."""
-    import experiment
+    from runner import experiment
     return [row["test_acc"] if row.get("status", "stopped") in experiment.USABLE else None
             for row in rows]
 
 
 def _entry(outcomes):
     """The rows of one model's seeds, and their test accuracy."""
-    import stats
+    from report import stats
     rows = [outcome.row for outcome in outcomes]
     return {"rows": rows, "test_acc": stats.summarize(_accuracies(rows))}
 
 
 def bits(settings, data):
     """QAT at each width with learned, calibrated, per-tensor and free scales; float32, rounded."""
-    import experiment
-    import stats
+    from report import stats
+    from runner import experiment
     seeds = seeds_of(settings)
     cells = [(width, name) for width in WIDTHS for name in TRAININGS]
     points = [{**FLOAT32, "SEED": seed} for seed in seeds]
@@ -218,8 +217,8 @@ BRIEFLY = {"OPTIMIZER": "adamw", "LEARNING_RATE": 0.004, "SCHEDULE": "cosine", "
 
 def frontier(settings, data):
     """Test accuracy against the bytes of the whole file, of each network in FRONTIER."""
-    import experiment
-    import stats
+    from report import stats
+    from runner import experiment
     seeds = seeds_of(settings)
     points = [{**BRIEFLY, **switches, "SEED": seed} for switches in FRONTIER for seed in seeds]
     outcomes, folder, seconds = experiment.run(settings, "frontier", points, data)
@@ -248,8 +247,8 @@ def averaging(settings, data):
     """The last epochs of a narrow net with and without averaged weights, by kind of scales."""
     import numpy as np
 
-    import experiment
-    import stats
+    from report import stats
+    from runner import experiment
     seeds = seeds_of(settings)
     points = [{**BRIEFLY, **LONG, **FRONTIER[5], **switches, "SEED": seed}
               for switches in AVERAGING.values() for seed in seeds]
@@ -271,10 +270,8 @@ def averaging(settings, data):
 def run(study, settings):
     """Run one study: its result and plot go to its folder in RUNS_DIR and, unless a better result
     is there, to RESULTS_DIR and PLOTS_DIR."""
-    import experiment
-    import plotting
-    import results
-    import runs
+    from report import draw, results
+    from runner import experiment, state as runs
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.PLOTS_DIR)
     settings = experiment.set_up(settings)
     data = experiment.load_data(settings)
@@ -282,23 +279,23 @@ def run(study, settings):
     results.write_result(folder / f"{name}.json", settings._asdict(),
                          rank=experiment.completed(content), **content,
                          dataset={"name": data.name, "sha256": data.sha256})
-    drawn = name in plotting.PLOTS
+    drawn = name in draw.PLOTS
     if drawn:
-        plotting.draw(name, folder, folder)
+        draw.draw(name, folder, folder)
     if results.publish(folder / f"{name}.json", settings.RESULTS_DIR) and drawn:
-        plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)   # beside the recipes there
+        draw.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)   # beside the recipes there
     runs.finish(folder)
 
 
 def draw_all(settings):
     """Draw every plot whose result is there."""
-    import plotting
-    found = [name for name in plotting.PLOTS
+    from report import draw
+    found = [name for name in draw.PLOTS
              if (Path(settings.RESULTS_DIR) / f"{name}.json").exists()]
     if not found:
         raise InputError(f"{settings.RESULTS_DIR} holds no result to draw; run a study first")
     for name in found:
-        plotting.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)
+        draw.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)
 
 
 STUDIES = {"lr": learning_rate, "quant": quantized_against_unquantized, "optimizer": optimizer,
@@ -318,4 +315,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

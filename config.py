@@ -3,19 +3,16 @@
 One switch a line: NAME = value  # its reason. `--help` prints these values and reasons.
 """
 import ast
-import gc
 import math
 import os
 import re
-import sys
 import tokenize
 import tomllib
 from collections import namedtuple
 from pathlib import Path
 
 import integer
-import interrupt
-from files import InputError, read_bytes
+from machine.files import InputError, read_bytes
 
 # Mode
 QAT_ENABLE = True               # fake-quantize in training and save integers; False: float32
@@ -30,7 +27,7 @@ SCALES = "calibrated"           # by train images, in each epoch; learned: by LS
 FREEZE_SCALES = 0.25            # learned scales stay after this share of MAX_EPOCHS, or one epoch
 PER_CHANNEL = True              # one weight scale per output channel in hidden layers; False: one
 POWER_OF_TWO_SCALES = True      # exact integer arithmetic; False: free scales, for studies only
-COMPUTE = "auto"                # of products: float32, bfloat16, int8; auto: the fastest here
+COMPUTE = "auto"                # of products: float32, bfloat16; auto: by the processor
 
 # Training
 OPTIMIZER = "sgd"               # sgd or adamw, both from optax
@@ -96,7 +93,7 @@ _TABLE = {
     "FREEZE_SCALES": _Switch(float, 0.25, (0, 1), hyper=True),
     "PER_CHANNEL": _Switch(bool, True, hyper=True),
     "POWER_OF_TWO_SCALES": _Switch(bool, True, hyper=True),
-    "COMPUTE": _Switch(str, "auto", ("auto", "float32", "bfloat16", "int8"), hyper=True),
+    "COMPUTE": _Switch(str, "auto", ("auto", "float32", "bfloat16"), hyper=True),
     "OPTIMIZER": _Switch(str, "sgd", ("sgd", "adamw"), hyper=True),
     "MOMENTUM": _Switch(float, 0.0, (0, 0.9999), hyper=True),
     "SCHEDULE": _Switch(str, "constant", ("constant", "cosine"), hyper=True),
@@ -208,8 +205,8 @@ def _faults(config):
     if config.AUGMENT and config.INPUT == integer.IMAGE_SIDE and (
             side < 2 or side**2 != config.LAYER_SIZES[0]):
         yield "AUGMENT", "0, or LAYER_SIZES that read square images"
-    if config.COMPUTE in ("bfloat16", "int8") and not config.POWER_OF_TWO_SCALES:
-        yield "COMPUTE", "auto or float32, or POWER_OF_TWO_SCALES = True: then 8 bits are exact"
+    if config.COMPUTE == "bfloat16" and not config.POWER_OF_TWO_SCALES:
+        yield "COMPUTE", "auto or float32, or POWER_OF_TWO_SCALES = True: then its products are exact"
     if config.FILE_FORMAT == "nqat" and not (config.QAT_ENABLE and config.POWER_OF_TWO_SCALES):
         yield "FILE_FORMAT", "npz, or QAT_ENABLE and POWER_OF_TWO_SCALES = True: it holds integers"
     if config.WARMUP_EPOCHS > config.MAX_EPOCHS:
@@ -333,23 +330,3 @@ def hyper(settings, **changes):
     """Hyper of `settings` with some switches changed, checked as load does (InputError)."""
     config = change(settings, **changes)
     return Hyper(*(getattr(config, name) for name in Hyper._fields))
-
-
-def run_script(main):
-    """Call main(argv) as a script: an InputError becomes one line on stderr and exit code 2."""
-    gc.set_threshold(100_000)       # JAX's import makes many objects: looking at them is slow
-    try:
-        with interrupt.watched():
-            try:
-                main(sys.argv[1:])
-            finally:
-                sys.stdout.flush()              # a closed pipe shows here, not at the exit
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except interrupt.Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:                     # as of `| head`; the exit would flush again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)

@@ -2,10 +2,7 @@
 
 A folder without them is filled once through tensorflow-datasets, if that knows its name.
 """
-import gzip
 import hashlib
-import io
-import math
 import os
 import re
 import struct
@@ -17,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 import integer
-from files import InputError, read_bytes, write_atomically
+from formats import idx
+from machine.files import InputError, read_bytes
 
 # The file names LeCun gave them, as (images, labels) of the train and the test split.
 FILES = (("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -61,13 +59,6 @@ def classes(dataset, count):
     return "a picture", tuple(map(str, range(count)))
 
 
-def write_idx(path, array):
-    """Write a uint8 array as an idx file, packed when path ends in .gz."""
-    content = struct.pack(f">4B{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
-    packed = Path(path).suffix == ".gz"
-    write_atomically(path, gzip.compress(content, 6, mtime=0) if packed else content)
-
-
 def _read_sums(folder):
     """dict of file name -> SHA-256 from SHA256SUMS, as `sha256sum` and `sha256sum -b` write it."""
     path = folder / "SHA256SUMS"
@@ -84,48 +75,6 @@ def _read_sums(folder):
     return sums
 
 
-def _take(content, limit):
-    """The first `limit` bytes of a file that is not packed."""
-    return content[:limit]
-
-
-def _unpack(content, limit):
-    """The first `limit` bytes, or fewer, of what gzip packed, taking memory only as they come."""
-    unpacker = zlib.decompressobj(wbits=31)     # at one go, so that other threads run meanwhile
-    unpacked = unpacker.decompress(content, limit)
-    if len(unpacked) < limit and unpacker.unused_data:      # rare: several members
-        pieces, stream = [], gzip.GzipFile(fileobj=io.BytesIO(content))
-        while limit > 0 and (piece := stream.read(min(limit, 2**20))):
-            pieces.append(piece)
-            limit -= len(piece)
-        return b"".join(pieces)
-    if len(unpacked) < limit and not unpacker.eof:
-        raise EOFError
-    return unpacked
-
-
-def _parse_idx(path, ranks, packed, unpack, most):
-    """(array of uint8, SHA-256 digest of the unpacked file) of the bytes of an idx file.
-
-    The header's claim, `most` bytes or less, is checked before memory is taken for it. unpack: of
-    (bytes, limit): the first `limit` unpacked ones, or fewer.
-    """
-    head = unpack(memoryview(packed)[:HEAD], 4 + 4 * max(ranks))
-    if head[:3] != b"\0\0\x08" or head[3] not in ranks:
-        raise InputError(f"{path} has the wrong magic 0x{head[:4].hex()}; give an idx file")
-    header = bytes(head[:4 + 4 * head[3]])
-    shape = struct.unpack(f">{header[3]}I", header[4:])
-    count = math.prod(shape)
-    if not 0 < count <= most:
-        raise InputError(f"{path} claims {count} bytes; 1 to {most} are accepted")
-    content = unpack(packed, len(header) + count + 1)
-    if len(content) != len(header) + count:
-        raise InputError(f"{path} holds {len(content) - len(header)} bytes or more, its header "
-                         f"says {count}; copy the original again")
-    return (np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape),
-            hashlib.sha256(content).digest())
-
-
 def _read_idx(path, ranks, sums):
     """_parse_idx of a file, packed or not; every damage becomes an InputError."""
     content = read_bytes(path, MAX_BYTES)
@@ -134,7 +83,7 @@ def _read_idx(path, ranks, sums):
         raise InputError(f"{path} has the wrong SHA-256: truncated or changed; copy it again")
     most = min(MAX_BYTES, max(SMALL, MAX_RATIO * len(content)))
     try:
-        return _parse_idx(path, ranks, content, _unpack if path.suffix == ".gz" else _take, most)
+        return idx.parse(path, content, ranks, most)
     except (EOFError, OSError, zlib.error, struct.error, IndexError):
         raise InputError(f"{path} is truncated or damaged; copy the original again") from None
 
@@ -233,7 +182,7 @@ def fetch(name, folder, builder=None):
                          f"{name!r}: {reason}") from None
     for pair, split in zip(FILES, arrays):
         for file, array in zip(pair, split):
-            write_idx(folder / f"{file}.gz", array)
+            idx.write(folder / f"{file}.gz", array)
     return True
 
 

@@ -6,16 +6,16 @@ python3 main_export.py firmware [CHIP ...] [recipes/NAME.toml] [--KEY=value ...]
 The same integers in each. WEIGHTS names the file; empty, it is the one that main_train.py saves.
 Output goes to deploy/out/. A CHIP is cortex-m0, cortex-m3, rv32ec or atmega328p; all without one.
 """
-import signal
+from machine import script
 
-if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends, without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    script.begin()
 
 from pathlib import Path
 
 import config
 import integer
-from files import InputError, write_atomically
+from machine.files import InputError, write_atomically
 
 OUT = Path(config.at_home("deploy/out"))
 
@@ -89,7 +89,7 @@ def main(argv):
     if form not in FORMATS or chips and form != "firmware":
         raise InputError(f"name one format: {', '.join(FORMATS)}; after firmware, chips; "
                          f"not {' '.join(words) or 'none'}")
-    import checkpoint
+    from formats import checkpoint
     path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
                                               settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS,
                            settings.FILE_FORMAT)
@@ -107,4 +107,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

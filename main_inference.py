@@ -2,17 +2,17 @@
 
 python3 main_inference.py [photo.png ...] [recipes/NAME.toml] [--KEY=value ...]
 """
-import signal
+from machine import script
 
-if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends, without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    script.begin()
 
 import sys
 import time
 from pathlib import Path
 
-import config                   # NumPy and JAX are imported below, once the switches are legal
-from files import InputError
+import config  # NumPy and JAX are imported below, once the switches are legal
+from machine.files import InputError
 
 NAME_WIDTH = 28                 # of a file in a line of 80 columns; of a longer one the end
 
@@ -24,7 +24,7 @@ def evaluate_file(path, network, facts, settings):
     import data
     import integer
     import predict
-    from results import write_result
+    from report.results import write_result
     dataset = data.load(settings.DATA_DIR)
     data.check_fits(dataset, integer.sizes(network), network.input)
     predictor = predict.make_predictor(network, settings.ENGINE)
@@ -67,8 +67,8 @@ def classify(network, files, settings):
     import numpy as np
 
     import integer
-    import photo
     import predict
+    from formats import photo
     pixels, inputs, doubts = integer.pixels(network.input, integer.sizes(network)[0]), {}, {}
     for file in files:
         try:
@@ -97,13 +97,13 @@ def classify(network, files, settings):
 def main(argv):
     files = config.words(argv)
     settings = config.load(argv, __doc__, also=files)
-    import checkpoint
+    from formats import checkpoint
     path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
                                               settings.WEIGHTS_DIR),
                            settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     network, facts = checkpoint.load(path)
     if settings.ENGINE == "jax":
-        import runtime
+        from machine import runtime
         runtime.set_up(settings.CACHE_DIR)
     if files:
         if not classify(network, files, settings):
@@ -113,4 +113,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

@@ -2,10 +2,10 @@
 
 python3 main_train.py [recipes/NAME.toml] [--KEY=value ...]
 """
-import signal
+from machine import script
 
-if __name__ == "__main__":      # until run_script takes over, Ctrl-C just ends, without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":
+    script.begin()
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +13,8 @@ from pathlib import Path
 
 START = time.perf_counter()     # before the slow imports, so that the printed time is all of it
 
-import config                   # JAX is imported below, once the switches are known to be legal
-from files import InputError, check_writable
+import config  # JAX is imported below, once the switches are known to be legal
+from machine.files import InputError, check_writable
 
 
 def main(argv):
@@ -30,9 +30,12 @@ def main(argv):
     from data import find, load
     there = all(find(settings.DATA_DIR))        # else TensorFlow makes it, but not beside JAX
     loading = there and ThreadPoolExecutor().submit(load, settings.DATA_DIR)
-    import experiment                           # and with it, meanwhile, JAX
-    import runs
-    from results import copy, is_of, peak_memory, write_result
+    from machine.facts import peak_memory
+    from report.results import copy, is_of, write_result
+    from runner import (
+        experiment,  # and with it, meanwhile, JAX
+        state as runs,
+    )
     settings = experiment.set_up(settings)
     imported = time.perf_counter()
     data = experiment.load_data(settings, loading and loading.result())
@@ -65,4 +68,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

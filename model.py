@@ -59,7 +59,10 @@ def affine(x, layer, hyper):
     if layer.w_scale is not None:
         acc_scale = lax.stop_gradient(layer.x_scale * layer.w_scale)
         b = quant.fake_quantize(b, acc_scale, quant.BIAS_BITS)
-    return quant.dot(x, layer.w, layer.x_scale, layer.w_scale, hyper) + b
+    if layer.w_scale is None:
+        return x @ layer.w + b
+    return quant.dot(x, layer.w, layer.x_scale, layer.w_scale, hyper.WEIGHT_BITS,
+                     hyper.COMPUTE) + b
 
 
 def activate(acc, scale, hyper):

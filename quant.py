@@ -12,14 +12,13 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-import narrow
 from integer import PIXEL_BITS, align, check_whole, code_range
 
 PIXEL_SCALE = 2.0**-PIXEL_BITS
 MIN_SCALE = 2.0**-20        # of an all-zero channel, so that no scale is zero
 MAX_EXPONENT = 60.0         # of a learned scale, far above any in use: float32 holds it
 BIAS_BITS = 24              # bias codes stay where float32 is exact
-COMPUTES = ("float32", "bfloat16", "int8")     # what products may be computed in
+COMPUTES = ("float32", "bfloat16")     # what products may be computed in
 ACC_TARGET = 2.0**23        # calibration's bound on |accumulator|; a factor 2 is left for drift
 
 
@@ -102,27 +101,82 @@ def ceil_power_of_two(x):
     return lax.bitcast_convert_type((bits + 0x007FFFFF) >> 23 << 23, jnp.float32)
 
 
-def dot(x, w, x_scale, w_scale, hyper):
+def dot(x, w, x_scale, w_scale, bits=8, compute="float32"):
     """The only matrix product of training: x @ fake_quantize(w).
 
     Args:
-      x: [B, I], float32, fake-quantized, or the uint8 codes of that; w: float32 [I, O]; x_scale:
-      float32 [1, 1]; w_scale: float32 [1, O] or [1, 1], or None: a plain float32 product; hyper:
-      WEIGHT_BITS and COMPUTE: "float32", or with powers of two as scales "bfloat16" or "int8". It
-      changes no bit of the result; those two round the incoming gradient to bfloat16.
+      x: [B, I], float32, fake-quantized, or the uint8 codes of that.
+      w: float32 [I, O].
+      x_scale: float32 [1, 1].
+      w_scale: float32 [1, O] or [1, 1]; None: a plain float32 product.
+      bits: of a weight, 1..8.
+      compute: "float32", or with powers of two as scales "bfloat16". It changes no bit of the result;
+        bfloat16 rounds the incoming gradient to that type.
     Returns:
       float32 [B, O].
     """
     if w_scale is None:
         return x @ w
-    w, x_scale = fake_quantize(w, w_scale, hyper.WEIGHT_BITS), lax.stop_gradient(x_scale)
-    if hyper.COMPUTE == "float32":
-        return (x.astype(jnp.float32) * x_scale if x.dtype == jnp.uint8 else x) @ w
-    if hyper.COMPUTE not in COMPUTES:
-        raise ValueError(f"COMPUTE = {hyper.COMPUTE!r} is none of {', '.join(COMPUTES)}; scripts "
-                         "decide auto at their start")
-    codes = x if x.dtype == jnp.uint8 else x * (1 / x_scale)
-    return narrow.dot(codes, w, w_scale, hyper.COMPUTE) * x_scale
+    if compute not in COMPUTES:
+        raise ValueError(f"COMPUTE = {compute!r} is none of {', '.join(COMPUTES)}; scripts decide "
+                         "auto at their start")
+    w, x_scale = fake_quantize(w, w_scale, bits), lax.stop_gradient(x_scale)
+    if compute == "bfloat16":
+        codes = x if x.dtype == jnp.uint8 else x * (1 / x_scale)
+        return narrow_dot(codes, w, w_scale) * x_scale
+    if x.dtype == jnp.uint8:
+        x = x.astype(jnp.float32) * x_scale
+    return x @ w
+
+
+@jax.custom_vjp
+def narrow_dot(x, w, w_scale):
+    """x @ w of codes x, uint8 or float32 [B, I], and fake-quantized w; the bits of float32's.
+
+    Gradient: products of the same operands in bfloat16, which holds each of them exactly, with the
+    incoming gradient rounded to bfloat16; float32 sums.
+    """
+    return _narrow_forward(x, w, w_scale)[0]
+
+
+def _narrow_forward(x, w, w_scale):
+    narrow_x, narrow_w = _to_bfloat16(x), _to_bfloat16(w)
+    saved = x if x.dtype == jnp.uint8 else narrow_x, narrow_w, w_scale
+    return lax.dot(narrow_x, narrow_w, preferred_element_type=jnp.float32), saved
+
+
+def _narrow_backward(saved, grad):
+    x, w, w_scale = saved
+    grad = grad.astype(jnp.bfloat16)
+    to_w = lax.dot(_transpose(x, w_scale), grad, preferred_element_type=jnp.float32)
+    if x.dtype == jnp.uint8:
+        return None, to_w, None
+    # Not w.T: only a product written without a transposition keeps its operands narrow.
+    to_x = lax.dot_general(grad, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return to_x, to_w, None
+
+
+narrow_dot.defvjp(_narrow_forward, _narrow_backward)
+
+
+def _to_bfloat16(codes):
+    """Codes, uint8 or float32 and times a power of two, in bfloat16: cut off, as they need no
+    rounding, which takes a CPU twice as long."""
+    bits = lax.bitcast_convert_type(codes.astype(jnp.float32), jnp.uint32) >> 16
+    return lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16)
+
+
+def _transpose(x, scale):
+    """x.T in bfloat16, on a CPU as an array of its own; scale: traced, positive.
+
+    XLA folds a transposition into the product, and for the folded product its CPU backend has no
+    bfloat16 kernel: it converts both operands to float32. A branch, always taken, keeps it apart;
+    the other one only has the right shape.
+    """
+    def apart(x):
+        return lax.cond(scale[0, 0] > 0, lambda: x.astype(jnp.bfloat16).T,
+                        lambda: x.astype(jnp.bfloat16).reshape(x.shape[::-1]))
+    return lax.platform_dependent(x, cpu=apart, default=lambda x: x.astype(jnp.bfloat16).T)
 
 
 def compute_scale(x, bits=8, signed=True, per_channel=False, power_of_two=True, floor=MIN_SCALE):

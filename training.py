@@ -11,10 +11,10 @@ import optax
 from jax import lax
 
 import augment
-import devices
 import integer
 import model
-import stats
+import predict
+from machine import devices
 
 CALIBRATION_IMAGES = 1_024      # of the train split; they set the static activation scales
 STATUS = ("running", "stopped", "capped", "diverged", "guessing", "inexact")
@@ -271,7 +271,7 @@ def epochs(sweep, train, val, hyper):
         rows = rows[real]
         metrics, can_deploy = np.full((lanes, len(METRICS)), np.nan), np.zeros(lanes, bool)
         for row, loss, lane_logits in zip(rows, train_loss, logits):
-            metrics[row] = loss, *stats.evaluate(lane_logits, val.labels)
+            metrics[row] = loss, *predict.score(lane_logits, val.labels)
         can_deploy[rows] = exact
         judged, improved = judge(sweep, metrics, can_deploy, hyper, guess)
         chosen = improved[rows]

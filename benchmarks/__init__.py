@@ -1,9 +1,9 @@
 """Measurements, and the pages that show them."""
 from pathlib import Path
 
-import checkpoint
 import data
 import integer
+from formats import checkpoint
 
 
 def load_network(settings):

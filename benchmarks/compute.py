@@ -8,11 +8,10 @@ resumed where they were left; a recipe measured before keeps its row until it is
 from pathlib import Path
 
 import config
-import experiment
-import results
-import runs
-import stats
-from files import InputError, check_writable
+from machine import script
+from machine.files import InputError, check_writable
+from report import results, stats
+from runner import experiment, state as runs
 
 DEFAULT = "config.py"           # what the switches give without a recipe
 RECIPES = (DEFAULT, "recipes/ternary.toml", "recipes/4kB.toml")
@@ -57,4 +56,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

@@ -22,8 +22,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 import data
-import results
 from data import Split
+from report import results
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("RUNS", "WEIGHTS", "RESULTS", "PLOTS")
@@ -38,7 +38,7 @@ CHILD = """
 import builtins, pathlib, resource, runpy, sys, time
 fault, pattern, *sys.argv = sys.argv[1:]
 sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
-import files
+from machine import files
 write, opened, clock = files.write_atomically, builtins.open, time.time
 def strike(size):
     if fault == "disk":

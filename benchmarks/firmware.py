@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
 import config
 import data
 import integer
-import results
-import runtime
 from deploy import engines, to_firmware
 from deploy.engines import Missing
-from files import InputError, check_writable
+from formats import checkpoint
+from machine import runtime, script
+from machine.files import InputError, check_writable
+from report import results
 
 NETWORKS = ("weights_int8.npz", "recipes/w4a4.npz", "recipes/ternary.npz", "recipes/binary.npz",
             "recipes/12kB.nqat", "recipes/mcu.nqat", "recipes/6kB.nqat", "recipes/4kB.nqat",
@@ -253,4 +253,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

@@ -22,23 +22,24 @@ import tempfile
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
 from tqdm import tqdm
 
-import checkpoint
 import config
 import data
-import photo
-import results
 from benchmarks import mutate
-from files import InputError
+from formats import checkpoint, photo
+from machine import facts, script
+from machine.files import InputError
+from report import results
 
 SECONDS, MEMORY = 2, 512_000_000    # of one input
 CODECS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be",
@@ -108,8 +109,8 @@ def compact(folder):
 
 def state(folder):
     """runs.load_state, as experiment.py calls it."""
-    import runs
     import training
+    from runner import state as runs
     path, machine = folder / "state0.npz", {"jax": "1.2.3", "devices": 1}
     hyper = config.hyper(config.load([]), LAYER_SIZES=SIZES, BATCH_SIZE=2, MAX_EPOCHS=9)
     fresh, seeds = training.start([0.1, 0.01], [0, 1], hyper), []
@@ -286,11 +287,11 @@ def fuzz(name, inputs, seed):
             loader.write(content)
             with contextlib.suppress(InputError):
                 loader.load()
-        before = peak = results.peak_memory() or 0
+        before = peak = facts.peak_memory() or 0
         for number in tqdm(range(inputs), name, unit="input", mininterval=1, disable=None):
             loader.write(make_input(loader, name, seed, number))
             ending, detail, seconds = attempt(loader.load, guard)
-            reached = results.peak_memory() or 0
+            reached = facts.peak_memory() or 0
             if reached > max(peak, before + MEMORY):
                 ending, detail = "failure", f"took {reached - before:,} bytes"
             peak, slowest = max(peak, reached), max(slowest, seconds)
@@ -335,4 +336,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

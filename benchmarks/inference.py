@@ -12,15 +12,16 @@ from pathlib import Path
 import numpy as np
 
 import config
-import experiment
 import integer
 import model
 import predict
 import quant
-import results
 from benchmarks import load_network, timing
 from deploy import engines, to_c
-from files import check_writable
+from machine import script
+from machine.files import check_writable
+from report import results
+from runner import experiment
 
 NOTE = ("C runs on one core, called from Python once per batch, plain where a processor has no dot "
         "product of bytes; the others use every core, unless they say one.")
@@ -120,4 +121,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

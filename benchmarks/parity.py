@@ -17,10 +17,10 @@ import numpy as np
 import config
 import integer
 import model
-import results
-import runtime
 from benchmarks import load_network
 from deploy import engines, to_c
+from machine import runtime, script
+from report import results
 
 RANDOM_IMAGES = 100_000         # of uniform bytes: codes and accumulators that no digit reaches
 SLOW_RANDOM_IMAGES = 10_000     # for JavaScript
@@ -177,4 +177,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

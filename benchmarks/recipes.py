@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import config
-from files import InputError, check_writable, read_bytes, write_atomically
+from machine import facts, script
+from machine.files import InputError, check_writable, read_bytes, write_atomically
 
 MAX_BYTES = 10_000               # of a recipe, as config reads it
 HOME = "MNIST"                  # the data set that the recipes were tuned on
@@ -33,7 +34,7 @@ def header(entry, path, dataset, environment):
     Returns:
       str, lines of a comment.
     """
-    import stats
+    from report import stats
     rows = entry["rows"]
     accuracy = stats.summarize([row["test_acc"] for row in rows])
     largest = max(row["file_bytes"] for row in rows)
@@ -55,7 +56,7 @@ def _with_header(text, lines):
 
 def measure(path, settings, data):
     """Train a recipe's seeds: an entry of the result, the first seed's Outcome, and the folder."""
-    import experiment
+    from runner import experiment
     name = path.stem
     points = [{"SEED": settings.SEED + i} for i in range(settings.ABLATION_SEEDS)]
     outcomes, folder, seconds = experiment.run(settings, f"recipe-{name}", points, data)
@@ -79,9 +80,8 @@ def main(argv):
     for path, settings in named.items():
         if not settings.POWER_OF_TWO_SCALES:
             raise InputError(f"{path}: POWER_OF_TWO_SCALES = False has no integers to save")
-    import experiment
-    import results
-    import runs
+    from report import results
+    from runner import experiment, state as runs
     settings = named[paths[0]]
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.WEIGHTS_DIR)
     experiment.set_up(settings)
@@ -99,7 +99,7 @@ def main(argv):
         except (InputError, KeyError):
             others = []
         entries = [other for other in others if other["name"] != entry["name"]] + [entry]
-        entry["environment"] = results.environment()
+        entry["environment"] = facts.environment()
         results.write_result(target, {}, recipes=sorted(entries, key=lambda e: e["name"]),
                              dataset={"name": data.name, "sha256": data.sha256})
         text = header(entry, path, data.name, entry["environment"])
@@ -113,4 +113,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

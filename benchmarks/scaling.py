@@ -13,13 +13,13 @@ from pathlib import Path
 import jax
 
 import config
-import experiment
-import plotting
-import results
 import training
 from benchmarks.training import flops_per_epoch, gemm_rate
 from data import Split
-from files import InputError, check_writable
+from machine import script
+from machine.files import InputError, check_writable
+from report import draw, results
+from runner import experiment
 
 IMAGES = 8_192                  # of the train split; times are scaled up to all of it
 EPOCHS = 4                      # per point; the first is dropped
@@ -85,8 +85,8 @@ def main(argv):
             entry["gemm_limit"] = flops_per_epoch(point["LAYER_SIZES"], batch, steps) / rate
     results.write_result(Path(settings.RESULTS_DIR) / "scaling.json", settings._asdict(),
                          points=points, gemm_gflops=rate / 1e9)
-    plotting.draw("scaling", settings.RESULTS_DIR, settings.PLOTS_DIR)
+    draw.draw("scaling", settings.RESULTS_DIR, settings.PLOTS_DIR)
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

@@ -15,8 +15,8 @@ import numpy as np
 
 import config
 import data
-import experiment
-import results
+from report import results
+from runner import experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 WARM = 10                       # runs after which caches have their size

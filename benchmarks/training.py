@@ -17,16 +17,14 @@ import numpy as np
 from jax import lax
 
 import config
-import devices
-import experiment
 import model
-import narrow
 import quant
-import results
-import runs
 import training
 from benchmarks import timing
-from files import InputError, check_writable
+from machine import devices, script
+from machine.files import InputError, check_writable
+from report import results
+from runner import experiment, state as runs
 
 REPEATS = 7
 SAVED_EPOCHS = 5                # in a block with or without saving
@@ -77,7 +75,7 @@ def floor_epoch(hyper, steps, lanes=1, rate=1e-6):
 
     def chain(weights, x, scale):
         for w in weights:
-            x = x @ w if hyper.COMPUTE == "float32" else narrow.dot(x, w, scale, hyper.COMPUTE)
+            x = x @ w if hyper.COMPUTE == "float32" else quant.narrow_dot(x, w, scale)
         return x
 
     def lane(weights, x, scale):
@@ -301,4 +299,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

@@ -3,9 +3,9 @@ import base64
 import json
 from pathlib import Path
 
-import checkpoint
 import data
 import integer
+from formats import checkpoint
 
 
 def export(network, dataset=""):

@@ -14,17 +14,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import hypothesis
+import jax
 import numpy as np
 import pytest
-
-import jax
 
 import config
 import data
 import model
 import predict
-import runtime
 import training
+from machine import runtime
+from machine.script import run
 
 # Programs compiled in this session, shared by its workers and the scripts they start.
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
@@ -125,7 +125,7 @@ def script(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
         code = 0
         try:
-            config.run_script(main)
+            run(main)
         except SystemExit as stop:
             code = stop.code
         captured = capsys.readouterr()

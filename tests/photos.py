@@ -14,14 +14,14 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-import checkpoint
 import config
 import data
-import photo
 import predict
 from benchmarks import load_network
-from files import check_writable
-from results import write_result
+from formats import checkpoint, photo
+from machine import script
+from machine.files import check_writable
+from report.results import write_result
 
 COUNT = 48                      # drawings of each condition: a third each of fonts, strokes, MNIST
 FLOOR = 46                      # of them that must be read
@@ -329,4 +329,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

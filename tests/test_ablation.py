@@ -4,18 +4,14 @@ import zlib
 
 import numpy as np
 import pytest
+from test_scripts import TINY, assert_refused, places
 
 import ablation
 import config
-import experiment
-import figures
 import main_train
-import plotting
-import published
-import results
-import stats
-from files import InputError
-from test_scripts import TINY, assert_refused, places
+from machine.files import InputError
+from report import draw, figures, published, results, stats
+from runner import experiment
 
 
 @pytest.fixture(scope="module")
@@ -217,9 +213,9 @@ def test_plots_show_recipes_and_published_points(fake_runs, monkeypatch, script,
                              dataset={"name": "MNIST"})
     (tmp_path / "recipes.json").write_text(json.dumps({"recipes": [
         {"name": "tiny", "rows": [{"test_acc": 0.98, "status": "capped", "file_bytes": 3_900}]}]}))
-    drawn, draw = [], figures.frontier
-    monkeypatch.setitem(plotting.PLOTS, "frontier",
-                        (lambda result: drawn.append(draw(result)) or drawn[0], "frontier.png"))
+    drawn, function = [], figures.frontier
+    monkeypatch.setitem(draw.PLOTS, "frontier",
+                        (lambda result: drawn.append(function(result)) or drawn[0], "frontier.png"))
     code, lines, errors = script(ablation.main, "plots", f"--RESULTS_DIR={tmp_path}",
                                  f"--PLOTS_DIR={tmp_path}")
     assert (code, errors) == (0, [])

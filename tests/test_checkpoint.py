@@ -14,13 +14,12 @@ import zipfile
 import numpy as np
 import pytest
 
-import checkpoint
-import files
 import integer
-import npz
 import oracle
 from conftest import ROOT
-from files import InputError
+from formats import checkpoint, npz
+from machine import files
+from machine.files import InputError
 
 SIZES = (7, 5, 3)               # odd, so that packed bytes end inside a byte
 FACTS = {"note": "naïve ☃", "number": 0.1, "switches": {"SEED": 3}}
@@ -537,7 +536,8 @@ def test_weights_run_where_jax_cannot_be_imported(rng, tmp_path):
 import sys
 sys.modules["jax"] = None
 sys.path.insert(0, {str(ROOT)!r})
-import numpy, checkpoint, integer
+import numpy, integer
+from formats import checkpoint
 network, facts = checkpoint.load("w.npz")
 engine = integer.make_engine(network, "numpy")
 numpy.save("acc.npy", engine(numpy.load("images.npy")))

@@ -11,7 +11,7 @@ import pytest
 
 import config
 import integer
-from files import InputError
+from machine.files import InputError
 
 ROOT = Path(config.__file__).parent
 SOURCE = (ROOT / "config.py").read_text(encoding="utf-8")
@@ -134,7 +134,7 @@ ILLEGAL = [
     ("METRIC", "test_acc", "val_loss or val_acc"), ("ENGINE", "torch", "jax or numpy"),
     ("BATCH_SIZE", "0", "int in 1"), ("MAX_EPOCHS", "0", "int in 1"), ("SEED", "-1", "int in 0"),
     ("MIN_DELTA", "-1", "float in 0"), ("MOMENTUM", "1", "0.9999"),
-    ("WARMUP_EPOCHS", "101", "MAX_EPOCHS"), ("COMPUTE", "float16", "float32 or bfloat16 or int8"),
+    ("WARMUP_EPOCHS", "101", "MAX_EPOCHS"), ("COMPUTE", "float16", "float32 or bfloat16"),
     ("SCALES", "free", "calibrated or learned"), ("FREEZE_SCALES", "1.5", "0..1"), ("FILE_FORMAT", "onnx", "npz or nqat"),
     ("WEIGHT_DECAY", "-0.1", "0..10"), ("WEIGHT_DECAY", "11", "0..10"),
     ("LABEL_SMOOTHING", "1", "0..0.9"), ("LABEL_SMOOTHING", "-0.1", "0..0.9"),
@@ -385,7 +385,7 @@ def test_import_is_light():
 
 
 def test_help_ends_quietly_in_a_closed_pipe():
-    process = start("config.run_script(lambda argv: config.load(['--help']))")
+    process = start("script.run(lambda argv: config.load(['--help']))")
     process.stdout.close()                      # before the script has come to print
     with process:
         assert process.stderr.read() == ""
@@ -400,7 +400,7 @@ def test_recipe_is_utf8_in_any_locale(recipe):
 
 
 def test_script_ends_in_one_line_and_code_2_at_an_input_error():
-    process = start("config.run_script(config.load)", "--SEED=-1")
+    process = start("script.run(config.load)", "--SEED=-1")
     assert process.communicate() == (
         "", "error: SEED = -1 is not legal; give int in 0..2147483647\n")
     assert process.returncode == 2
@@ -408,7 +408,7 @@ def test_script_ends_in_one_line_and_code_2_at_an_input_error():
 
 def test_script_ends_in_one_line_and_code_130_at_ctrl_c():
     process = start("import time; "
-                    "config.run_script(lambda argv: (print('on', flush=True), time.sleep(60)))")
+                    "script.run(lambda argv: (print('on', flush=True), time.sleep(60)))")
     assert process.stdout.readline() == "on\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate() == ("", "interrupted\n")
@@ -416,6 +416,6 @@ def test_script_ends_in_one_line_and_code_130_at_ctrl_c():
 
 
 def test_script_that_succeeds_gets_its_arguments_and_just_ends():
-    process = start("config.run_script(print)", "a", "--b")
+    process = start("script.run(print)", "a", "--b")
     assert process.communicate() == ("['a', '--b']\n", "")
     assert process.returncode == 0

@@ -12,7 +12,7 @@ import pytest
 
 import data
 from conftest import ROOT, write_folder, write_idx
-from files import InputError
+from machine.files import InputError
 
 MNIST = ROOT / "datasets" / "mnist"
 

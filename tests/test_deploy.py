@@ -5,20 +5,19 @@ import subprocess
 import sys
 
 import numpy as np
+import photos
 import pytest
 from PIL import Image
 
-import checkpoint
 import data
 import integer
 import main_export
 import model
 import oracle
-import photo
-import photos
 from benchmarks import inference, parity
 from conftest import CACHE, ROOT, write_folder, write_idx
 from deploy import engines, to_c, to_web
+from formats import checkpoint, photo
 
 SIZES = (784, 37, 22, 10)       # no multiple of a SIMD width or of the fields in a word
 WIDTHS = [(8, 8), (7, 5), (5, 1), (4, 8), (3, 4), (2, 2), (1, 8), (1, 1)]

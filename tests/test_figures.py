@@ -4,10 +4,7 @@ import pytest
 from hypothesis import given, strategies as st
 from matplotlib.figure import Figure
 
-import figures
-import plotting
-import rates
-import stats
+from report import draw, figures, rates, stats
 
 CONFIG = {"LAYER_SIZES": [784, 8, 10], "PATIENCE": 5, "MIN_DELTA": 0.0005}
 
@@ -85,8 +82,8 @@ def test_quantization_figure_says_its_differences_and_how_many_times_smaller():
         {"val_loss": 1 - value, "test_acc": value, "file_bytes": 84_000 if name == "float32"
          else 20_000} for value in values]} for name, values in accuracies.items()}
     difference = stats.compare_seeds(accuracies["ptq"], accuracies["qat"])
-    draw, _ = plotting.PLOTS["quant_vs_unquant"]
-    figure = draw({"models": models, "seeds": [0, 1], "dataset": {"name": "MNIST"},
+    function, _ = draw.PLOTS["quant_vs_unquant"]
+    figure = function({"models": models, "seeds": [0, 1], "dataset": {"name": "MNIST"},
                    "config": CONFIG, "comparisons": {"qat - ptq": {"test_acc": difference}}})
     figure.draw_without_rendering()
     *values, sizes = figure.axes

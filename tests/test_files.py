@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-import files
 from conftest import ROOT
-from files import InputError
+from machine import files
+from machine.files import InputError
 
 
 def one_line(call, *arguments):
@@ -71,7 +71,7 @@ def test_readers_see_the_old_or_the_new_file_whole(tmp_path):
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
-import files
+from machine import files
 os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 files.write_atomically(sys.argv[2], b"half")
 """
@@ -112,7 +112,7 @@ def test_only_stale_files_of_ours_are_deleted(tmp_path, dead_pid):
 PROBE = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-import files
+from machine import files
 end = time.monotonic() + 0.5                    # both run for most of it
 while time.monotonic() < end:
     files.check_writable(sys.argv[2])

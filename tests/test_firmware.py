@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_deploy import CASES, drag, make_network, random_images
 
-import checkpoint
 import integer
 import main_export
 import oracle
 from benchmarks import firmware
 from conftest import ROOT
 from deploy import engines, to_firmware, to_web
-from test_deploy import CASES, drag, make_network, need, random_images
+from formats import checkpoint
 
 CHIPS = list(to_firmware.CHIPS)
 SMALL = (144, 40, 33, 10)           # no multiple of a word

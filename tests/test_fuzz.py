@@ -15,18 +15,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import checkpoint
 import config
 import data
 import integer
-import npz
-import photo
-import results
-import runs
 import training
 from benchmarks import fuzz, mutate
 from conftest import ROOT
-from files import InputError
+from formats import checkpoint, npz, photo
+from machine.files import InputError
+from report import results
+from runner import state as runs
 
 LIMIT = 512_000_000             # bytes of memory for any file
 
@@ -251,15 +249,17 @@ def growth(path):
     """(message or "", bytes of memory that reading an image adds at its peak), in a new process."""
     program = f"""
 import sys; sys.path.insert(0, {str(ROOT)!r})
-import photo, results
-from files import InputError
+from formats import photo
+from machine import facts
+from report import results
+from machine.files import InputError
 for path in sys.argv[1:]:
-    before, message = results.peak_memory(), ""
+    before, message = facts.peak_memory(), ""
     try:
         photo.read_digit(path, 784)
     except InputError as error:
         message = str(error)
-print(results.peak_memory() - before)
+print(facts.peak_memory() - before)
 print(message)
 """
     small = path.with_name("small.png")         # it loads Pillow before anything is measured

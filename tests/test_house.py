@@ -10,7 +10,7 @@ import integer
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FOLDERS = ("benchmarks", "deploy", "theory")
+FOLDERS = ("benchmarks", "deploy", "formats", "machine", "report", "runner", "theory")
 
 
 def floors():
@@ -112,8 +112,11 @@ def test_importing_changes_no_flag_of_jax_or_matplotlib():
 import sys; sys.path.insert(0, %r)
 import jax, matplotlib
 before = dict(jax.config.values), dict(matplotlib.rcParams)
-import ablation, checkpoint, config, data, experiment, integer, model, photo, plotting, predict
-import quant, results, runs, runtime, stats, training
+import ablation, config, data, integer, model, predict, quant, training
+from formats import checkpoint, photo
+from machine import runtime
+from report import draw, results, stats
+from runner import experiment, state
 assert before == (dict(jax.config.values), dict(matplotlib.rcParams))
 assert jax._src.xla_bridge._backends == {}
 """

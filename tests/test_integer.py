@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
 
-import checkpoint
 import integer
 import model
 import oracle
-import stats
+import predict
 from conftest import ROOT, best_layers
+from formats import checkpoint
 
 LIMIT = 2**24                   # of |accumulator|
 
@@ -133,7 +133,7 @@ def test_all_100000_test_logits_of_a_trained_network_are_exact(trained, mnist):
     assert np.count_nonzero(trained.predict(test.images) != logits) == 0
     assert np.abs(expected).max() < LIMIT
     # A network that learned nothing would prove little: 1 in 10 is chance.
-    assert stats.evaluate(logits, test.labels)[1] > 0.85
+    assert predict.score(logits, test.labels)[1] > 0.85
 
 
 def test_numpy_engine_equals_jax_engine_on_a_trained_network(trained, mnist):
@@ -372,7 +372,8 @@ def version(name):
         raise metadata.PackageNotFoundError(name)
     return found(name)
 metadata.version = version
-import checkpoint, integer, main_inference
+import integer, main_inference
+from formats import checkpoint
 main_inference.main(sys.argv[1:])
 """
     done = subprocess.run([sys.executable, "-c", program, f"--WEIGHTS={path}", "--ENGINE=numpy",

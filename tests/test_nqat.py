@@ -9,17 +9,16 @@ import zlib
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from test_checkpoint import assert_same_networks
 
-import checkpoint
 import config
-import experiment
 import integer
 import main_inference
-import nqat
 import oracle
 from conftest import ROOT, rows_of
-from files import InputError
-from test_checkpoint import assert_same_networks
+from formats import checkpoint, nqat
+from machine.files import InputError
+from runner import experiment
 
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 SIZES = (7, 5, 3)

@@ -1,17 +1,16 @@
 """photo: what a photo of a digit becomes, whatever its size, colours and paper."""
 import numpy as np
+import photos
 import pytest
 from PIL import Image, ImageDraw
 
-import checkpoint
 import data
 import main_inference
 import oracle
-import photo
-import photos
 import predict
 from conftest import ROOT, rows_of
-from files import InputError
+from formats import checkpoint, photo
+from machine.files import InputError
 
 
 def draw_seven(path, ink=0, paper=255, size=(200, 300), offset=(0, 0), mode="L"):

@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 import config
-import experiment
-import progress
 import training
+from runner import experiment, progress
 
 
 def sweep_of(lanes, epochs, hyper, rng):

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint
 import config
 import integer
 from benchmarks import recipes
 from conftest import ROOT
-from files import InputError
+from formats import checkpoint
+from machine.files import InputError
 
 PATHS = sorted((ROOT / "recipes").glob("*.toml"))
 RESULT = json.loads((ROOT / "results" / "recipes.json").read_text("utf-8"))

@@ -7,9 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-import results
 from conftest import ROOT
-from files import InputError
+from machine import facts
+from machine.files import InputError
+from report import results
 
 
 @pytest.fixture
@@ -28,13 +29,13 @@ def test_result_has_its_content_switches_and_environment(write, tmp_path, capsys
     assert capsys.readouterr().out == f"wrote {tmp_path / 'a.json'}\n"
     assert stored.pop("config") == {"LAYER_SIZES": [784, 10], "SEED": 3}
     assert stored.pop("command") == "python3 main_train.py"
-    assert stored.pop("environment") == json.loads(json.dumps(results.environment()))
+    assert stored.pop("environment") == json.loads(json.dumps(facts.environment()))
     assert stored == content                    # floats keep every bit
     assert results.read_result(tmp_path / "a.json")["runs"] == content["runs"]
 
 
 def test_environment_names_machine_and_versions():
-    environment = results.environment()
+    environment = facts.environment()
     assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
     assert environment["numpy"] == np.__version__ and environment["cores"] >= 1
     assert {"cpu", "platform", "jax", "jaxlib", "optax"} <= set(environment)
@@ -43,11 +44,11 @@ def test_environment_names_machine_and_versions():
 PEAK = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import results
-before = results.peak_memory()
+from report import results
+before = facts.peak_memory()
 block = bytearray(b"1") * 100_000_000
 del block
-print(before or 0, results.peak_memory() or 0)
+print(before or 0, facts.peak_memory() or 0)
 """
 
 

@@ -11,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_scripts import TINY, assert_refused, places
 
 import ablation
 import config
-import experiment
-import files
 import main_train
-import runs
 from conftest import ROOT, wait_for_epoch
-from files import InputError
-from test_scripts import TINY, assert_refused, places
+from machine import files
+from machine.files import InputError
+from runner import experiment, state as runs
 
 SHORT = [*TINY, "--MAX_EPOCHS=5", "--ABLATION_MAX_EPOCHS=5", "--ABLATION_SEEDS=2",
          "--COMPUTE=bfloat16"]
@@ -63,9 +62,9 @@ def written(path):
 @pytest.fixture(autouse=True)
 def blank_plots(monkeypatch):
     """Figures take longer to draw than these runs to train; other tests look at them."""
-    import plotting
-    monkeypatch.setattr(plotting, "PLOTS", {name: (lambda result: plotting.Figure((1, 1)), file)
-                                            for name, (_, file) in plotting.PLOTS.items()})
+    from report import draw
+    monkeypatch.setattr(draw, "PLOTS", {name: (lambda result: draw.Figure((1, 1)), file)
+                                            for name, (_, file) in draw.PLOTS.items()})
 
 
 @pytest.fixture(scope="module")

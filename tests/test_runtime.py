@@ -14,12 +14,10 @@ import pytest
 from hypothesis import given, strategies as st
 
 import config
-import devices
-import experiment
-import quant
-import runtime
 from conftest import CACHE, ROOT, wait_for_epoch
-from files import InputError
+from machine import devices, facts, runtime
+from machine.files import InputError
+from runner import experiment
 
 # Quick, and few steps: summation order makes data-parallel floats drift apart over many.
 SWITCHES = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=200", "--ABLATION_SEEDS=2",
@@ -160,35 +158,18 @@ def test_a_symlink_loop_as_cache_is_one_line(tmp_path):
         runtime.set_up(str(tmp_path / "a"))
 
 
-@pytest.mark.parametrize("seconds, chosen", [
-    ({"float32": 5.0, "bfloat16": 3.0, "int8": 4.0}, "bfloat16"),
-    ({"float32": 5.0, "int8": 4.0}, "int8"),                        # no kernel for bfloat16
-    ({"float32": 5.0, "bfloat16": 4.8, "int8": 4.9}, "float32")])   # too close to call
-def test_fastest_type_is_measured_once_and_kept(tmp_path, monkeypatch, seconds, chosen):
-    import jax
-    kept_in = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    try:
-        monkeypatch.setattr(runtime, "_measure_computes", lambda: seconds)
-        assert runtime.choose_compute("any") == chosen
-        monkeypatch.setattr(runtime, "_measure_computes", lambda: {"float32": 1.0})
-        assert runtime.choose_compute("any") == chosen
-        assert runtime.choose_compute("") == "float32"              # keeps none, reads none
-        for damaged in ("{", "[]", json.dumps({"elsewhere": "int8"}), "{}"):
-            (tmp_path / "compute.json").write_text(damaged)
-            assert runtime.choose_compute("any") == "float32"
-    finally:
-        jax.config.update("jax_compilation_cache_dir", kept_in)
-
-
-def test_every_type_is_measured_or_left_out_and_auto_becomes_one_of_them():
-    seconds = runtime._measure_computes()
-    assert "float32" in seconds and set(seconds) <= set(quant.COMPUTES)
-    assert all(0 < value < 1 for value in seconds.values())
-    decided = {name: experiment.decide(config.load([f"--{name}"])).COMPUTE for name in (
-        "COMPUTE=auto", "COMPUTE=int8", "QAT_ENABLE=False", "POWER_OF_TWO_SCALES=False")}
-    assert decided.pop("COMPUTE=auto") in quant.COMPUTES
-    assert list(decided.values()) == ["int8", "float32", "float32"]
+@pytest.mark.parametrize("lines, fast", [
+    ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512f avx512_bf16 rdseed\n", True),
+    ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512f avx512_bf16 rdseed\n", False),
+    ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx2 avx512_bf16x\n", False),
+    ("CPU implementer\t: 0x41\nFeatures\t: bf16\n", False), ("", False)])
+def test_bfloat16_is_taken_on_the_processors_where_it_was_measured_to_pay(lines, fast, monkeypatch,
+                                                                          tmp_path):
+    (tmp_path / "cpuinfo").write_text(lines)
+    monkeypatch.setattr(facts, "CPUINFO", tmp_path / "cpuinfo")
+    decided = [experiment.decide(config.load([f"--{name}"])).COMPUTE for name in (
+        "COMPUTE=auto", "COMPUTE=bfloat16", "QAT_ENABLE=False", "POWER_OF_TWO_SCALES=False")]
+    assert decided == ["bfloat16" if fast else "float32", "bfloat16", "float32", "float32"]
 
 
 @pytest.mark.parametrize("switch", ["--COORDINATOR=nowhere", "--PROCESS_ID=1",

@@ -7,7 +7,8 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 import oracle
-import stats
+import predict
+from report import stats
 
 
 @given(logits=arrays(np.float32, (5, 3), elements=st.floats(-1e4, 1e4, width=32)),
@@ -15,7 +16,7 @@ import stats
 def test_evaluate_equals_one_example_at_a_time(logits, labels):
     expected = [math.log(math.fsum(math.exp(float(v) - float(row.max())) for v in row))
                 + float(row.max()) - float(row[label]) for row, label in zip(logits, labels)]
-    loss, accuracy = stats.evaluate(logits, labels)
+    loss, accuracy = predict.score(logits, labels)
     # float64 logits of up to 1e4: their differences are exact to 1e-12.
     assert loss == pytest.approx(math.fsum(expected) / 5, rel=1e-12, abs=1e-11)
     assert accuracy == sum(row.tolist().index(max(row)) == label
@@ -24,9 +25,9 @@ def test_evaluate_equals_one_example_at_a_time(logits, labels):
 
 def test_evaluate_counts_every_example_once(rng):
     logits, labels = rng.normal(0, 3, (103, 10)).astype(np.float32), rng.integers(0, 10, 103)
-    whole = stats.evaluate(logits, labels)
+    whole = predict.score(logits, labels)
     assert whole[0] == pytest.approx(oracle.loss(logits, labels), rel=1e-12)
-    parts = [(stats.evaluate(logits[i:i + 32], labels[i:i + 32]), len(labels[i:i + 32]))
+    parts = [(predict.score(logits[i:i + 32], labels[i:i + 32]), len(labels[i:i + 32]))
              for i in range(0, 103, 32)]        # the last is short
     for k in (0, 1):
         assert whole[k] == pytest.approx(sum(part[k] * n for part, n in parts) / 103, rel=1e-12)
@@ -34,26 +35,26 @@ def test_evaluate_counts_every_example_once(rng):
 
 def test_tie_goes_to_the_lowest_class():
     logits = np.array([[1, 1, 1], [0, 2, 2], [3, 0, 3]], np.float32)
-    assert stats.evaluate(logits, np.array([0, 1, 0]))[1] == 1
-    assert stats.evaluate(logits, np.array([1, 2, 2]))[1] == 0
-    assert stats.evaluate(logits[:1], np.array([2]))[0] == pytest.approx(math.log(3), rel=1e-15)
+    assert predict.score(logits, np.array([0, 1, 0]))[1] == 1
+    assert predict.score(logits, np.array([1, 2, 2]))[1] == 0
+    assert predict.score(logits[:1], np.array([2]))[0] == pytest.approx(math.log(3), rel=1e-15)
 
 
 def test_one_example():
-    loss, accuracy = stats.evaluate(np.array([[0, 100]], np.float32), np.array([0], np.uint8))
+    loss, accuracy = predict.score(np.array([[0, 100]], np.float32), np.array([0], np.uint8))
     assert loss == pytest.approx(100, rel=1e-12) and accuracy == 0
 
 
 def test_huge_logits_stay_finite_and_nan_shows():
     labels = np.array([0, 1], np.uint8)
-    assert stats.evaluate(np.array([[3e38, -3e38], [-3e38, 3e38]], np.float32), labels) == (0, 1)
-    assert math.isnan(stats.evaluate(np.array([[np.nan, 0], [0, 0]], np.float32), labels)[0])
+    assert predict.score(np.array([[3e38, -3e38], [-3e38, 3e38]], np.float32), labels) == (0, 1)
+    assert math.isnan(predict.score(np.array([[np.nan, 0], [0, 0]], np.float32), labels)[0])
 
 
 def test_shift_of_all_logits_changes_nothing(rng):
     logits = rng.integers(-50, 50, (20, 4)).astype(np.float32)      # integers: the sum is exact
     labels = rng.integers(0, 4, 20)
-    assert stats.evaluate(logits + 1024, labels) == stats.evaluate(logits, labels)
+    assert predict.score(logits + 1024, labels) == predict.score(logits, labels)
 
 
 def test_summary_has_the_sample_deviation_and_student_interval():

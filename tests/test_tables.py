@@ -10,11 +10,10 @@ import pytest
 
 import config
 import main_train
-import results
-import stats
 from benchmarks import scaling, tables, timing, training
 from conftest import CACHE, ROOT
-from files import InputError
+from machine.files import InputError
+from report import results, stats
 
 MADE = {"command": "python3 study.py --X=1",
         "environment": {"cpu": "Abacus", "cores": 2, "python": "3.11.7", "jax": "0.10.2",
@@ -114,8 +113,6 @@ def made_up(seeds):
                            "saving": {"saved": times, "not saved": times},
                            "gemm_gflops": 100.0, "default": runs, "default_float32": runs, "fast": runs,
                            "fast_again": runs, "compute": "bfloat16", **MADE},
-        "products": {"seconds": {"`x w`": {"float32": times, "int8": times},
-                                 "`x^T g`": {"float32": times}}, "shape": [2, 3, 4], **MADE},
         "compute": {"entries": [{"name": "config.py", "model": "W8A8", "seeds": list(range(seeds)),
                                  "float32": values, "bfloat16": values[::-1],
                                  "comparison": stats.compare_seeds(values, values[::-1])}], **MADE},

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import config
-import experiment
+from runner import experiment
 from theory import autodiff, graph, report, study
 
 README = (ROOT / "theory/README.md").read_text("utf-8")

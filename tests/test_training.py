@@ -10,14 +10,13 @@ from hypothesis import given, strategies as st
 
 import config
 import data
-import devices
 import integer
 import model
 import predict
-import runtime
-import stats
 import training
 from conftest import ROOT, best_layers, rows_of, train
+from machine import devices
+from report import stats
 
 SETTINGS = config.load([])
 # Plain SGD, whatever the defaults are. Patience of one epoch: a lane that does not learn leaves
@@ -138,7 +137,7 @@ def assert_reloads_exactly(sweep, lane, val, hyper):
     layers = best_layers(sweep, lane)
     network = (model.to_network(layers, hyper) if hyper.QAT_ENABLE
                else integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers)))
-    found = stats.evaluate(predict.make_predictor(network, "numpy")(val.images), val.labels)
+    found = predict.score(predict.make_predictor(network, "numpy")(val.images), val.labels)
     assert found == tuple(sweep.history[lane, sweep.best_epoch[lane] - 1, 1:])
 
 

@@ -13,7 +13,7 @@ import config
 import model
 import quant
 import training
-from results import table
+from report.results import table
 from theory import autodiff, graph
 from theory.autodiff import DERIVATIVES, TRANSPOSITIONS, Dual, differentiate, interpret
 

@@ -19,13 +19,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import config
-import experiment
 import model
-import plotting
 import training
 from benchmarks import timing
-from files import check_writable, read_bytes, write_atomically
-from results import MAX_BYTES, fill, read_result, table, write_result
+from machine import script
+from machine.files import check_writable, read_bytes, write_atomically
+from report import draw as figures
+from report.results import MAX_BYTES, fill, read_result, table, write_result
+from runner import experiment
 from theory import autodiff, graph, report
 from theory.autodiff import DERIVATIVES
 from theory.report import EDITED, TRUE, saved_bytes
@@ -151,9 +152,9 @@ def draw_training(result):
 
 def draw(case, losses, folder):
     """Both figures, as PNG in a folder: of a Case's graph, and of training losses."""
-    with matplotlib.rc_context(plotting.STYLE):
-        plotting.save(graph.draw(graph.trace(case.loss, *case[1:])), folder / "autodiff_graph.png")
-        plotting.save(draw_training(losses), folder / "autodiff_ste.png")
+    with matplotlib.rc_context(figures.STYLE):
+        figures.save(graph.draw(graph.trace(case.loss, *case[1:])), folder / "autodiff_graph.png")
+        figures.save(draw_training(losses), folder / "autodiff_ste.png")
 
 
 def modes_table(result):
@@ -218,4 +219,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

@@ -1,43 +1,18 @@
-"""Results as JSON with what they came from, machine facts, Markdown tables and filled blocks."""
+"""Results as JSON with what they came from, Markdown tables and filled blocks."""
 import contextlib
 import json
 import math
 import os
-import platform
 import re
 import shlex
 import sys
-from importlib import metadata
 from pathlib import Path
 
-from files import InputError, read_bytes, write_atomically
+from machine.facts import environment
+from machine.files import InputError, read_bytes, write_atomically
 
 MAX_BYTES = 8_000_000           # of a result; JSON takes up to 24 times its size in memory
-ROOT = Path(__file__).resolve().parent
-
-
-def environment():
-    """What a result depends on besides the code: a dict for results/*.json."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
-        cpu = next((l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")), cpu)
-    cores = os.cpu_count()
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))    # those that this process may use
-    versions = {}
-    for name in ("jax", "jaxlib", "numpy", "optax"):
-        with contextlib.suppress(metadata.PackageNotFoundError):    # inference needs NumPy alone
-            versions[name] = metadata.version(name)
-    return {"cpu": cpu, "cores": cores, "platform": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(), **versions}
-
-
-def peak_memory():
-    """The most memory that this process had resident, in bytes; None where Linux does not say."""
-    status = Path("/proc/self/status")          # not getrusage: that inherits its parent's peak
-    lines = status.read_text("utf-8", "replace").splitlines() if status.exists() else []
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def _command():

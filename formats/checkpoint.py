@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 import integer
-import npz
-import nqat
-from files import InputError, read_bytes, write_atomically
+from formats import npz, nqat
+from machine.files import InputError, read_bytes, write_atomically
 
 FORMAT = 2                      # of the npz; a reader refuses other numbers
 MAX_FILE = 2**27                # bytes; no network of integer.MAX_WEIGHTS takes more

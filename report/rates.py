@@ -1,12 +1,12 @@
 """Figures of learning rates: how long runs last, what they reach, and the curves on the way."""
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure        # not pyplot: no screen is needed, nothing global
+from matplotlib.figure import Figure  # not pyplot: no screen is needed, nothing global
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from figures import COLORS, MARKERS, plain_log, setting, spread_out
+from report.figures import COLORS, MARKERS, plain_log, setting, spread_out
 
 STATUS_WORDS = {"stopped": "stopped early", "capped": "met the epoch cap", "diverged": "diverged",
                 "guessing": "got no better than guessing", "inexact": "left the exact integers"}

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 from scipy import ndimage
 
-from files import InputError, read_bytes
+from machine.files import InputError, read_bytes
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")   # others decode less safely
 MAX_BYTES = 2**26               # of an image file

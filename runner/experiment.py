@@ -9,19 +9,17 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-import checkpoint
 import config
 import data
 import integer
-import interrupt
 import model
 import predict
-import progress
-import runs
-import runtime
 import training
-from files import InputError, write_atomically
-from results import environment
+from formats import checkpoint
+from machine import interrupt, runtime
+from machine.facts import environment, has_fast_bfloat16
+from machine.files import InputError, write_atomically
+from runner import progress, state as runs
 
 USABLE = ("stopped", "capped")  # how a run ends whose model is worth keeping
 SWITCHES = ("LEARNING_RATE", "SEED", "VAL_EXAMPLES")    # besides Hyper, what decides the weights
@@ -53,12 +51,14 @@ def set_up(settings):
 
 
 def decide(settings):
-    """The Config with COMPUTE = auto replaced by what is the fastest here; after set_up."""
+    """The Config with COMPUTE = auto replaced by what the processor is known to be fast at."""
     if settings.COMPUTE != "auto":
         return settings
-    narrow = settings.QAT_ENABLE and settings.POWER_OF_TWO_SCALES
-    return config.change(settings, COMPUTE=runtime.choose_compute(settings.CACHE_DIR) if narrow
-                         else "float32")
+    fast = (settings.QAT_ENABLE and settings.POWER_OF_TWO_SCALES
+            and jax.default_backend() == "cpu" and has_fast_bfloat16())
+    # Decided by the first process for all: they may run on unlike processors.
+    compute = runtime.from_first(b"bfloat16" if fast else b"float32").decode()
+    return config.change(settings, COMPUTE=compute)
 
 
 def load_data(settings, dataset=None):

@@ -4,15 +4,13 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.figure import Figure        # not pyplot: no screen is needed, nothing global
+from matplotlib.figure import Figure  # not pyplot: no screen is needed, nothing global
 from matplotlib.ticker import NullLocator
 
-import figures
-import rates
-import stats
-from figures import COLORS, STYLE, plain_log, setting
-from files import InputError, write_atomically
-from results import read_result
+from machine.files import InputError, write_atomically
+from report import figures, rates, stats
+from report.figures import COLORS, STYLE, plain_log, setting
+from report.results import read_result
 
 
 def save(figure, path):

@@ -3,30 +3,23 @@
 Importing this changes nothing; scripts call set_up.
 """
 import contextlib
-import json
 import os
 import re
 import socket
 import sys
 import time
 import zlib
-from collections import namedtuple
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-import integer
-import quant
-from files import InputError, read_bytes, write_atomically
-from results import environment
+from machine.facts import environment
+from machine.files import InputError
 
 JOIN_SECONDS = 60               # to wait for the other processes at the start
 ZSTD = b"\x28\xb5\x2f\xfd"
-PROBE = (128, 784, 256)         # batch, inputs, outputs of the product that choose_compute times
-PROBE_CALLS = 60                # of each type, in turns: of the least of 15, noise made some choices
 HEARTBEAT_SECONDS = 10          # a process silent this long is taken for dead: all others stop
 
 
@@ -117,65 +110,6 @@ def set_up(cache_dir="", coordinator="", processes=1, process_id=0):
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"COORDINATOR = {coordinator!r}: can't join the other processes: "
                          f"{reason}") from None
-
-
-def _probe(compute):
-    """The product of one layer and its gradient, compiled; None where there is no kernel for it."""
-    hyper = namedtuple("Hyper", "WEIGHT_BITS COMPUTE")(8, compute)
-
-    def both(w, x, x_scale, w_scale, grad):
-        product, back = jax.vjp(lambda w: quant.dot(x, w, x_scale, w_scale, hyper), w)
-        return product, back(grad)
-
-    batch, inputs, outputs = PROBE
-    arrays = jax.device_put((np.ones((inputs, outputs), np.float32),
-                             np.ones((batch, inputs), np.uint8), np.ones((1, 1), np.float32),
-                             np.ones((1, outputs), np.float32),
-                             np.ones((batch, outputs), np.float32)))
-    run = jax.jit(both, compiler_options=integer.COMPILE_QUICKLY)
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        jax.block_until_ready(run(*arrays))
-        return lambda: jax.block_until_ready(run(*arrays))
-
-
-def _measure_computes():
-    """{COMPUTE: median seconds of PROBE's products}, of the types that have a kernel here."""
-    with ThreadPoolExecutor() as pool:          # they compile side by side
-        probes = dict(zip(quant.COMPUTES, pool.map(_probe, quant.COMPUTES)))
-    seconds = {compute: [] for compute, probe in probes.items() if probe}
-    for _ in range(PROBE_CALLS):
-        for compute, times in seconds.items():
-            begin = time.perf_counter()
-            probes[compute]()
-            times.append(time.perf_counter() - begin)
-    return {compute: np.median(times) for compute, times in seconds.items()}
-
-
-def choose_compute(cache_dir=""):
-    """The COMPUTE that is the fastest on this machine, measured once: the choice is kept.
-
-    A type that changes the gradient's bits has to be a tenth faster than float32, so that noise
-    decides nothing. The first process measures for all.
-
-    Args:
-      cache_dir: as given to set_up; "" keeps nothing.
-    Returns:
-      one of quant.COMPUTES.
-    """
-    where = f"{jax.devices()[0].device_kind}, {environment()['cores']} cores, JAX {jax.__version__}"
-    path = Path(jax.config.jax_compilation_cache_dir or ".") / "compute.json"
-    choice = ""
-    if is_first() and cache_dir:
-        with contextlib.suppress(InputError, ValueError, AttributeError):
-            choice = json.loads(read_bytes(path, 10_000)).get(where)
-    if is_first() and choice not in quant.COMPUTES:
-        seconds = _measure_computes()
-        fastest = min(seconds, key=seconds.get)
-        choice = fastest if seconds[fastest] < 0.9 * seconds["float32"] else "float32"
-        if cache_dir:
-            with contextlib.suppress(InputError):       # a cache that can't be written is none
-                write_atomically(path, (json.dumps({where: choice}) + "\n").encode())
-    return from_first((choice or "").encode()).decode()
 
 
 def is_first():

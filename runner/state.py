@@ -15,9 +15,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import npz
 import training
-from files import InputError, read_bytes, write_atomically
+from formats import npz
+from machine.files import InputError, read_bytes, write_atomically
 
 FORMAT = 2                      # of the state file
 

@@ -1,6 +1,6 @@
 """Write the tables of README.md and docs/ from results/*.json and config.py, between their marks.
 
-python3 -m benchmarks.tables [--check] [--KEY=value ...]
+python3 -m report.tables [--check] [--KEY=value ...]
 
 --check changes nothing and exits 1 if a table is stale. RESULTS_DIR says where the results are.
 """
@@ -10,17 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-import checkpoint
 import config
 import integer
-import published
-import results
-import stats
 from benchmarks import inference, timing
 from benchmarks.recipes import result_name
 from benchmarks.scaling import LANES_PER_DEVICE
-from experiment import USABLE
-from files import InputError, read_bytes, write_atomically
+from formats import checkpoint
+from machine import script
+from machine.files import InputError, read_bytes, write_atomically
+from report import published, results, stats
+from runner.experiment import USABLE
 
 SAME_EPOCHS = 20                # after which the learning rates are compared once more
 WHOLE_RUNS = {"default": "`main_train.py`",
@@ -279,18 +278,6 @@ def compute(read):
     return f"{results.table(header, rows)}\n\nTest accuracy. {_source(result)}"
 
 
-def products(read):
-    """The products of one layer by type."""
-    result = read("products")
-    batch, inputs, outputs = result["shape"]
-    types = list(next(iter(result["seconds"].values())))
-    rows = [[kernel, *(timing.spread([1e6 * value for value in by_type[name]], 0)
-                       if name in by_type else "–" for name in types)]
-            for kernel, by_type in result["seconds"].items()]
-    header = [f"{batch} images, {inputs} inputs, {outputs} outputs (us)", *types]
-    return f"{results.table(header, rows)}\n\nOne thread. {_source(result)}"
-
-
 def scaling(read):
     """The ends of each axis of the scaling study, and its devices."""
     result = read("scaling")
@@ -442,14 +429,13 @@ def switches(_):
 
 TABLES = {table.__name__: table for table in (
     expected_output, models, findings, learning_rates, optimizers, bits, frontier, averaging,
-    recipes, training_speed, compute, products, inference_speed, scaling, switches,
+    recipes, training_speed, compute, inference_speed, scaling, switches,
     reliability, photos, firmware, chips)}
 PAGES = {"README.md": ["recipes", "expected_output", "chips", "findings"],
          "docs/results.md": ["models", "bits", "averaging", "frontier", "learning_rates",
                              "optimizers", "reliability"],
          "docs/photos.md": ["photos"],
-         "docs/speed.md": ["training_speed", "compute", "products", "inference_speed",
-                           "scaling"],
+         "docs/speed.md": ["training_speed", "compute", "inference_speed", "scaling"],
          "docs/firmware.md": ["firmware"],
          "docs/switches.md": ["switches"]}
 
@@ -495,4 +481,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    config.run_script(main)
+    script.run(main)

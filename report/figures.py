@@ -1,12 +1,12 @@
 """The look of every figure, and two of them: accuracy against a weight's bits and against bytes."""
 import numpy as np
 from matplotlib import patheffects
-from matplotlib.figure import Figure        # not pyplot: no screen is needed, nothing global
+from matplotlib.figure import Figure  # not pyplot: no screen is needed, nothing global
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 from scipy import optimize
 
-from published import POINTS
+from report.published import POINTS
 
 # Okabe and Ito: distinct for the colour-blind, and in grey.
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]
