@@ -115,7 +115,7 @@ def _train(lanes, data, hyper, folder, group, part):
         sweep = runs.load_state(state, content, sweep, machine, hyper.MAX_EPOCHS)
         if first:
             print(f"going on after epoch {sweep.epoch}, from {state}")
-    with (runs.Recorder(state, history, sweep, machine, settings.LOG) if first
+    with (runs.Recorder(state, history, sweep, machine) if first
           else nullcontext() as recorder,
           interrupt.after_epoch() as asked,
           progress.shown(sweep, hyper, part, silent=not first) as show):
@@ -124,8 +124,7 @@ def _train(lanes, data, hyper, folder, group, part):
             ended = not (sweep.status == training.RUNNING).any()
             show(sweep, last=stop or ended)
             if recorder:
-                due = sweep.epoch % settings.CHECKPOINT_EVERY == 0
-                recorder.record(sweep, due, must=stop or ended)
+                recorder.record(sweep, must=stop or ended)
             if stop and not ended:
                 raise interrupt.Stopped(f"stopped after epoch {sweep.epoch}; the same command goes "
                                         "on from there")

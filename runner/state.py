@@ -159,30 +159,23 @@ class Recorder:
     """
     MAX_COST = 0.03
 
-    def __init__(self, state_path, history_path, sweep, machine, log="csv"):
+    def __init__(self, state_path, history_path, sweep, machine):
         self.state_path, self.history_path, self.machine = state_path, history_path, machine
-        self.events = _open_events(history_path) if log == "tensorboard" else None
         self.writer, self.pending, self.epoch = ThreadPoolExecutor(1), None, sweep.epoch
         self.next_save = 0.0                    # on the monotonic clock
         write_atomically(history_path, _history_lines(sweep, 0, header=True).encode())
 
-    def record(self, sweep, due, must):
-        """Append the new epochs to the history; write the state when due, or when it must be."""
+    def record(self, sweep, must):
+        """Append the new epochs to the history; write the state if it is time, or must be."""
         if must or self.pending is None or self.pending.done():
             self.wait()
-            if must or due and time.monotonic() >= self.next_save:
+            if must or time.monotonic() >= self.next_save:
                 self.pending = self.writer.submit(self._save, sweep)
         try:
             with open(self.history_path, "a", encoding="utf-8") as file:
                 file.write(_history_lines(sweep, self.epoch))
         except OSError as error:
             raise InputError(f"can't write {self.history_path}: {error.strerror}") from None
-        if self.events:
-            for lane, metrics in enumerate(sweep.history[:, -1]):
-                for name, value in zip(training.METRICS, metrics):
-                    if not np.isnan(value):
-                        self.events.add_scalar(f"{name}/rate {sweep.rate[lane]:g} seed "
-                                               f"{sweep.seed[lane]}", value, sweep.epoch)
         self.epoch = sweep.epoch
 
     def _save(self, sweep):
@@ -202,18 +195,7 @@ class Recorder:
 
     def __exit__(self, *_):
         self.writer.shutdown()
-        if self.events:
-            self.events.close()
         self.wait()
-
-
-def _open_events(history_path):
-    """A writer of TensorBoard event files, beside the history and of its name."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InputError("LOG = 'tensorboard' needs its writer: pip install tensorboardX") from None
-    return SummaryWriter(str(Path(history_path).with_suffix(".events")))
 
 
 def _history_lines(sweep, first, header=False):
