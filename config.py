@@ -8,7 +8,6 @@ from __future__ import annotations  # so that the types can stand below the swit
 import ast
 import difflib
 import inspect
-import math
 import os
 import re
 import sys
@@ -17,7 +16,7 @@ from collections import namedtuple
 from functools import cache
 from pathlib import Path
 
-import integer
+import plan
 from machine.files import InputError, read_bytes
 
 # Mode
@@ -25,10 +24,9 @@ QAT_ENABLE: run(flag) = True                    # fake-quantize, save integers; 
 LR_ABLATION_MODE: flag = False                  # main_train.py sweeps the learning rate instead
 
 # Model and quantizer
-LAYER_SIZES: run(list_of(whole(1, 65_536))) = (784, 256, 128, 10)  # inputs, hidden widths, classes
+LAYERS: run(text) = "256 128"                   # what lies between the data and the classes
 WEIGHT_BITS: run(whole(1, 8)) = 8               # 1 ({-1, +1}), 2 (ternary) .. 8
 ACTIVATION_BITS: run(whole(1, 8)) = 8           # unsigned, after ReLU; pixels are always bytes
-INPUT: run(whole(10, 28)) = 28                  # side: 28, 14 (2 x 2 means); of the centre: 12, 10
 SCALES: run(choice("calibrated", "learned")) = "calibrated"  # by train images, or LSQ's gradient
 FREEZE_SCALES: run(number(0, 1)) = 0.25         # learned ones move in this share of epochs, or one
 PER_CHANNEL: run(flag) = True                   # one weight scale per hidden channel, or per layer
@@ -123,6 +121,9 @@ Hyper = namedtuple("Hyper", [name for name in _TYPES if _TYPES[name].in_run])
 Config.__getattr__ = Hyper.__getattr__ = _lost
 _HOME = Path(__file__).resolve().parent
 _MAX_RECIPE = 10_000            # bytes; tomllib takes the square of the time for a key of many dots
+_NOW_LAYERS = ("write LAYERS; inputs and classes follow from the data: '256 128' for 784,256,128,10; "
+               "'mean2 ...' for INPUT = 14, 'crop24 mean2 ...' for 12, 'crop20 mean2 ...' for 10")
+_GONE = {"LAYER_SIZES": _NOW_LAYERS, "INPUT": _NOW_LAYERS}
 _AS_IT_WAS = "write NAME: TYPE = VALUE, as `git diff config.py` shows it"
 
 
@@ -155,6 +156,8 @@ def _refuse(origin, name, value, advice):
 
 def _check(name, value, origin):
     """The value in the switch's type; InputError names the origin, the value and what to give."""
+    if name in _GONE:
+        raise InputError(f"{origin}{name} is no switch any more: {_GONE[name]}")
     if name not in _TYPES:
         raise InputError(f"{origin}unknown switch {name[:80]}{_nearest(name)}; --help lists all")
     kind = _TYPES[name]
@@ -167,17 +170,9 @@ def _check(name, value, origin):
 def _faults(config):
     """(name, what to give) of each switch whose value doesn't work, mostly beside another one."""
     try:
-        integer.check_sizes(config.LAYER_SIZES)
+        plan.check_words(config.LAYERS)
     except ValueError as error:
-        yield "LAYER_SIZES", f"inputs, hidden widths and classes that fit: these are {error}"
-    try:
-        integer.check_input(config.INPUT, config.LAYER_SIZES[0])
-    except ValueError as error:
-        yield "INPUT", f"a side that fits LAYER_SIZES: {error}"
-    side = math.isqrt(config.LAYER_SIZES[0])
-    if config.AUGMENT and config.INPUT == integer.IMAGE_SIDE and (
-            side < 2 or side**2 != config.LAYER_SIZES[0]):
-        yield "AUGMENT", "0, or LAYER_SIZES that read square images"
+        yield "LAYERS", f"words that fit the data: {error}"
     if config.COMPUTE == "bfloat16" and not config.POWER_OF_TWO_SCALES:
         yield "COMPUTE", "auto or float32, or POWER_OF_TWO_SCALES = True: its products are exact"
     if config.FILE_FORMAT == "nqat" and not (config.QAT_ENABLE and config.POWER_OF_TWO_SCALES):

@@ -54,9 +54,6 @@ AFTER_THESE = {"crop": {"conv", "dense", "mean"}, "mean": {"conv", "dense"}, "co
 def _step(word, before, earlier):
     """The Step of one word; ValueError where it can't stand: earlier are the kinds before it."""
     match = WORD.fullmatch(word)
-    if match is None:
-        raise ValueError(f"{word[:40]!r} is none of crop24, mean2, conv5x16, conv5x16/2, max2 or a "
-                         "width like 256")
     kind = match.lastgroup if match.lastgroup in AFTER_THESE else "conv"
     if kind == "dense":
         return Step(kind, (), (), before, (int(word),))
@@ -82,6 +79,14 @@ def _step(word, before, earlier):
     return Step(kind, kernel, strides, before, (*after, channels))
 
 
+def check_words(line):
+    """Raise ValueError unless every word of LAYERS is one, whatever the data are."""
+    for word in line.split():
+        if not WORD.fullmatch(word):
+            raise ValueError(f"{word[:40]!r} is none of crop24, mean2, conv5x16, conv5x16/2, "
+                             "max2 or a width like 256")
+
+
 @functools.cache
 def parse(line, shape, classes):
     """The steps that a line of LAYERS stands for.
@@ -96,6 +101,7 @@ def parse(line, shape, classes):
       ValueError: a word is unknown, does not fit its map or stands in the wrong place, or the
         network is larger than one may be here; one line.
     """
+    check_words(line)
     steps, weights, words = [], 0, [*line.split(), str(classes)]
     if len(words) > MAX_STEPS:
         raise ValueError(f"{len(words)} steps are more than {MAX_STEPS}")

@@ -102,7 +102,8 @@ def hyper_of(settings, data):
     except ValueError as error:
         raise InputError(f"LAYERS = {settings.LAYERS!r}: {error}") from None
     if settings.AUGMENT and (len(data.shape) != 3 or data.shape[0] != data.shape[1]):
-        raise InputError(f"AUGMENT = {settings.AUGMENT:g} warps square images; {data.name} has none")
+        raise InputError(f"AUGMENT = {settings.AUGMENT:g} warps square images; {data.name} has "
+                         "none")
     return config.hyper(settings)._replace(LAYERS=steps)
 
 
