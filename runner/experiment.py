@@ -156,15 +156,28 @@ def judge(settings, layers, data, row):
     return Outcome(settings, layers, content, row | metrics, correct["test"])
 
 
-def _outcome(settings, changes, sweep, lane, data):
+def _switches(point):
+    """A point's switches, without its label."""
+    return {key: value for key, value in point.items() if key != "label"}
+
+
+def network_name(settings):
+    """784-256-128-10 W8A8: the network that these switches train."""
+    return f"{'-'.join(map(str, settings.LAYER_SIZES))} {describe(settings)}"
+
+
+def _outcome(settings, point, sweep, lane, data):
     """The Outcome of one lane of a finished Sweep."""
     history = sweep.history[lane]
     history = history[~np.isnan(history).all(1)]
     best = int(sweep.best_epoch[lane])
-    row = {"changes": changes, "rate": settings.LEARNING_RATE, "seed": settings.SEED,
-           "status": training.STATUS[sweep.status[lane]], "epochs": len(history),
-           "best_epoch": best, "history": {name: [float(f"{value:.9g}") for value in column]
-                                           for name, column in zip(training.METRICS, history.T)}}
+    status = training.STATUS[sweep.status[lane]]
+    row = {"label": point.get("label", network_name(settings)), "changes": _switches(point),
+           "network": network_name(settings), "rate": settings.LEARNING_RATE,
+           "seed": settings.SEED, "status": status, "usable": status in USABLE,
+           "epochs": len(history), "best_epoch": best,
+           "history": {name: [float(f"{value:.9g}") for value in column]
+                       for name, column in zip(training.METRICS, history.T)}}
     if not best:
         return Outcome(settings, None, None, row | {"val_loss": None, "val_acc": None,
                                                     "test_loss": None, "test_acc": None}, None)
@@ -193,14 +206,14 @@ def run(settings, study, points, data):
 
     Args:
       settings: Config; study: name of the run's folder in RUNS_DIR; points: list of dicts of
-      switches to change; data: Data.
+      switches to change and, if it has one, the "label" of its row; data: Data.
     Returns:
       (list of Outcome in the points' order; the run's folder; dict of seconds: "compile",
       "epochs"). Only the first process returns.
     Raises:
       interrupt.Stopped: a signal came; the same call goes on from there.
     """
-    changed = [config.change(settings, **point) for point in points]
+    changed = [config.change(settings, **_switches(point)) for point in points]
     groups = {}                                 # hyperparameters -> indices of points
     for i, point in enumerate(changed):
         groups.setdefault(config.hyper(point), []).append(i)
@@ -223,13 +236,19 @@ def run(settings, study, points, data):
     return outcomes, folder, seconds
 
 
-def quantize_after(outcome, settings, data):
-    """Post-training quantization of a float32 Outcome: the Outcome of its calibrated integers."""
-    hyper = config.hyper(settings)
+def quantize_after(outcome, point, settings, data):
+    """Post-training quantization of a float32 Outcome: the Outcome of its calibrated integers.
+
+    Args:
+      point: as run takes it; settings: Config that it changes.
+    """
+    settings = config.change(settings, **_switches(point))
     layers = jax.device_get(model.calibrate(
-        outcome.layers, data.train.images[:training.CALIBRATION_IMAGES], hyper))
-    return judge(settings, layers, data, {"changes": {"post_training": True},
-                                          "seed": outcome.row["seed"]})
+        outcome.layers, data.train.images[:training.CALIBRATION_IMAGES], config.hyper(settings)))
+    row = {"label": point["label"], "changes": _switches(point) | {"post_training": True},
+           "network": network_name(settings), "seed": settings.SEED,
+           "status": outcome.row["status"], "usable": outcome.row["usable"]}
+    return judge(settings, layers, data, row)
 
 
 REASONS = {"diverged": "the loss left the finite numbers",
@@ -243,13 +262,6 @@ def check_usable(row, folder):
         runs.finish(folder)                     # its state could only fail again
         raise InputError(f"nothing was saved: at LEARNING_RATE = {row['rate']:g}, seed "
                          f"{row['seed']}, {REASONS[row['status']]}; choose another rate")
-
-
-def completed(content):
-    """How many runs in a study's content were ended by the early-stopping rule itself."""
-    if isinstance(content, dict):
-        return (content.get("status") == "stopped") + sum(map(completed, content.values()))
-    return sum(map(completed, content)) if isinstance(content, list) else 0
 
 
 def _kept_loss(path, given, engine):
