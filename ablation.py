@@ -73,8 +73,8 @@ def bits(settings):
     models = [{"label": ROUNDED, **calibrated, AFTER: "float32"},
               {"label": CALIBRATED, **calibrated, AGAINST: [ROUNDED]},
               {"label": LEARNED, AGAINST: [CALIBRATED]},
-              {"label": "learned, per-tensor", "PER_CHANNEL": False, AGAINST: [LEARNED]},
-              {"label": "learned, free", "POWER_OF_TWO_SCALES": False, **NO_CODES,
+              {"label": "QAT, per-tensor scales", "PER_CHANNEL": False, AGAINST: [LEARNED]},
+              {"label": "QAT, free scales", "POWER_OF_TWO_SCALES": False, **NO_CODES,
                AGAINST: [LEARNED]}]
     return [FLOAT32, *({**QAT, **model, "WEIGHT_BITS": width}
                        for width in WIDTHS for model in models)]

@@ -86,9 +86,6 @@ def quant_vs_unquant(result):
     return figure
 
 
-MARKS = "osvD^"                 # of the models and the differences in the figure of bits
-
-
 def _gains(axes, widths):
     """What QAT with calibrated scales gains over rounding: arrows, from one percentage point on."""
     for x, rows in enumerate(widths.values()):
@@ -133,7 +130,7 @@ def _differences_panel(axes, widths):
         for i, (label, base, found) in enumerate(pairs):
             if found["mean"] is not None:
                 half = None if found["low"] is None else 100 * (found["high"] - found["mean"])
-                words = f"{label} − {base}".replace("QAT, ", "").replace("learned, ", "")
+                words = f"{label} − {base}".replace("QAT, ", "").replace(" scales", "")
                 color = COLORS[(0, 3, 2)[i % 3]]
                 axes.errorbar(x + 0.18 * (i - 1), 100 * found["mean"], half, fmt="o^D"[i % 3],
                               color=color, markersize=5, capsize=2.5, label=None if x else words,
@@ -173,6 +170,8 @@ def bits(result):
 
 WEIGHT_COLORS = {1: COLORS[5], 2: COLORS[2], 3: COLORS[1], 4: COLORS[0]}    # others: COLORS[3]
 INPUT_MARKERS = {28: "s", 14: "o", 12: "^", 10: "v"}
+PUBLISHED = {"linestyle": "none", "marker": "D", "color": COLORS[6], "markersize": 5,
+             "markerfacecolor": "white"}
 
 
 def _key(axes, rows):
@@ -216,22 +215,24 @@ def _network_points(axes, networks):
 
 
 def _published_points(axes):
-    """Other people's networks, each a letter that a legend explains."""
-    letters = [axes.plot(point.bytes, 100 * (1 - point.test_acc), linestyle="none", color=COLORS[6],
-                         marker=f"${letter}$", markersize=7, label=point.name)[0]
-               for letter, point in zip("ABCDEFGHIJKLM", POINTS)]
-    axes.legend(handles=letters, title="published", loc="upper left", fontsize=9, title_fontsize=9)
+    """Other people's networks, each with a letter that a legend explains."""
+    for letter, point in zip("ABCDEFGHIJKLM", POINTS):
+        at = point.bytes, 100 * (1 - point.test_acc)
+        axes.plot(*at, label=f"{letter}  {point.name}", **PUBLISHED)
+        axes.annotate(letter, at, (4, -4), textcoords="offset points", va="top", fontsize=9,
+                      path_effects=OUTLINE)
+    axes.legend(title="published", loc="upper left", fontsize=9, title_fontsize=9, handlelength=1)
 
 
 def _recipe_points(axes, recipes):
-    """The recipes, with their names by turns above and below."""
+    """The recipes, with their names by turns to the right and to the left."""
     by_size = sorted(recipes.items(), key=lambda item: _largest_file(item[1]))
     for i, (name, rows) in enumerate(by_size):
         at = _largest_file(rows), np.mean(_errors(rows)[0])
         axes.errorbar(*at, stats.summary(_errors(rows)[0])["std"], fmt="*", color=COLORS[5],
                       markersize=13, capsize=2, markeredgecolor="white", zorder=3)
-        axes.annotate(name, at, (0, 9 if i % 2 else -9), textcoords="offset points", ha="center",
-                      va="bottom" if i % 2 else "top", color=COLORS[5], fontweight="bold",
+        axes.annotate(name, at, (-8, 4) if i % 2 else (8, 0), textcoords="offset points", va="center",
+                      ha="right" if i % 2 else "left", color=COLORS[5], fontweight="bold",
                       fontsize=9, path_effects=OUTLINE, zorder=4)
 
 
@@ -275,8 +276,7 @@ def firmware(result):
         axes.annotate(label, (own[0]["flash"], 100 * (1 - own[0]["test_acc"])), (-8, 0), ha="right",
                       va="center", textcoords="offset points", fontsize=9, path_effects=OUTLINE)
     name, size, accuracy = PEER
-    axes.plot(size, 100 * (1 - accuracy), "D", color=COLORS[6], markersize=5,
-              markerfacecolor="white", label=f"published: {name}")
+    axes.plot(size, 100 * (1 - accuracy), label=f"published: {name}", **PUBLISHED)
     axes.margins(y=0.1)
     chips = {}
     for chip, memory in result["chips"].items():

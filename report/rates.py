@@ -148,7 +148,7 @@ def optimizers(result):
                                (loss, "best validation loss (nats)", "What it reaches")):
         rate_axis(axes)
         axes.set(ylabel=label, title=title)
-    figure.legend(handles=kinds + _run_marks(result["rows"]), loc="outside lower center", ncols=3,
+    figure.legend(handles=kinds + _run_marks(result["rows"]), loc="outside upper center", ncols=3,
                   fontsize=9)
     figure.supxlabel(f"{setting(result)}; stars: best rates on validation", fontsize=8.5)
     return figure

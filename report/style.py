@@ -12,7 +12,8 @@ STYLE = {"figure.dpi": 130, "font.size": 10, "axes.spines.top": False, "axes.spi
          "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True, "legend.frameon": False}
 OUTLINE = [patheffects.withStroke(linewidth=2.5, foreground="white")]   # of text over marks
 # Labels of the bits study that its figure and its table pick out.
-ROUNDED, CALIBRATED, LEARNED = "rounded after training", "QAT, calibrated", "QAT, learned"
+ROUNDED = "rounded after training"
+CALIBRATED, LEARNED = "QAT, calibrated scales", "QAT, learned scales"
 
 
 def run_marker(row):
