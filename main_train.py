@@ -21,7 +21,7 @@ def main(argv):
     settings = config.load(argv, __doc__)
     if settings.LR_ABLATION_MODE:
         import ablation
-        ablation.run(ablation.learning_rate, settings)
+        ablation.run("lr", settings)
         return
     check_writable(settings.RUNS_DIR, settings.WEIGHTS_DIR, settings.RESULTS_DIR)
     if settings.QAT_ENABLE and not settings.POWER_OF_TWO_SCALES:
@@ -59,7 +59,7 @@ def main(argv):
                "evaluate and save": wall - (loaded - START) - seconds["compile"]
                - seconds["epochs"]}
     print(f"{wall:.1f} s from start, {seconds['epochs']:.1f} s of it epochs")
-    write_result(folder / "train.json", settings._asdict(), row=row,
+    write_result(folder / "train.json", settings._asdict(), [row],
                  dataset={"name": data.name, "sha256": data.sha256}, seconds=seconds,
                  wall_seconds=wall, peak_memory_bytes=peak_memory())
     if is_reference and not is_of(row["sha256"], Path(settings.RESULTS_DIR) / "train.json"):

@@ -1,4 +1,4 @@
-"""Results as JSON with what they came from, Markdown tables and filled blocks."""
+"""Results: flat rows, as JSON with what they came from; Markdown tables and filled blocks."""
 import contextlib
 import json
 import math
@@ -39,20 +39,38 @@ def _plain(value):
     return value
 
 
-def write_result(path, settings, **content):
+def value(row, key):
+    """A field of a row or, without one, the switch that its point changed; None for neither."""
+    return row[key] if key in row else row.get("changes", {}).get(key)
+
+
+def group(rows, key):
+    """{value: its rows}, in the order in which the values come; key as for value."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(value(row, key), []).append(row)
+    return groups
+
+
+def write_result(path, settings, rows, **facts):
     """Write a study as JSON, with the switches, the command and the environment it came from.
 
     Args:
       path: results/NAME.json.
       settings: dict of the switches, stored as "config".
-      **content: what was measured; NaN and infinity become null.
+      rows: list of flat dicts: "label", "changes", "seed", "status" and what was measured; NaN and
+        infinity become null.
+      **facts: what holds for all rows: dataset, seconds.
+    Returns:
+      the dict, as read_result would give it.
     Raises:
       InputError: path can't be written.
     """
-    result = _plain({**content, "config": settings, "command": _command(),
+    result = _plain({"rows": rows, **facts, "config": settings, "command": _command(),
                      "environment": environment()})
     write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
     print(f"wrote {path}")
+    return result
 
 
 def read_result(path):
@@ -65,24 +83,29 @@ def read_result(path):
         result = json.loads(data)
     except (ValueError, RecursionError):        # RecursionError: nested too deep
         raise InputError(f"{path} is not JSON; run its study again") from None
-    if not isinstance(result, dict):
+    if not isinstance(result, dict) or not isinstance(result.get("rows"), list):
         raise InputError(f"{path} is not the result of a study; run its study again")
     return result
 
 
+def _completed(result):
+    """How many runs were ended by the early-stopping rule itself."""
+    return sum(row.get("status") == "stopped" for row in result["rows"])
+
+
 def publish(source, folder):
-    """Copy a run's result into RESULTS_DIR, unless a better one is there.
+    """Copy a run's result into RESULTS_DIR, unless one with more completed runs is there.
 
     Args:
-      source: Path of a JSON file with a "rank", higher is better; folder: of the copy.
+      source: Path of a JSON file; folder: of the copy.
     Returns:
       whether it was copied.
     """
-    target, rank = Path(folder) / source.name, read_result(source)["rank"]
-    with contextlib.suppress(InputError):       # what is missing or damaged is not better
-        kept = read_result(target).get("rank")
-        if isinstance(kept, (int, float)) and kept > rank:
-            print(f"{target} stays: its rank {kept:g} is higher than {rank:g}")
+    target, count = Path(folder) / source.name, _completed(read_result(source))
+    with contextlib.suppress(InputError, AttributeError):   # missing or damaged is not better
+        kept = _completed(read_result(target))
+        if kept > count:
+            print(f"{target} stays: early stopping ended {kept} of its runs, {count} of these")
             return False
     copy(source, folder)
     return True
@@ -91,7 +114,7 @@ def publish(source, folder):
 def is_of(sha256, path):
     """Whether the result of a single run at `path` is of the weights with this hash."""
     with contextlib.suppress(InputError, AttributeError):
-        return read_result(path).get("row", {}).get("sha256") == sha256
+        return sha256 in [row.get("sha256") for row in read_result(path)["rows"]]
     return False
 
 

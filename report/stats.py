@@ -1,10 +1,23 @@
 """What a mean over seeds and a difference between models are worth."""
 import numpy as np
 
+from machine.files import InputError
+from report.results import group
+
 TIE = 1e-9      # differences within this part of their size are equal: the rest is rounding
 
 
-def summarize(values):
+def values(rows, key):
+    """A field of each row; None for a run that ended without a usable model."""
+    return [row.get(key) if row.get("usable", True) else None for row in rows]
+
+
+def summarize(rows, key):
+    """summary of a field of rows."""
+    return summary(values(rows, key))
+
+
+def summary(values):
     """Mean, sample standard deviation, n and 95 % confidence interval of the mean (Student's t).
 
     Args:
@@ -17,20 +30,20 @@ def summarize(values):
     given = np.asarray(values, np.float64)      # None becomes NaN
     values = given[np.isfinite(given)]
     n = len(values)
-    summary = {"mean": float(values.mean()) if n else None, "std": None, "n": n, "low": None,
-               "high": None, "missing": len(given) - n}
+    found = {"mean": float(values.mean()) if n else None, "std": None, "n": n, "low": None,
+             "high": None, "missing": len(given) - n}
     if n > 1:
-        summary["std"] = float(values.std(ddof=1))
-        half = float(distributions.t.ppf(0.975, n - 1)) * summary["std"] / n**0.5
-        summary["low"], summary["high"] = summary["mean"] - half, summary["mean"] + half
-    return summary
+        found["std"] = float(values.std(ddof=1))
+        half = float(distributions.t.ppf(0.975, n - 1)) * found["std"] / n**0.5
+        found["low"], found["high"] = found["mean"] - half, found["mean"] + half
+    return found
 
 
 def spread(summary, digits, factor=1):
-    """summarize in a table's cell: "97.93 ± 0.08", with " (2 of 3)" when seeds are missing.
+    """summary in a table's cell: "97.93 ± 0.08", with " (2 of 3)" when seeds are missing.
 
     Args:
-      summary: summarize's dict.
+      summary: as from summary or summarize.
       digits: decimals.
       factor: what to multiply by, 100 for percent.
     """
@@ -39,10 +52,29 @@ def spread(summary, digits, factor=1):
     text = f"{factor * summary['mean']:.{digits}f}"
     if summary["std"] is not None:
         text += f" ± {factor * summary['std']:.{digits}f}"
-    missing = summary.get("missing", 0)         # results of earlier versions don't say
-    if missing:
-        text += f" ({summary['n']} of {summary['n'] + missing})"
+    if summary["missing"]:
+        text += f" ({summary['n']} of {summary['n'] + summary['missing']})"
     return text
+
+
+def median_range(values, digits):
+    """Median and range in a table's cell: "1.03 (0.82 to 1.57)"."""
+    return (f"{np.median(values):,.{digits}f} "
+            f"({min(values):,.{digits}f} to {max(values):,.{digits}f})")
+
+
+def best_rate(rows):
+    """The rate of least mean validation loss, among rates whose runs were all usable.
+
+    Raises:
+      InputError: there is none.
+    """
+    losses = {rate: summarize(own, "val_loss") for rate, own in group(rows, "rate").items()}
+    usable = [rate for rate, loss in losses.items() if loss["n"] and not loss["missing"]]
+    if not usable:
+        raise InputError(f"no learning rate of {', '.join(f'{rate:g}' for rate in losses)} gave a "
+                         "usable model with every seed; choose others")
+    return min(usable, key=lambda rate: losses[rate]["mean"])
 
 
 def least_detectable(std, n):
@@ -59,7 +91,7 @@ def compare_seeds(a, b):
     Args:
       a, b: floats [n], the same seeds in the same order; a pair with a missing value is left out.
     Returns:
-      summarize's dict plus
+      summary's dict plus
       p: two-sided; 1 when all differences are zero, None for n < 2 or when all are equal up to
         rounding, because then nothing says how much they vary.
       measured: whether p < 0.05.
@@ -67,7 +99,7 @@ def compare_seeds(a, b):
     """
     from scipy import stats as distributions
     difference = np.asarray(b, np.float64) - np.asarray(a, np.float64)
-    summary = summarize(difference)
+    found = summary(difference)
     difference = difference[np.isfinite(difference)]
     p = detectable = None
     if len(difference) > 1:
@@ -75,27 +107,45 @@ def compare_seeds(a, b):
             p = 1.0
         elif np.ptp(difference) > TIE * np.abs(difference).max():
             p = float(distributions.ttest_1samp(difference, 0).pvalue)
-            detectable = least_detectable(summary["std"], summary["n"])
-    return {**summary, "p": p, "measured": p is not None and p < 0.05, "detectable": detectable}
+            detectable = least_detectable(found["std"], found["n"])
+    return {**found, "p": p, "measured": p is not None and p < 0.05, "detectable": detectable}
 
 
-def mcnemar(correct_a, correct_b):
-    """Exact McNemar test of two models on the same examples.
+def compare(base, other, key):
+    """compare_seeds of a field of two groups of rows: other - base."""
+    pairs = {}
+    for i, rows in enumerate((base, other)):
+        for row, value in zip(rows, values(rows, key)):
+            pairs.setdefault(row["seed"], [None, None])[i] = value
+    return compare_seeds(*zip(*pairs.values()))
+
+
+def comparisons(rows, key):
+    """[(label, base's label, compare)] of all that rows of this label are compared with."""
+    groups = group(rows, "label")
+    return [(label, base, compare(groups[base], own, key)) for label, own in groups.items()
+            for base in own[0].get("against", {})]
+
+
+def disagreements(base, other):
+    """[examples that base alone gets right, that other alone does], for a row's "against".
 
     Args:
-      correct_a, correct_b: bool [N], which examples each model gets right.
-    Returns:
-      dict: only_a, only_b (examples that one alone gets right), p (two-sided, exact binomial) and
-      measured: whether p < 0.05.
+      base, other: bool [N], which examples each model gets right.
+    """
+    return [int(np.sum(base & ~other)), int(np.sum(other & ~base))]
+
+
+def mcnemar(only_base, only_other):
+    """Exact two-sided p of McNemar's test of two models on the same examples.
+
+    Args:
+      only_base, only_other: disagreements.
     Source: McNemar 1947, Psychometrika 12; Dietterich 1998, Neural Computation 10(7).
     """
     from scipy import stats as distributions
-    only_a = int(np.sum(correct_a & ~correct_b))
-    only_b = int(np.sum(correct_b & ~correct_a))
-    p = 1.0
-    if only_a + only_b:
-        p = float(distributions.binomtest(only_a, only_a + only_b).pvalue)
-    return {"only_a": only_a, "only_b": only_b, "p": p, "measured": p < 0.05}
+    count = only_base + only_other
+    return float(distributions.binomtest(only_base, count).pvalue) if count else 1.0
 
 
 def describe(comparison, unit="pp", factor=100):

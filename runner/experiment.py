@@ -107,6 +107,11 @@ def hyper_of(settings, data):
     return config.hyper(settings)._replace(LAYERS=steps)
 
 
+def facts_of(data):
+    """What a result says of its data set, as JSON."""
+    return {"name": data.name, "sha256": data.sha256, "classes": len(data.classes)}
+
+
 def describe(settings):
     """W8A8, or float32: what these switches train."""
     return (integer.kind(settings.WEIGHT_BITS, settings.ACTIVATION_BITS) if settings.QAT_ENABLE
@@ -198,15 +203,33 @@ def judge(settings, layers, data, row):
     return Outcome(settings, layers, content, row | metrics, correct["test"])
 
 
-def _outcome(settings, changes, sweep, lane, data):
+def _switches(point):
+    """A point's switches, without its label."""
+    return {key: value for key, value in point.items() if key != "label"}
+
+
+def network_name(settings, steps):
+    """784-256-128-10 W8A8: the network that these switches train."""
+    return f"{plan.describe(steps)} {describe(settings)}"
+
+
+def _new_row(settings, point, status, data):
+    """What is known of a run before its model is judged."""
+    name = network_name(settings, hyper_of(settings, data).LAYERS)
+    return {"label": point.get("label", name), "changes": _switches(point), "network": name,
+            "rate": settings.LEARNING_RATE, "seed": settings.SEED, "status": status,
+            "usable": status in USABLE}
+
+
+def _outcome(settings, point, sweep, lane, data):
     """The Outcome of one lane of a finished Sweep."""
     history = sweep.history[lane]
     history = history[~np.isnan(history).all(1)]
     best = int(sweep.best_epoch[lane])
-    row = {"changes": changes, "rate": settings.LEARNING_RATE, "seed": settings.SEED,
-           "status": stopping.STATUS[sweep.status[lane]], "epochs": len(history),
-           "best_epoch": best, "history": {name: [float(f"{value:.9g}") for value in column]
-                                           for name, column in zip(stopping.METRICS, history.T)}}
+    row = _new_row(settings, point, stopping.STATUS[sweep.status[lane]], data) | {
+        "epochs": len(history), "best_epoch": best,
+        "history": {name: [float(f"{value:.9g}") for value in column]
+                    for name, column in zip(stopping.METRICS, history.T)}}
     if not best:
         return Outcome(settings, None, None, row | {"val_loss": None, "val_acc": None,
                                                     "test_loss": None, "test_acc": None}, None)
@@ -241,7 +264,7 @@ def run(settings, study, points, data):
     Args:
       settings: Config.
       study: name of the run's folder in RUNS_DIR.
-      points: list of dicts of switches to change.
+      points: list of dicts of switches to change and, if it has one, the "label" of its row.
       data: Data.
     Returns:
       (list of Outcome in the points' order; the run's folder; dict of seconds: "compile",
@@ -249,7 +272,7 @@ def run(settings, study, points, data):
     Raises:
       interrupt.Stopped: a signal came; the same call goes on from there.
     """
-    changed = [config.change(settings, **point) for point in points]
+    changed = [config.change(settings, **_switches(point)) for point in points]
     groups = {}                                 # hyperparameters -> indices of points
     for i, point in enumerate(changed):
         groups.setdefault(hyper_of(point, data), []).append(i)
@@ -271,12 +294,21 @@ def run(settings, study, points, data):
     return outcomes, folder, seconds
 
 
-def quantize_after(outcome, settings, data):
-    """Post-training quantization of a float32 Outcome: the Outcome of its calibrated integers."""
+def quantize_after(outcome, point, settings, data):
+    """Post-training quantization of a float32 Outcome: the Outcome of its calibrated integers.
+
+    Args:
+      outcome: Outcome.
+      point: as run takes it.
+      settings: Config that the point changes.
+      data: Data.
+    """
+    settings = config.change(settings, **_switches(point))
     layers = jax.device_get(model.calibrate(
         outcome.layers, data.train.images[:loop.CALIBRATION_IMAGES], hyper_of(settings, data)))
-    return judge(settings, layers, data, {"changes": {"post_training": True},
-                                          "seed": outcome.row["seed"]})
+    row = _new_row(settings, point, outcome.row["status"], data)
+    row["changes"]["post_training"] = True
+    return judge(settings, layers, data, row)
 
 
 def check_usable(row, folder):

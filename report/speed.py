@@ -1,0 +1,169 @@
+"""Tables of the benchmarks: training, inference, chips, photos."""
+import numpy as np
+
+from report import results, stats
+from report.columns import ACCURACY, SEEDS, first, median, most, source, span, table, times
+from report.results import group
+
+
+def _medians(rows):
+    """{label: median seconds}, of rows of repeats."""
+    return {row["label"]: np.median(row["seconds"]) for row in rows}
+
+
+def _whole_runs(rows):
+    """The table of whole runs of main_train.py."""
+    columns = {"total (s)": median("seconds", 1), "epochs": span("epochs")}
+    for part in rows[0]["parts"]:
+        columns[f"{part} (s)"] = lambda own, part=part: median(part, 2)(
+            [row["parts"] for row in own])
+    columns |= {**ACCURACY, **SEEDS, "memory (MB)": most("peak_memory_bytes", "{:.0f}", 1e6)}
+    return table("whole run", group(rows, "label"), columns)
+
+
+def training(read):
+    """The training benchmark."""
+    result = read("training_bench")
+    parts = group(result["rows"], "part")
+    epochs, lanes, saving = (_medians(parts[part]) for part in ("epoch", "lane-epoch", "saving"))
+    (sweep,) = (seconds for label, seconds in lanes.items() if label.startswith("sweep"))
+    return "\n".join([
+        table("one epoch of", group(parts["epoch"], "label"), {
+            "median (range) (s)": times(),
+            "× our QAT epoch": lambda rows: f"{epochs[rows[0]['label']] / epochs['QAT epoch']:.2f}"}),
+        "", "Epochs are taken in turns, in one process. Ours computes its products in "
+        f"{result['compute']}, which `COMPUTE = \"auto\"` chose.", "",
+        table("one lane's epoch in", group(parts["lane-epoch"], "label"), {
+            "median (range) (s)": times(),
+            "the sweep's against it": lambda rows: f"{sweep / lanes[rows[0]['label']]:.2f}"}), "",
+        "Runs evaluate each epoch, too; of products and update alone, every device has a lane. "
+        f"Measured GEMM rate: {result['gemm_gflops']:.0f} GFLOP/s. Saving the state after every "
+        f"epoch changes its time by {100 * (saving['saved'] / saving['not saved'] - 1):+.1f} %.",
+        "", _whole_runs(parts["whole run"]), "",
+        "Whole runs follow one another, each in a process of its own; seconds are medians. "
+        f"{source(result)}"])
+
+
+def compute(read):
+    """Products in bfloat16 against float32, on the same seeds."""
+    result = read("compute")
+
+    def accuracy(compute):
+        return lambda rows: stats.spread(stats.summarize(group(rows, "COMPUTE")[compute],
+                                                         "test_acc"), 2, 100)
+
+    def difference(rows):
+        by = group(rows, "COMPUTE")
+        return stats.describe(stats.compare(by["float32"], by["bfloat16"], "test_acc"))
+
+    columns = {"network": first("network"), "float32 (%)": accuracy("float32"),
+               "bfloat16 (%)": accuracy("bfloat16"), "bfloat16 minus float32": difference}
+    named = {f"`{label}`": rows for label, rows in group(result["rows"], "label").items()}
+    return f"{table('switches', named, columns)}\n\nTest accuracy. {source(result)}"
+
+
+def scaling(read):
+    """The ends of each axis of the scaling study, and its devices."""
+    result = read("scaling")
+    ends = [row for axis, rows in group(result["rows"], "axis").items()
+            for row in (rows if axis == "devices" else rows[::max(len(rows) - 1, 1)])]
+    columns = {"median (range) (s)": times(),
+               f"its operations at {result['gemm_gflops']:.0f} GFLOP/s (s)":
+                   lambda rows: f"{rows[0]['gemm_limit']:.3f}",
+               "ratio": lambda rows: "{:.1f}".format(
+                   np.median(rows[0]["seconds"]) / rows[0]["gemm_limit"])}
+    return (f"{table('one QAT lane-epoch at', group(ends, 'label'), columns)}\n\n"
+            f"{result['network']}. {source(result)}")
+
+
+def inference(read):
+    """The inference benchmark: latency at batch 1, images a second above it."""
+    result, columns = read("inference_bench"), {}
+
+    def cell(batch):
+        def show(rows):
+            (row,) = group(rows, "batch")[batch]
+            seconds = np.array(row["seconds"])
+            return (stats.median_range(seconds * 1e6, 1) if batch == 1
+                    else stats.median_range(batch / seconds, 0))
+        return show
+
+    for batch in group(result["rows"], "batch"):
+        header = "latency, batch 1 (µs)" if batch == 1 else f"images/s, batch {batch:,}"
+        columns[header] = cell(batch)
+    return (f"{table('engine', group(result['rows'], 'label'), columns)}\n\n{result['network']}; "
+            f"medians and ranges of {len(result['rows'][0]['seconds'])}. C runs on one core, called "
+            "from Python once per batch, plain where a processor has no dot product of bytes; the "
+            f"others use every core, unless they say one. {source(result)}")
+
+
+def photos(read):
+    """How many drawings of each condition are read."""
+    result = read("photos")
+    count = result["drawings"]
+    rows = [[row["label"], f"{count - len(row['misread'])} of {count}"] for row in result["rows"]]
+    return "\n".join([results.table(["drawings", "read"], rows), "",
+                      "Of the MNIST test images, the rule that doubts what is not one digit keeps "
+                      f"{100 * result['kept']:.2f} %. {source(result)}"])
+
+
+def _of(rows):
+    """"0 of 880,000": answers that differ."""
+    return " of ".join(f"{sum(row.get(key, 0) for row in rows):,}" for key in ("mismatches",
+                                                                              "images"))
+
+
+def firmware(read):
+    """Every network on every chip, in emulators."""
+    result, rows = read("firmware"), []
+    for row in result["rows"]:
+        cells = [f"{row['label']}, {row['network']}", row["chip"]]
+        if "flash" in row:
+            unit = "instructions" if "instructions" in row else "cycles"
+            time = f"{row[unit] / 1000 / result['avr_mhz']:.1f}" if unit == "cycles" else "–"
+            cells += [f"{row['flash']:,}", f"{row['ram'] - row['image']:,}",
+                      f"{row[unit]:,.0f} {unit}", f"{row['most']:,}", time, _of([row])]
+        else:
+            cells += [row.get("refused") or row["missing"], *["–"] * 5]
+        rows.append(cells)
+    return "\n".join([
+        results.table(["network", "chip", "flash (bytes)", "RAM beside the image (bytes)",
+                       "an image takes, mean", "at most",
+                       f"ms at {result['avr_mhz']} MHz", "images that differ"], rows), "",
+        "Flash is text, rodata and data of the whole program; RAM is data, bss and the most stack "
+        f"that was used. Under the sanitizers on this machine {_of(result['sanitized'])} answers "
+        f"differ. {source(result)}"])
+
+
+def chips(read):
+    """The two smallest chips in a line a network."""
+    result = read("firmware")
+    fits = [row for row in result["rows"] if "flash" in row]
+
+    def on(chip, show):
+        return lambda rows: next((show(row) for row in rows if row["chip"] == chip), "–")
+
+    columns = {
+        "network": first("network"),
+        "test accuracy (%)": lambda rows: f"{100 * rows[0]['test_acc']:.2f}",
+        "RV32EC: flash (bytes)": on("rv32ec", lambda row: f"{row['flash']:,}"),
+        "instructions an image": on("rv32ec", lambda row: f"{row['instructions']:,.0f}"),
+        "ATmega328P: flash (bytes)": on("atmega328p", lambda row: f"{row['flash']:,}"),
+        f"ms an image at {result['avr_mhz']} MHz": on(
+            "atmega328p", lambda row: f"{row['cycles'] / 1000 / result['avr_mhz']:.1f}")}
+    small = {label: rows for label, rows in group(fits, "label").items()
+             if {"rv32ec", "atmega328p"} & {row["chip"] for row in rows}}
+    return (f"{table('file', small, columns)}\n\nIn emulators, {_of(fits)} answers differ from the "
+            f"integer engine's. {source(result)}")
+
+
+def findings(read):
+    """Training and inference in a line each."""
+    epochs = _medians(group(read("training_bench")["rows"], "part")["epoch"])
+    fastest = max(group(read("inference_bench")["rows"], "label")["C"], key=lambda row: row["batch"])
+    return [
+        f"- A QAT epoch takes {epochs['QAT epoch']:.2f} s, "
+        f"{epochs['QAT epoch'] / epochs['matrix products and update alone']:.2f} times its matrix "
+        "products and update alone in float32.",
+        f"- The C engine classifies {fastest['batch'] / np.median(fastest['seconds']):,.0f} images a "
+        f"second on one core, {fastest['batch']:,} at a time."]
