@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 
 from report import stats
 from report.results import group
-from report.style import COLORS, plain_log, rate_axis, run_marker, setting
+from report.style import COLORS, guess_loss, plain_log, rate_axis, run_marker, setting
 
 
 def _by_rate(rows):

@@ -7,7 +7,7 @@ import numpy as np
 
 from formats import checkpoint
 from machine.files import InputError, read_bytes, write_atomically
-from report import published, results, speed, stats
+from report import published, results, speed, stats, style
 from report.columns import (
     ACCURACY,
     LARGEST,
