@@ -17,7 +17,6 @@ MAX_SHIFT = 30                  # |acc| < 2**24, so from 26 on every shift gives
 MAX_LOGIT_EXPONENT = 100        # either way: float32 then holds every logit
 PIXEL_BITS = 8                  # a pixel's code is its byte
 IMAGE_SIDE = 28                 # of the images that can be pooled
-COMPILE_QUICKLY = {"xla_cpu_use_fusion_emitters": False}    # in half the time; loops get slower
 INPUTS = (28, 14, 12, 10)       # sides of the first layer's input: the image's bytes as they are, or
                                 # 2 x 2 means of the whole image, its centre 24 x 24 or 20 x 20
 
@@ -230,11 +229,12 @@ def _numpy_int_matmul(x_q, w_q):
     return x_q.astype(np.int32) @ w_q.astype(np.int32)
 
 
-def make_engine(network, engine="jax"):
+def make_engine(network, engine="jax", compiler_options=None):
     """A function from uint8 images [B, I] to int32 accumulators [B, classes], as NumPy.
 
     Args:
       network: Network; engine: "jax" (jitted int8 dots) or "numpy".
+      compiler_options: dict for jax.jit; no option changes an integer.
     Returns:
       the function; any other integers 0..255 will do, [B, 28, 28] too; else it raises ValueError.
     """
@@ -253,12 +253,13 @@ def make_engine(network, engine="jax"):
         return lambda images: _run(network.layers, images=flat(images),
                                    int_matmul=_numpy_int_matmul, **static)
     import jax
-    jitted, on_device = _jax_run(), jax.device_put(network.layers)
+    jitted = _jax_run(tuple((compiler_options or {}).items()))
+    on_device = jax.device_put(network.layers)
     return lambda images: np.asarray(jitted(on_device, flat(images), **static))
 
 
 @functools.cache                # one function, so that networks of one shape compile once
-def _jax_run():
+def _jax_run(compiler_options):
     """_run by real int8 dots, jitted."""
     import jax
     from jax import lax
@@ -273,7 +274,7 @@ def _jax_run():
         return _run(layers, activation_bits, input, images, int_matmul)
 
     return jax.jit(run, static_argnames=("activation_bits", "input"),
-                   compiler_options=COMPILE_QUICKLY)
+                   compiler_options=dict(compiler_options))
 
 
 def logits(network, acc):

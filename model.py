@@ -1,6 +1,6 @@
 """The multilayer perceptron: init, forward, loss, calibration, and the integers to deploy."""
 from collections import namedtuple
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ from jax import lax
 
 import integer
 import quant
+from machine import runtime
 
 
 class Layer(NamedTuple):
@@ -204,7 +205,9 @@ def _codes(layers, hyper):
             for layer in layers]
 
 
-_codes_jitted = jax.jit(_codes, static_argnames="hyper", compiler_options=integer.COMPILE_QUICKLY)
+@cache                          # not at the import, which starts no backend
+def _codes_jitted():
+    return jax.jit(_codes, static_argnames="hyper", compiler_options=runtime.compiler_options())
 
 
 def is_exact(layers, hyper):
@@ -243,7 +246,7 @@ def to_network(layers, hyper):
     """
     exponents = [_exponent(layer.x_scale * layer.w_scale)[0] for layer in layers]
     codes = [(np.asarray(w_q).astype(np.int8), np.asarray(b_q).astype(np.int32))
-             for w_q, b_q in _codes_jitted(layers, hyper)]
+             for w_q, b_q in _codes_jitted()(layers, hyper)]
     shifts = [np.broadcast_to(_exponent(following.x_scale)[0] - exponent, b_q.shape)
               for following, exponent, (_, b_q) in zip(layers[1:], exponents, codes)]
     return integer.make_network([integer.Layer(*pair, shift)

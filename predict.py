@@ -34,7 +34,11 @@ def make_predictor(network, engine="jax", hyper=None):
       engine: "jax" or "numpy", for a Network; hyper: for Layers with scales.
     """
     if isinstance(network, integer.Network):
-        run = integer.make_engine(network, engine)
+        options = None
+        if engine == "jax":
+            from machine import runtime
+            options = runtime.compiler_options()
+        run = integer.make_engine(network, engine, options)
         return lambda images: integer.logits(network, run(images))
     import jax
 

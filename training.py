@@ -11,10 +11,9 @@ import optax
 from jax import lax
 
 import augment
-import integer
 import model
 import predict
-from machine import devices
+from machine import devices, runtime
 
 CALIBRATION_IMAGES = 1_024      # of the train split; they set the static activation scales
 STATUS = ("running", "stopped", "capped", "diverged", "guessing", "inexact")
@@ -143,7 +142,7 @@ def start(rates, seeds, hyper):
     lanes = len(rates)
     rate, seed = np.asarray(rates, np.float32), np.asarray(seeds, np.uint32)
     init = jax.jit(lambda lanes: lax.map(lambda lane: init_lane(*lane, hyper), lanes),
-                   compiler_options=integer.COMPILE_QUICKLY)
+                   compiler_options=runtime.compiler_options())
     state = jax.device_get(init((rate, seed)))
     return Sweep(rate, seed, state, state.layers, np.zeros(lanes, np.int32),
                  np.full(lanes, np.inf), np.zeros(lanes, np.int32), np.zeros(lanes, np.uint8),
@@ -215,7 +214,7 @@ def _compile(mesh, hyper, counts, state, rate, images, labels, val_images):
     """What an epoch of a Sweep runs, by name: each program is compiled while the next is traced."""
     def begin(function, *args, seldom=True, one_by_one=None):
         lowered = devices.over_lanes(function, mesh, one_by_one).lower(counts, *args)
-        return pool.submit(lowered.compile, integer.COMPILE_QUICKLY if seldom else None)
+        return pool.submit(lowered.compile, runtime.compiler_options() if seldom else None)
 
     with ThreadPoolExecutor(1) as pool:         # XLA itself uses every core; more would take memory
         jobs = {"train": begin(lambda lane, *data: train_epoch(*lane, *data, hyper, mesh),

@@ -3,6 +3,7 @@
 Importing this changes nothing; scripts call set_up.
 """
 import contextlib
+import functools
 import os
 import re
 import socket
@@ -16,9 +17,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from machine.facts import environment
-from machine.files import InputError
+from machine.files import InputError, check_writable
 
 JOIN_SECONDS = 60               # to wait for the other processes at the start
+QUICK = {"xla_cpu_use_fusion_emitters": False}      # JAX 0.10 knows it, 0.11 does not
 ZSTD = b"\x28\xb5\x2f\xfd"
 HEARTBEAT_SECONDS = 10          # a process silent this long is taken for dead: all others stop
 
@@ -29,6 +31,24 @@ def set_strict():
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", environment()["cores"])
+
+
+@functools.cache
+def compiler_options():
+    """Options for programs that seldom run: compiled in half the time, their loops are slower.
+
+    Returns:
+      dict; empty where XLA has no such option any more, or compiles for another device.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0).lower().compile(QUICK)
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return {}
+    return QUICK
 
 
 def _wait_for(address):
@@ -77,6 +97,20 @@ def _delete_damaged(folder):
                 path.unlink()
 
 
+def _keep_programs(cache_dir):
+    """Compiled programs are kept in this folder; where it can't be had, one line says so."""
+    cpu = re.sub(r"\W+", "_", environment()["cpu"])     # machine code is of one kind of CPU
+    folder = Path(cache_dir).absolute() / cpu
+    try:
+        check_writable(folder)
+    except InputError as error:
+        print(f"note: CACHE_DIR keeps no compiled programs: {error}", file=sys.stderr)
+        return
+    _delete_damaged(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def set_up(cache_dir="", coordinator="", processes=1, process_id=0):
     """Strict flags, a cache of compiled programs, the other processes; before any computation.
 
@@ -89,14 +123,7 @@ def set_up(cache_dir="", coordinator="", processes=1, process_id=0):
     """
     set_strict()
     if cache_dir:
-        cpu = re.sub(r"\W+", "_", environment()["cpu"])     # machine code is of one kind of CPU
-        try:
-            folder = Path(cache_dir).resolve() / cpu
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"CACHE_DIR = {cache_dir!r} can't be used: {error}") from None
-        _delete_damaged(folder)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        _keep_programs(cache_dir)
     if not coordinator:
         return
     named = {} if coordinator == "auto" else {

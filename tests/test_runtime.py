@@ -151,11 +151,41 @@ def test_a_busy_coordinator_port_is_one_line(tmp_path):
             runtime.set_up("", f"127.0.0.1:{busy.getsockname()[1]}", 2, 0)
 
 
-def test_a_symlink_loop_as_cache_is_one_line(tmp_path):
-    os.symlink(tmp_path / "a", tmp_path / "b")
-    os.symlink(tmp_path / "b", tmp_path / "a")
-    with pytest.raises(InputError, match="CACHE_DIR"):
-        runtime.set_up(str(tmp_path / "a"))
+@pytest.mark.parametrize("place", ["loop", "file", "file/below", "nul\0"])
+def test_a_cache_that_cannot_be_is_one_line_and_not_needed(place, tmp_path, capsys):
+    """A read-only checkout has none."""
+    import jax
+    os.symlink(tmp_path / "loop", tmp_path / "loop")
+    (tmp_path / "file").touch()
+    before = jax.config.jax_compilation_cache_dir
+    runtime.set_up(str(tmp_path / place))
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: CACHE_DIR") and line.isprintable()
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+@pytest.fixture
+def fresh_options():
+    runtime.compiler_options.cache_clear()
+    yield
+    runtime.compiler_options.cache_clear()
+
+
+def test_compiler_options_are_those_that_this_version_takes(fresh_options, monkeypatch):
+    """XLA 0.10 takes what we ask for; of an option that no version has, nothing is left."""
+    import jax
+    options = runtime.compiler_options()
+    assert options == (runtime.QUICK if jax.__version__.startswith("0.10.") else {})
+    assert jax.jit(lambda: 3, compiler_options=options)() == 3
+    runtime.compiler_options.cache_clear()
+    monkeypatch.setattr(runtime, "QUICK", {"xla_no_such_option": False})
+    assert runtime.compiler_options() == {}
+
+
+def test_a_compiler_that_fails_otherwise_says_why(fresh_options, monkeypatch):
+    monkeypatch.setattr(runtime, "QUICK", {"xla_cpu_enable_fast_math": "neither"})
+    with pytest.raises(Exception, match="xla_cpu_enable_fast_math"):
+        runtime.compiler_options()
 
 
 @pytest.mark.parametrize("lines, fast", [
