@@ -13,6 +13,10 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from machine.script import forget_environment
+
+forget_environment()            # before JAX reads it
+
 import hypothesis
 import jax
 import numpy as np
