@@ -31,11 +31,10 @@ test: .venv/installed-dev
 test-all: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" $(ARGS)
 
-parity: .venv/installed-export
-	$(PY) -B -m benchmarks.parity $(ARGS)
+parity: .venv/installed-dev
+	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" tests/test_parity.py $(ARGS)
 
 bench: .venv/installed-bench
-	$(PY) -B -m benchmarks.parity
 	$(PY) -B -m benchmarks.training $(ARGS)
 	$(PY) -B -m benchmarks.inference $(ARGS)
 

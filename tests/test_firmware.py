@@ -26,6 +26,22 @@ CORE = ("main.cpp", "HardwareSerial.cpp", "HardwareSerial0.cpp", "Print.cpp", "S
         "WString.cpp", "abi.cpp", "new.cpp")
 
 
+BATCH = """
+void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count)
+{
+    for (; count; count--, images += MLP_INPUTS, logits += MLP_CLASSES)
+        mlp_predict(images, logits);
+}
+"""
+
+
+def host_files(network, lanes):
+    """The chips' engine as engines.make_c and make_c_program take it, words of so many bits."""
+    engine = (to_firmware.FOLDER / "chip.c").read_text("utf-8")
+    return {"mlp.h": to_firmware.header(network, lanes) + BATCH.split("\n{")[0] + ";\n",
+            "mlp.c": engine + BATCH}
+
+
 def extreme_images(pixels=784):
     """Every pattern of digits in all pixels at once: the most rows that a plane can list."""
     codes = np.array([0, 1, 85, 128, 170, 171, 255], np.uint8)
@@ -38,7 +54,7 @@ def test_engine_equals_oracle_at_every_width(need, lanes, weight_bits, activatio
                                              input):
     network = make_network(weight_bits, activation_bits, input)
     images = np.concatenate([random_images(150), extreme_images()])
-    run = need(engines.make_c, firmware.host_files(network, lanes), flags=STRICT)
+    run = need(engines.make_c, host_files(network, lanes), flags=STRICT)
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
@@ -50,7 +66,7 @@ def test_no_carry_is_lost_when_all_weights_pull_one_way(need, lanes, sign):
                           np.full(9, 9, np.int8))
     last = integer.Layer(np.full((9, 3), -3 * sign, np.int8), np.zeros(3, np.int32), None)
     network = integer.make_network([layer, last], 3, 8, 0, 12)
-    run = need(engines.make_c, firmware.host_files(network, lanes), flags=STRICT)
+    run = need(engines.make_c, host_files(network, lanes), flags=STRICT)
     images = extreme_images()
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
@@ -80,7 +96,7 @@ def test_shifts_beyond_the_sums_give_zeros(need, shifts):
                           np.array(shifts, np.int8))
     last = integer.Layer(rng.integers(-3, 4, (9, 3), np.int8), np.arange(3, dtype=np.int32), None)
     network = integer.make_network([layer, last], 3, 8, 0, 12)
-    run = need(engines.make_c, firmware.host_files(network, 32), flags=STRICT)
+    run = need(engines.make_c, host_files(network, 32), flags=STRICT)
     images = random_images(200)
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
@@ -91,7 +107,7 @@ def test_engine_is_clean_under_sanitizers(need, tmp_path, compiler, lanes, bits)
     network = make_network(bits, 8, 12)
     images = np.concatenate([random_images(200), extreme_images()])
     flags = ("-std=c99", "-O1", *engines.SANITIZERS)
-    built = firmware.host_files(network, lanes), tmp_path, compiler, flags
+    built = host_files(network, lanes), tmp_path, compiler, flags
     run = need(engines.make_c_program, *built)
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
