@@ -14,6 +14,7 @@ setup: .venv/installed
 .venv/installed-%: requirements-%.txt .venv/installed
 	$(INSTALL) $<
 	@touch $@
+.venv/installed-bench: requirements-dev.txt
 
 train: .venv/installed
 	$(PY) -B main_train.py $(ARGS)

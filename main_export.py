@@ -25,7 +25,7 @@ def to_onnx(network):
     try:
         from deploy import to_onnx as target
     except ImportError:
-        raise InputError("onnx is missing: pip install -r requirements-export.txt") from None
+        raise InputError("onnx is missing: pip install -r requirements-dev.txt") from None
     pixels = integer.pixels(network.input, integer.sizes(network)[0])
     return {"mlp.onnx": target.export(network)}, (
         f"uint8 image [N, {pixels}] in; int32 logits (accumulators) and "

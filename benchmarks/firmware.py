@@ -164,8 +164,9 @@ def _words(row):
     if "flash" not in row:
         return row.get("refused") or row["missing"]
     unit = "cycles" if "cycles" in row else "instructions"
-    return (f"{row['flash']:,} bytes of flash, {row['ram'] - row['image']:,} of RAM beside the image, "
-            f"{row[unit]:,.0f} {unit} an image, {row['mismatches']} of {row['images']:,} differ")
+    return (f"{row['flash']:,} bytes of flash, {row['ram'] - row['image']:,} of RAM beside the "
+            f"image, {row[unit]:,.0f} {unit} an image, "
+            f"{row['mismatches']} of {row['images']:,} differ")
 
 
 def run(networks, images, count=None):

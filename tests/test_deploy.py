@@ -158,7 +158,8 @@ def test_c_equals_oracle(need, weight_bits, activation_bits, input, build):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("sizes", [(784, 256, 128, 10), (255, 64, 65, 3), (257, 1, 2), (4100, 9, 2)])
+@pytest.mark.parametrize("sizes", [(784, 256, 128, 10), (255, 64, 65, 3), (257, 1, 2),
+                                   (4100, 9, 2)])
 def test_c_equals_oracle_at_every_remainder(need, sizes, build):
     """Inputs that are no whole number of fours or chunks, outputs of no whole number of lanes."""
     network, images = make_network(8, 8, 28, sizes), random_images(50, sizes[0])
@@ -510,12 +511,8 @@ def test_page_centres_as_mnist_does(page, trained, mnist):
     assert drawn.mean() >= direct.mean() - 0.03
 
 
-def test_page_prepares_ink_as_photo_does():
-    """Strokes of any size and place, in node: no pixel is a grey level off, but for roundings."""
-    if not shutil.which("node"):
-        pytest.skip("no node: install it from the system's packages")
-    page = (ROOT / "deploy" / "page.html").read_text("utf-8")
-    centre = re.search(r"^function centre\(.*?^}$", page, re.DOTALL | re.MULTILINE)[0]
+def test_page_prepares_ink_as_photo_does(page):
+    """Strokes of any size and place: no pixel is a grey level off, but for roundings."""
     random = np.random.default_rng(0)
     for digit in range(10):
         picture = Image.fromarray(photos.stroke_digit("judging", digit, random))
@@ -523,9 +520,8 @@ def test_page_prepares_ink_as_photo_does():
         pad = Image.new("L", (280, 280))
         pad.paste(picture.resize((size, size)), tuple(map(int, corner)))
         ink = np.asarray(pad)
-        program = f"{centre}\nconsole.log(centre([{','.join(map(str, ink.ravel()))}], 280).join())"
-        done = subprocess.run(["node"], input=program, capture_output=True, text=True, check=True)
-        page_image = np.array(done.stdout.split(","), int)
+        page_image = np.array(page.evaluate("ink => Array.from(centre(ink, 280))",
+                                            ink.ravel().tolist()))
         ours = photo.centre((ink / 255).astype(np.float32)).reshape(-1)
         assert ours.max() == 255 and np.abs(page_image - ours).max() <= 1
 

@@ -191,7 +191,8 @@ def build_sketch(network, folder):
     core = ARDUINO / "cores" / "arduino"
     flags = ["-mmcu=atmega328p", "-DF_CPU=16000000L", "-DARDUINO=10819", "-DARDUINO_AVR_UNO", "-Os",
              "-DARDUINO_ARCH_AVR", "-DDECIMAL_DIG=__DECIMAL_DIG__", f"-I{core}",
-             f"-I{ARDUINO / 'variants' / 'standard'}", "-w", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-c"]
+             f"-I{ARDUINO / 'variants' / 'standard'}", "-w", "-ffunction-sections",
+             "-fdata-sections", "-Wl,--gc-sections", "-c"]
     both = ((["-std=gnu11"], ["mlp.c", core / "wiring.c", core / "hooks.c"]),
             (["-std=gnu++11", "-fno-exceptions", "-fno-threadsafe-statics"],
              [*(core / name for name in CORE), "-include", "Arduino.h", "-x", "c++", "uno.ino"]))

@@ -1,4 +1,4 @@
-"""Every engine gives the oracle's integers, on every quantized weights file that is shipped here."""
+"""Every engine gives the oracle's integers, on every quantized weights file that is shipped."""
 import functools
 
 import jax
