@@ -63,7 +63,7 @@ def build(network, chip, folder, *flags):
     """
     has = to_firmware.CHIPS[chip]
     find(f"{has.tools}gcc", has.package)
-    for name, text in to_firmware.export(network, [chip]).items():
+    for name, text in to_firmware.export(network, [chip])[0].items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, "utf-8")
     made = subprocess.run([find("make"), "-s", "-B", "-C", folder / chip,

@@ -38,7 +38,8 @@ void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count)
 def host_files(network, lanes):
     """The chips' engine as engines.make_c and make_c_program take it, words of so many bits."""
     engine = (to_firmware.FOLDER / "chip.c").read_text("utf-8")
-    return {"mlp.h": to_firmware.header(network, lanes) + BATCH.split("\n{")[0] + ";\n",
+    header = to_firmware.header(network, to_firmware.make_all_tables(network, lanes), lanes)
+    return {"mlp.h": header + BATCH.split("\n{")[0] + ";\n",
             "mlp.c": engine + BATCH}
 
 
@@ -118,7 +119,7 @@ def test_engine_multiplies_nothing_and_takes_nothing_from_libraries(need, tmp_pa
     for chip in CHIPS:
         has = to_firmware.CHIPS[chip]
         compiler = need(firmware.find, f"{has.tools}gcc", has.package)
-        for name, text in to_firmware.export(network, [chip]).items():
+        for name, text in to_firmware.export(network, [chip])[0].items():
             (tmp_path / Path(name).name).write_text(text, "utf-8")
         flags = [*has.flags.split(), *STRICT, "-ffreestanding",
                  "-fno-tree-loop-distribute-patterns"]
@@ -139,7 +140,7 @@ def test_chip_gives_the_oracles_integers_and_needs_what_was_said(need, tmp_path,
     images = np.concatenate([random_images(6), extreme_images()])
     got = need(firmware.measure, network, chip, images, tmp_path)
     assert got["mismatches"] == 0 and got["images"] == len(images)
-    flash, ram = to_firmware.needs(network, chip)
+    flash, ram = to_firmware.export(network, [chip])[1][chip]
     assert flash - 1_500 < got["flash"] <= flash
     assert ram - 200 < got["ram"] <= ram
     assert 1_000 < got.get("instructions", got.get("cycles")) <= got["most"] < 1_000_000

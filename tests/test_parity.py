@@ -20,8 +20,10 @@ FILES = ["weights_int8.npz", *sorted(f"recipes/{path.name}"
 CHUNK = 10_000
 # (file, how many test images, how many of uniform bytes: codes and accumulators of no picture).
 SOME = [(file, 500, 500) for file in FILES]
-ALL = [pytest.param(file, 10_000, 10_000 if file.startswith("recipes/w") else 100_000,
-                    marks=pytest.mark.slow) for file in FILES]
+ALL = [pytest.param(file, 10_000, 100_000 if file == FILES[0] else 10_000, marks=pytest.mark.slow)
+       for file in FILES]
+ON_CHIPS = [pytest.param(file, 10_000, 100_000, marks=pytest.mark.slow)
+            for file in FILES if file.endswith(".nqat")]
 
 
 @functools.cache
@@ -87,20 +89,19 @@ def test_c(need, file, test_images, random_images, build):
     check(run, file, test_images, random_images)
 
 
-@pytest.mark.parametrize("sanitizers", [(), engines.SANITIZERS])
-@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("build", [*BUILDS, engines.SANITIZERS,
+                                   (engines.PLAIN, *engines.SANITIZERS)])
 @pytest.mark.parametrize("file, test_images, random_images", ALL)
-def test_c_as_it_is_used_and_under_sanitizers(need, tmp_path, file, test_images,
-                                              random_images, build, sanitizers):
+def test_c_as_it_is_used_and_under_sanitizers(need, tmp_path, file, test_images, random_images,
+                                              build):
     run = need(engines.make_c_program, to_c.export(load(file))[0], tmp_path,
-               flags=(*engines.C_FLAGS, *build, *sanitizers))
+               flags=(*engines.C_FLAGS, *build))
     check(run, file, test_images, random_images)
 
 
 @pytest.mark.parametrize("lanes", [8, 32])
-@pytest.mark.parametrize("file, test_images, random_images", ALL)
-def test_engine_for_chips_under_sanitizers(need, tmp_path, file, test_images, random_images,
-                                           lanes):
+@pytest.mark.parametrize("file, test_images, random_images", ON_CHIPS)
+def test_engine_for_chips_under_sanitizers(need, tmp_path, file, test_images, random_images, lanes):
     run = need(engines.make_c_program, host_files(load(file), lanes), tmp_path)
     check(run, file, test_images, random_images)
 
