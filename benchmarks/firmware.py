@@ -20,6 +20,7 @@ import numpy as np
 import config
 import data
 import integer
+import plan
 from deploy import to_firmware
 from deploy.engines import Missing
 from formats import checkpoint
@@ -181,7 +182,7 @@ def run(networks, images, count=None):
         for name, (network, accuracy) in networks.items():
             for chip in to_firmware.CHIPS:
                 row = {"name": name, "chip": chip, "model": integer.name(network),
-                       "layer_sizes": integer.sizes(network), "test_acc": accuracy}
+                       "layer_sizes": plan.sizes(network.steps), "test_acc": accuracy}
                 try:
                     part = images[:count or IMAGES.get(chip, len(images))]
                     row |= measure(network, chip, part, Path(folder))
@@ -201,7 +202,7 @@ def main(argv):
     dataset, networks = data.load(settings.DATA_DIR), {}
     for name in NETWORKS:
         network, _ = checkpoint.load_quantized(Path(settings.WEIGHTS_DIR) / name)
-        data.check_fits(dataset, integer.sizes(network), network.input)
+        data.check_fits(dataset, network.steps)
         acc = integer.make_engine(network)(dataset.test.images)
         networks[name] = network, (acc.argmax(1) == dataset.test.labels).mean()
     rows = run(networks, dataset.test.images)

@@ -30,7 +30,7 @@ SPECK = 0.05                    # of the largest piece of ink; less is a speck
 # What does not look like one digit: a rule that keeps over 99 % of the MNIST train images.
 FAINT = 0.25                    # the least ink that counts
 MOST_INK = 0.65                 # of the square around it
-PIECE = 0.2                     # of the largest piece of ink: a second one so large is a second sign
+PIECE = 0.2                     # of the largest piece of ink: a second so large is another sign
 # Pillow logs some damage before it raises: a second line where nobody has set logging up.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
