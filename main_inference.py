@@ -51,11 +51,11 @@ def evaluate_file(path, network, facts, settings):
     if trained_on.get("sha256", dataset.sha256) != dataset.sha256:
         print(f"note: this model was trained on {trained_on.get('name', 'other data')}, "
               f"not on {dataset.name}")
-    write_result(Path(settings.RUNS_DIR) / "inference.json", facts.get("switches", {}),
-                 file=str(path), kind=kind, trained_on=trained_on,
-                 dataset={"name": dataset.name, "sha256": dataset.sha256}, engine=settings.ENGINE,
-                 **metrics, images=count, file_bytes=size,
-                 first_call_seconds=first, seconds=repeats)
+    row = {"label": kind, "file": str(path), "engine": settings.ENGINE, **metrics, "images": count,
+           "file_bytes": size, "first_call_seconds": first, "seconds": repeats}
+    write_result(Path(settings.RUNS_DIR) / "inference.json", facts.get("switches", {}), [row],
+                 trained_on=trained_on,
+                 dataset={"name": dataset.name, "sha256": dataset.sha256})
 
 
 def classify(network, files, settings):

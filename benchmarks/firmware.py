@@ -196,8 +196,9 @@ def run(networks, images, count=None):
     with tempfile.TemporaryDirectory() as folder:
         for name, (network, accuracy) in networks.items():
             for chip in to_firmware.CHIPS:
-                row = {"name": name, "chip": chip, "model": integer.name(network),
-                       "layer_sizes": integer.sizes(network), "test_acc": accuracy}
+                sizes = "-".join(map(str, integer.sizes(network)))
+                row = {"label": name, "chip": chip, "network": f"{sizes} {integer.name(network)}",
+                       "test_acc": accuracy}
                 try:
                     part = images[:count or IMAGES.get(chip, len(images))]
                     row |= measure(network, chip, part, Path(folder))
@@ -223,7 +224,7 @@ def sanitize(networks, images, random_images):
         for lanes in (8, 32):
             with tempfile.TemporaryDirectory() as folder:
                 got = engines.make_c_program(host_files(network, lanes), folder)(images)
-            rows.append({"name": name, "lanes": lanes, "images": len(images),
+            rows.append({"label": name, "lanes": lanes, "images": len(images),
                          "mismatches": (got != want).sum()})
             print(f"{name}, words of {lanes} bits, under the sanitizers: "
                   f"{rows[-1]['mismatches']} of {len(images):,} differ", flush=True)
@@ -239,12 +240,13 @@ def main(argv):
         network, _ = checkpoint.load_quantized(Path(settings.WEIGHTS_DIR) / name)
         data.check_fits(dataset, integer.sizes(network), network.input)
         acc = integer.make_engine(network)(dataset.test.images)
-        networks[name] = network, (acc.argmax(1) == dataset.test.labels).mean()
+        label = Path(name).stem.replace("weights_int8", "default")
+        networks[label] = network, (acc.argmax(1) == dataset.test.labels).mean()
     rows = run(networks, dataset.test.images)
-    host = sanitize({name: network for name, network in networks.items() if name.endswith(".nqat")},
-                    dataset.test.images, RANDOM_IMAGES)
+    host = sanitize({Path(name).stem: networks[Path(name).stem] for name in NETWORKS
+                     if name.endswith(".nqat")}, dataset.test.images, RANDOM_IMAGES)
     results.write_result(Path(settings.RESULTS_DIR) / "firmware.json", settings._asdict(),
-                         rows=rows, sanitized=host, chips={name: {"flash": chip.flash, "ram": chip.ram}
+                         rows, sanitized=host, chips={name: {"flash": chip.flash, "ram": chip.ram}
                                                for name, chip in to_firmware.CHIPS.items()},
                          avr_mhz=AVR_MHZ)
     wrong = sum(row.get("mismatches", 0) for row in rows + host)
