@@ -81,15 +81,14 @@ def bits(settings):
                        for width in WIDTHS for model in models)]
 
 
-# Networks from 2 to 60 kB: INPUT, WEIGHT_BITS, hidden widths; and how all of them are trained.
+# Networks from 2 to 60 kB, as LAYERS and WEIGHT_BITS; and how all of them are trained.
 FRONTIER = tuple(
-    {"INPUT": side, "WEIGHT_BITS": weight_bits, "ACTIVATION_BITS": 8,
-     "LAYER_SIZES": (side**2, *hidden, 10)} for side, weight_bits, hidden in (
-        (10, 2, (80, 56, 36)), (10, 3, (40, 32, 20)), (10, 3, (62, 44, 28)), (10, 4, (40, 32, 20)),
-        (12, 2, (112, 72, 48)), (12, 3, (72, 54, 32)), (12, 4, (60, 48, 28)),
-        (12, 3, (104, 72, 48)), (14, 2, (200, 112, 64)), (14, 3, (120, 80, 52)),
-        (14, 4, (96, 64, 48)), (14, 3, (192, 128)), (28, 2, (128, 64)), (28, 3, (128, 64)),
-        (28, 4, (128, 64))))
+    {"WEIGHT_BITS": weight_bits, "ACTIVATION_BITS": 8, "LAYERS": line} for weight_bits, line in (
+        (2, "crop20 mean2 80 56 36"), (3, "crop20 mean2 40 32 20"), (3, "crop20 mean2 62 44 28"),
+        (4, "crop20 mean2 40 32 20"), (2, "crop24 mean2 112 72 48"), (3, "crop24 mean2 72 54 32"),
+        (4, "crop24 mean2 60 48 28"), (3, "crop24 mean2 104 72 48"), (2, "mean2 200 112 64"),
+        (3, "mean2 120 80 52"), (4, "mean2 96 64 48"), (3, "mean2 192 128"), (2, "128 64"),
+        (3, "128 64"), (4, "128 64")))
 BRIEFLY = {"OPTIMIZER": "adamw", "LEARNING_RATE": 0.004, "SCHEDULE": "cosine", "BATCH_SIZE": 256,
            "MAX_EPOCHS": 25, "PATIENCE": 25, "METRIC": "train_loss", "WEIGHT_DECAY": 0.0,
            "SCALES": "calibrated", "AVERAGING": 0.998, "AUGMENT": 0.5, "FILE_FORMAT": "nqat"}
@@ -97,10 +96,8 @@ BRIEFLY = {"OPTIMIZER": "adamw", "LEARNING_RATE": 0.004, "SCHEDULE": "cosine", "
 
 def frontier(settings):
     """Test accuracy against the bytes of the whole file, of each network in FRONTIER."""
-    from runner import experiment
-    points = [{**BRIEFLY, **switches} for switches in FRONTIER]
-    return [{"label": experiment.network_name(settings._replace(**point)), **point}
-            for point in points]
+    return [{"label": f"{switches['LAYERS']} W{switches['WEIGHT_BITS']}A8", **BRIEFLY, **switches}
+            for switches in FRONTIER]
 
 
 LONG = {"MAX_EPOCHS": 100, "PATIENCE": 100}     # what flipping costs shows late
@@ -183,7 +180,7 @@ def run(study, settings):
     rows, folder, seconds = measure(settings, name, make_points(settings), data)
     result = results.write_result(folder / f"{name}.json", settings._asdict(), rows,
                                   seconds=seconds,
-                                  dataset={"name": data.name, "sha256": data.sha256})
+                                  dataset=experiment.facts_of(data))
     try:
         print(tables.TABLES[name]({name: result}.get))
     except InputError:                          # no rate is good, and would be the next time

@@ -1,172 +1,148 @@
 """Every switch of nanoQAT. Edit a value here, or pass `recipes/NAME.toml` and `--KEY=value`.
 
-One switch a line: NAME = value  # its reason. `--help` prints these values and reasons.
+A line reads  NAME: what it may be = VALUE  # its reason.  Edit the VALUE, between = and #; leave
+the rest. run(...): a run depends on it, besides its rate and seed. `--help` prints the lines.
 """
+from __future__ import annotations  # so that the types can stand below the switches
+
 import ast
-import math
+import difflib
+import inspect
 import os
 import re
-import tokenize
+import sys
 import tomllib
 from collections import namedtuple
+from functools import cache
 from pathlib import Path
 
-import integer
+import plan
 from machine.files import InputError, read_bytes
 
 # Mode
-QAT_ENABLE = True               # fake-quantize in training and save integers; False: float32
-LR_ABLATION_MODE = False        # main_train.py sweeps the learning rate instead of training once
+QAT_ENABLE: run(flag) = True                    # fake-quantize, save integers; False: float32
+LR_ABLATION_MODE: flag = False                  # main_train.py sweeps the learning rate instead
 
 # Model and quantizer
-LAYER_SIZES = (784, 256, 128, 10)   # inputs, hidden widths, classes
-WEIGHT_BITS = 8                 # 1 ({-1, +1}), 2 (ternary) .. 8
-ACTIVATION_BITS = 8             # unsigned codes after ReLU; pixels are always their 8-bit bytes
-INPUT = 28                      # side: 28, 14 (2 x 2 means) or of the centre: 12, 10
-SCALES = "calibrated"           # by train images, in each epoch; learned: by LSQ's gradient, adamw's
-FREEZE_SCALES = 0.25            # learned scales stay after this share of MAX_EPOCHS, or one epoch
-PER_CHANNEL = True              # one weight scale per output channel in hidden layers; False: one
-POWER_OF_TWO_SCALES = True      # exact integer arithmetic; False: free scales, for studies only
-COMPUTE = "auto"                # of products: float32, bfloat16; auto: by the processor
+LAYERS: run(text) = "256 128"                   # what lies between the data and the classes
+WEIGHT_BITS: run(whole(1, 8)) = 8               # 1 ({-1, +1}), 2 (ternary) .. 8
+ACTIVATION_BITS: run(whole(1, 8)) = 8           # unsigned, after ReLU; pixels are always bytes
+SCALES: run(choice("calibrated", "learned")) = "calibrated"  # by train images, or LSQ's gradient
+FREEZE_SCALES: run(number(0, 1)) = 0.25         # learned ones move in this share of epochs, or one
+PER_CHANNEL: run(flag) = True                   # one weight scale per hidden channel, or per layer
+POWER_OF_TWO_SCALES: run(flag) = True           # exact integers; False: free scales, for studies
+COMPUTE: run(choice("auto", "float32", "bfloat16")) = "auto"  # of products; auto: by the processor
 
 # Training
-OPTIMIZER = "sgd"               # sgd or adamw, both from optax
-MOMENTUM = 0.0                  # of sgd; 0.9 is usual with a schedule
-SCHEDULE = "constant"           # constant, or cosine: down to 0 at MAX_EPOCHS
-WARMUP_EPOCHS = 0.0             # of the cosine schedule: the rate rises from 0 over these epochs
-LEARNING_RATE = 0.316           # the learning-rate ablation's choice, on validation
-BATCH_SIZE = 128                # images a step
-WEIGHT_DECAY = 3e-4             # of the weights, not biases or scales; times the rate at each step
-LABEL_SMOOTHING = 0.0           # share of each target that goes to all classes alike
-AVERAGING = 0.99                # decay, by step, of the mean weights that are saved; 0: the last
-AUGMENT = 0.0                   # strength of random warps of the train images; 1 suits digits
-MAX_EPOCHS = 100                # early stopping ends the default run long before
-PATIENCE = 5                    # epochs without improvement before a run stops
-MIN_DELTA = 5e-4                # the least change of METRIC that counts: nats, or a fraction
-METRIC = "val_loss"             # stops a run, picks its epoch; val_acc; train_loss: for a schedule
-SEED = 0                        # initial weights and batch order
+OPTIMIZER: run(choice("sgd", "adamw")) = "sgd"  # both from optax
+MOMENTUM: run(number(0, 0.9999)) = 0.0          # of sgd; 0.9 is usual with a schedule
+SCHEDULE: run(choice("constant", "cosine")) = "constant"  # cosine: down to 0 at MAX_EPOCHS
+WARMUP_EPOCHS: run(number(0, 1e6)) = 0.0        # of cosine: the rate rises from 0 over these epochs
+LEARNING_RATE: number(1e-12, 1e3) = 0.316       # the learning-rate ablation's choice, on validation
+BATCH_SIZE: run(whole(1, 1_000_000)) = 128      # images a step
+WEIGHT_DECAY: run(number(0, 10)) = 3e-4         # of weights, not biases or scales; times the rate
+LABEL_SMOOTHING: run(number(0, 0.9)) = 0.0      # share of each target that all classes get alike
+AVERAGING: run(number(0, 0.99999)) = 0.99       # decay, by step, of the saved mean; 0: the last
+AUGMENT: run(number(0, 10)) = 0.0               # strength of warps of train images; 1 suits digits
+MAX_EPOCHS: run(whole(1, 1_000_000)) = 100      # early stopping ends the default run long before
+PATIENCE: run(whole(1, 1_000_000)) = 5          # epochs without improvement before a run stops
+MIN_DELTA: run(number(0, 1e3)) = 5e-4           # least gain of METRIC that counts: nats, a fraction
+METRIC: run(choice("val_loss", "val_acc", "train_loss")) = "val_loss"  # ends a run, picks its epoch
+SEED: whole(0, 2**31 - 1) = 0                   # initial weights and batch order
 
 # Ablations
-LR_ABLATION_RATES = (1.0, 0.316, 0.1, 0.0316, 0.01, 0.00316, 1e-3, 3.16e-4, 1e-4)  # half decades
-ABLATION_SEEDS = 3              # runs per point, with seeds SEED, SEED + 1, ...
-ABLATION_MAX_EPOCHS = 30        # epoch cap of the lr and optimizer studies; slow rates meet it
+LR_ABLATION_RATES: list_of(number(1e-12, 1e3)) = (1.0, 0.316, 0.1, 0.0316, 0.01, 0.00316, 1e-3,
+                                                  3.16e-4, 1e-4)  # half decades
+ABLATION_SEEDS: whole(1, 1_000) = 3             # runs per point, with seeds SEED, SEED + 1, ...
+ABLATION_MAX_EPOCHS: whole(1, 1_000_000) = 30   # of lr and optimizer studies; slow rates meet it
 
 # Data
-DATA_DIR = "datasets/mnist"     # four idx files, .gz or not; empty datasets/kmnist: fetched once
-VAL_EXAMPLES = 5_000            # held out of the train split; test is read once, at the end
+DATA_DIR: path = "datasets/mnist"               # idx files; datasets/kmnist, if empty, is fetched
+VAL_EXAMPLES: whole(1, 1_000_000) = 5_000       # held out of train; test is read once, at the end
 
 # Files
-RUNS_DIR = "runs"               # what each run makes as it runs: state, history, weights, results
-RESUME = True                   # go on with an unfinished run of the same switches; False: anew
-CHECKPOINT_EVERY = 1            # epochs between two saves of the state
-LOG = "csv"                     # csv: history*.csv in the run's folder; tensorboard: events as well
-FILE_FORMAT = "npz"             # nqat: as few bytes as possible, without what it was made from
-WEIGHTS_DIR = "weights"         # weights_int8.npz, weights_unquantized_int8.npz
-PLOTS_DIR = "plots"             # PNG figures
-RESULTS_DIR = "results"         # JSON: what the figures and tables are made from
-WEIGHTS = ""                    # file for main_inference.py; empty: the one these switches save
-SCORES = False                  # main_inference.py shows the shares of all classes, not of two
-CACHE_DIR = ".cache"            # compiled programs, for a quicker next start; empty: keep none
-ENGINE = "jax"                  # integer inference by jax (int8 dots) or numpy (needs no JAX)
+RUNS_DIR: path = "runs"                         # of each run: state, history, weights, results
+RESUME: flag = True                             # go on with the same unfinished run; False: anew
+FILE_FORMAT: choice("npz", "nqat") = "npz"      # nqat: fewest bytes, without what it was made from
+WEIGHTS_DIR: path = "weights"                   # weights_int8.npz, weights_unquantized_int8.npz
+PLOTS_DIR: path = "plots"                       # PNG figures
+RESULTS_DIR: path = "results"                   # JSON: what the figures and tables are made from
+WEIGHTS: path = ""                              # for main_inference.py; empty: these switches' file
+SCORES: flag = False                            # main_inference.py shows all classes, not just two
+CACHE_DIR: path = ".cache"                      # compiled programs, to start quicker; empty: none
+ENGINE: choice("jax", "numpy") = "jax"          # of integer inference; numpy needs no JAX
 
 # Several machines: start the same script once in each process
-COORDINATOR = ""                # host:port of process 0; auto on SLURM and TPU pods; empty: alone
-NUM_PROCESSES = 1               # how many processes there are
-PROCESS_ID = 0                  # which one this is, 0 .. NUM_PROCESSES - 1
-DATA_PARALLEL = False           # share each batch over all devices; False: they share the lanes
+COORDINATOR: text = ""                          # host:port of process 0, auto (SLURM, TPU) or empty
+NUM_PROCESSES: whole(1, 65_536) = 1             # how many processes there are
+PROCESS_ID: whole(0, 65_535) = 0                # which one this is, 0 .. NUM_PROCESSES - 1
+DATA_PARALLEL: run(flag) = False                # devices share each batch; False: share the lanes
 
+# What the types above mean. of: Python's type of a value, or of the items of a list; in_run: a run
+# depends on it, besides its rate and seed; is_path: if it is relative above, then to this folder.
+_Type = namedtuple("_Type", "of advice is_legal is_list in_run is_path", defaults=3 * (False,))
+flag = _Type(bool, "true or false", lambda value: type(value) is bool)
+text = _Type(str, "text without NUL", lambda value: type(value) is str and "\0" not in value)
+path = text._replace(is_path=True)
+
+
+def number(least, most, of=float):
+    return _Type(of, f"{of.__name__} in {least}..{most}",
+                 lambda value: type(value) in (of, int) and least <= value <= most)
+
+
+def whole(least, most):
+    return number(least, most, int)
+
+
+def choice(*words):
+    return _Type(str, " or ".join(words), lambda value: value in words)
+
+
+def list_of(kind):
+    return kind._replace(is_list=True, advice=f"a list of {kind.advice}")
+
+
+def run(kind):
+    return kind._replace(in_run=True)
+
+
+def _lost(_, name):
+    """In place of a traceback, one line about a switch whose line config.py has lost."""
+    if name in _TYPES or not name.isupper():
+        raise AttributeError(name)
+    raise InputError(f"config.py has no line of {name}; {_AS_IT_WAS}{_nearest(name)}")
+
+
+_NOTES = inspect.get_annotations(sys.modules[__name__], eval_str=True)
+_TYPES = {name: kind for name, kind in _NOTES.items() if isinstance(kind, _Type)}
+Config = namedtuple("Config", _TYPES)
+Hyper = namedtuple("Hyper", [name for name in _TYPES if _TYPES[name].in_run])
+Config.__getattr__ = Hyper.__getattr__ = _lost
 _HOME = Path(__file__).resolve().parent
-_PATHS = ("DATA_DIR", "RUNS_DIR", "WEIGHTS_DIR", "PLOTS_DIR", "RESULTS_DIR", "CACHE_DIR", "WEIGHTS")
 _MAX_RECIPE = 10_000            # bytes; tomllib takes the square of the time for a key of many dots
-
-# What a switch is, whatever the lines above say. kind: its type, or its items' if the default is a
-# tuple; legal: inclusive bounds, or words; hyper: a run depends on it, besides its rate and seed.
-_Switch = namedtuple("_Switch", "kind default legal hyper", defaults=(None, False))
-_TABLE = {
-    "QAT_ENABLE": _Switch(bool, True, hyper=True),
-    "LR_ABLATION_MODE": _Switch(bool, False),
-    "LAYER_SIZES": _Switch(int, (784, 256, 128, 10), (1, integer.MAX_WIDTH), hyper=True),
-    "WEIGHT_BITS": _Switch(int, 8, (1, 8), hyper=True),
-    "ACTIVATION_BITS": _Switch(int, 8, (1, 8), hyper=True),
-    "INPUT": _Switch(int, 28, (10, 28), hyper=True),
-    "SCALES": _Switch(str, "calibrated", ("calibrated", "learned"), hyper=True),
-    "FREEZE_SCALES": _Switch(float, 0.25, (0, 1), hyper=True),
-    "PER_CHANNEL": _Switch(bool, True, hyper=True),
-    "POWER_OF_TWO_SCALES": _Switch(bool, True, hyper=True),
-    "COMPUTE": _Switch(str, "auto", ("auto", "float32", "bfloat16"), hyper=True),
-    "OPTIMIZER": _Switch(str, "sgd", ("sgd", "adamw"), hyper=True),
-    "MOMENTUM": _Switch(float, 0.0, (0, 0.9999), hyper=True),
-    "SCHEDULE": _Switch(str, "constant", ("constant", "cosine"), hyper=True),
-    "WARMUP_EPOCHS": _Switch(float, 0.0, (0, 1e6), hyper=True),
-    "LEARNING_RATE": _Switch(float, 0.316, (1e-12, 1e3)),
-    "BATCH_SIZE": _Switch(int, 128, (1, 1_000_000), hyper=True),
-    "WEIGHT_DECAY": _Switch(float, 3e-4, (0, 10), hyper=True),
-    "LABEL_SMOOTHING": _Switch(float, 0.0, (0, 0.9), hyper=True),
-    "AVERAGING": _Switch(float, 0.99, (0, 0.99999), hyper=True),
-    "AUGMENT": _Switch(float, 0.0, (0, 10), hyper=True),
-    "MAX_EPOCHS": _Switch(int, 100, (1, 1_000_000), hyper=True),
-    "PATIENCE": _Switch(int, 5, (1, 1_000_000), hyper=True),
-    "MIN_DELTA": _Switch(float, 5e-4, (0, 1e3), hyper=True),
-    "METRIC": _Switch(str, "val_loss", ("val_loss", "val_acc", "train_loss"), hyper=True),
-    "SEED": _Switch(int, 0, (0, 2**31 - 1)),
-    "LR_ABLATION_RATES": _Switch(
-        float, (1.0, 0.316, 0.1, 0.0316, 0.01, 0.00316, 1e-3, 3.16e-4, 1e-4), (1e-12, 1e3)),
-    "ABLATION_SEEDS": _Switch(int, 3, (1, 1_000)),
-    "ABLATION_MAX_EPOCHS": _Switch(int, 30, (1, 1_000_000)),
-    "DATA_DIR": _Switch(str, "datasets/mnist"),
-    "VAL_EXAMPLES": _Switch(int, 5_000, (1, 1_000_000)),
-    "RUNS_DIR": _Switch(str, "runs"),
-    "RESUME": _Switch(bool, True),
-    "CHECKPOINT_EVERY": _Switch(int, 1, (1, 1_000_000)),
-    "LOG": _Switch(str, "csv", ("csv", "tensorboard")),
-    "FILE_FORMAT": _Switch(str, "npz", ("npz", "nqat")),
-    "WEIGHTS_DIR": _Switch(str, "weights"),
-    "PLOTS_DIR": _Switch(str, "plots"),
-    "RESULTS_DIR": _Switch(str, "results"),
-    "WEIGHTS": _Switch(str, ""),
-    "SCORES": _Switch(bool, False),
-    "CACHE_DIR": _Switch(str, ".cache"),
-    "ENGINE": _Switch(str, "jax", ("jax", "numpy")),
-    "COORDINATOR": _Switch(str, ""),
-    "NUM_PROCESSES": _Switch(int, 1, (1, 65_536)),
-    "PROCESS_ID": _Switch(int, 0, (0, 65_535)),
-    "DATA_PARALLEL": _Switch(bool, False, hyper=True),
-}
-Config = namedtuple("Config", _TABLE)
-Hyper = namedtuple("Hyper", [name for name in _TABLE if _TABLE[name].hyper])
+_NOW_LAYERS = ("write LAYERS; inputs and classes follow from the data: '256 128' for 784,256,128,10; "
+               "'mean2 ...' for INPUT = 14, 'crop24 mean2 ...' for 12, 'crop20 mean2 ...' for 10")
+_GONE = {"LAYER_SIZES": _NOW_LAYERS, "INPUT": _NOW_LAYERS}
+_AS_IT_WAS = "write NAME: TYPE = VALUE, as `git diff config.py` shows it"
 
 
-def _parse(switch, text):
+def _nearest(name):
+    """Words that name the switch that may be meant."""
+    near = difflib.get_close_matches(name[:80].upper(), _TYPES, 1)
+    return f"; the nearest switch is {near[0]}" if near else ""
+
+
+def _parse(kind, given):
     """The text after --NAME= in the switch's type; as it is, for _check to refuse, if it can't."""
     try:
-        if switch.kind is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if isinstance(switch.default, tuple):
-            parts = text.strip("()[] ").rstrip(", ").split(",")
-            return tuple(switch.kind(part) for part in parts)
-        return switch.kind(text)
+        if kind.of is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[given.lower()]
+        if kind.is_list:
+            return tuple(map(kind.of, given.strip("()[] ").rstrip(", ").split(",")))
+        return kind.of(given)
     except (ValueError, KeyError):
-        return text
-
-
-def _is_legal(item, kind, legal):
-    """Whether one value has its type, or is an int for a float, and is within `legal`."""
-    if type(item) is not kind and not (kind is float and type(item) is int):
-        return False
-    if kind is str:
-        return item in legal if legal else "\0" not in item
-    return legal is None or legal[0] <= item <= legal[1]
-
-
-def _advice(switch):
-    """What to give a switch."""
-    if switch.kind is bool:
-        words = "true or false"
-    elif switch.kind is str:
-        words = " or ".join(switch.legal) if switch.legal else "text without NUL"
-    else:
-        words = f"{switch.kind.__name__} in {switch.legal[0]}..{switch.legal[1]}"
-    return f"a list of {words}" if isinstance(switch.default, tuple) else words
+        return given
 
 
 def _refuse(origin, name, value, advice):
@@ -180,33 +156,25 @@ def _refuse(origin, name, value, advice):
 
 def _check(name, value, origin):
     """The value in the switch's type; InputError names the origin, the value and what to give."""
-    if name not in _TABLE:
-        raise InputError(f"{origin}unknown switch {name[:80]}; --help lists the switches")
-    switch = _TABLE[name]
-    is_list = isinstance(switch.default, tuple)
-    items = value if is_list else [value]
-    if (not isinstance(items, (list, tuple)) or not items
-            or not all(_is_legal(item, switch.kind, switch.legal) for item in items)):
-        _refuse(origin, name, value, _advice(switch))
-    return tuple(map(switch.kind, items)) if is_list else switch.kind(value)
+    if name in _GONE:
+        raise InputError(f"{origin}{name} is no switch any more: {_GONE[name]}")
+    if name not in _TYPES:
+        raise InputError(f"{origin}unknown switch {name[:80]}{_nearest(name)}; --help lists all")
+    kind = _TYPES[name]
+    items = value if kind.is_list else [value]
+    if not isinstance(items, (list, tuple)) or not items or not all(map(kind.is_legal, items)):
+        _refuse(origin, name, value, kind.advice)
+    return tuple(map(kind.of, items)) if kind.is_list else kind.of(value)
 
 
 def _faults(config):
     """(name, what to give) of each switch whose value doesn't work, mostly beside another one."""
     try:
-        integer.check_sizes(config.LAYER_SIZES)
+        plan.check_words(config.LAYERS)
     except ValueError as error:
-        yield "LAYER_SIZES", f"inputs, hidden widths and classes that fit: these are {error}"
-    try:
-        integer.check_input(config.INPUT, config.LAYER_SIZES[0])
-    except ValueError as error:
-        yield "INPUT", f"a side that fits LAYER_SIZES: {error}"
-    side = math.isqrt(config.LAYER_SIZES[0])
-    if config.AUGMENT and config.INPUT == integer.IMAGE_SIDE and (
-            side < 2 or side**2 != config.LAYER_SIZES[0]):
-        yield "AUGMENT", "0, or LAYER_SIZES that read square images"
+        yield "LAYERS", f"words that fit the data: {error}"
     if config.COMPUTE == "bfloat16" and not config.POWER_OF_TWO_SCALES:
-        yield "COMPUTE", "auto or float32, or POWER_OF_TWO_SCALES = True: then its products are exact"
+        yield "COMPUTE", "auto or float32, or POWER_OF_TWO_SCALES = True: its products are exact"
     if config.FILE_FORMAT == "nqat" and not (config.QAT_ENABLE and config.POWER_OF_TWO_SCALES):
         yield "FILE_FORMAT", "npz, or QAT_ENABLE and POWER_OF_TWO_SCALES = True: it holds integers"
     if config.WARMUP_EPOCHS > config.MAX_EPOCHS:
@@ -231,31 +199,30 @@ def _make(given):
     return config
 
 
+@cache
 def _read_constants():
-    """{name: (line number, reason)} of the lines NAME = value in this file, as it is edited."""
-    with tokenize.open(__file__) as file:
-        statements = ast.parse(file.read()).body
-        file.seek(0)
-        comments = {token.start[0]: token.string.lstrip("# ")
-                    for token in tokenize.generate_tokens(file.readline)
-                    if token.type == tokenize.COMMENT}
-    constants = {}
-    for statement in statements:
+    """{name: (line number, reason)} of the lines NAME: TYPE = VALUE in this file, as edited."""
+    source = Path(__file__).read_bytes()
+    lines, constants = source.splitlines(), {}
+    for statement in ast.parse(source).body:
         match statement:
             case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-                if name[0] != "_" and name not in ("Config", "Hyper"):
-                    constants[name] = statement.lineno, comments.get(statement.end_lineno, "")
+                comment = lines[statement.end_lineno - 1][statement.end_col_offset:].decode()
+                constants[name] = statement.lineno, comment.lstrip("# ")
     return constants
 
 
 def _given_here():
-    """[(origin, name, value)] of this file's constants; a removed one has the table's default."""
-    constants = _read_constants()
-    values = {name: switch.default for name, switch in _TABLE.items()}
-    values |= {name: value for name, value in globals().items()
-               if name in _TABLE or name in constants}
-    return [(f"config.py line {constants[name][0]}: " if name in constants else "config.py: ",
-             name, value) for name, value in values.items()]
+    """[(origin, name, value)] of the switches above, as they are edited."""
+    given = []
+    for name, (line, _) in _read_constants().items():
+        origin, value = f"config.py line {line}: ", globals().get(name)
+        if name in _TYPES:
+            is_path = _TYPES[name].is_path and isinstance(value, str)
+            given.append((origin, name, at_home(value) if is_path else value))
+        elif name[0] != "_" and not isinstance(value, (_Type, type)):
+            raise InputError(f"{origin}{name} has no type; {_AS_IT_WAS}{_nearest(name)}")
+    return given
 
 
 def at_home(path):
@@ -268,19 +235,15 @@ def _read_recipe(path):
     data = read_bytes(path, _MAX_RECIPE)
     try:
         return tomllib.loads(data.decode("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"recipe {path} is not TOML: {str(error).splitlines()[0]}") from None
-    except RecursionError:
-        raise InputError(f"recipe {path} is nested too deeply; give NAME = value lines") from None
 
 
 def rows():
     """[(name, value as --NAME=value takes it, reason)] of every switch, as config.py sets it."""
-    constants = _read_constants()
-    values = [(name, value if isinstance(value, tuple) else [value])
-              for name, value in _make(_given_here())._asdict().items()]
-    return [(name, ",".join(map(str, items)), constants.get(name, (0, "the default"))[1])
-            for name, items in values]
+    settings, constants = _make(_given_here())._asdict(), _read_constants()
+    return [(name, ",".join(map(str, value)) if _TYPES[name].is_list else str(value),
+             constants[name][1]) for name, value in settings.items()]
 
 
 def load(argv, about="", also=()):
@@ -301,14 +264,13 @@ def load(argv, about="", also=()):
         print("\n".join(f"  --{name}={text}\n        {reason}" for name, text, reason in rows()),
               flush=True)                       # a closed pipe shows here, not at the exit
         raise SystemExit(0)
-    given = [(origin, name, at_home(value) if name in _PATHS and isinstance(value, str) else value)
-             for origin, name, value in _given_here()]
+    given = _given_here()
     for argument in [argument for argument in argv if argument not in also]:
         if argument.startswith("--"):
-            name, equals, text = argument[2:].partition("=")
+            name, equals, value = argument[2:].partition("=")
             if not equals:
                 raise InputError(f"{argument}: write --KEY=value; --help lists the switches")
-            given.append(("", name, _parse(_TABLE[name], text) if name in _TABLE else text))
+            given.append(("", name, _parse(_TYPES[name], value) if name in _TYPES else value))
         elif argument.endswith(".toml") and not argument.startswith("-"):
             given += [(f"{argument}: ", *item) for item in _read_recipe(argument).items()]
         else:

@@ -3,6 +3,7 @@
 A folder without them is filled once through tensorflow-datasets, if that knows its name.
 """
 import hashlib
+import math
 import os
 import re
 import struct
@@ -13,14 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-import integer
 from formats import idx
 from machine.files import InputError, read_bytes
 
 # The file names LeCun gave them, as (images, labels) of the train and the test split.
 FILES = (("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
          ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"))
-HEAD = 2**16                    # bytes of a packed file that are sure to hold its header
 MAX_BYTES = 2**31               # of one file, packed or unpacked; more is refused
 SMALL, MAX_RATIO = 2**25, 100   # above SMALL bytes, a packed file may claim MAX_RATIO times its own
 SPLIT_SEED = 0                  # the val split is the same in every run, whatever SEED is
@@ -44,11 +43,13 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A name to print, the SHA-256 of what the four files hold unpacked, and the two Splits."""
-    name: str
-    sha256: str
+    """A data set as networks read it; the same facts travel into weights, results and exports."""
+    name: str                   # to print
+    sha256: str                 # of the content: of what its four idx files hold unpacked
     train: Split
     test: Split
+    shape: tuple                # of an example: (H, W, C), or (features,)
+    classes: tuple              # of str: their names
 
 
 def classes(dataset, count):
@@ -125,6 +126,11 @@ def _make_split(folder, names, images, labels):
     return Split(images.reshape(len(images), -1), labels)
 
 
+def _shape_of(images):
+    """(H, W, C) of images [N, H, W] or [N, H, W, C], (features,) of [N, features]."""
+    return images.shape[1:] if images.ndim != 3 else (*images.shape[1:], 1)
+
+
 def load(folder):
     """The dataset of a folder of four idx files, packed (.gz) or not.
 
@@ -141,13 +147,16 @@ def load(folder):
     sums = _read_sums(folder)
     with ThreadPoolExecutor() as pool:
         jobs = [pool.submit(_read_idx, path, ranks, sums)
-                for path, ranks in zip(paths, ((3, 4), (1,), (3, 4), (1,)))]
+                for path, ranks in zip(paths, ((2, 3, 4), (1,), (2, 3, 4), (1,)))]
         arrays, digests = zip(*(job.result() for job in jobs))
     train, test = (_make_split(folder, pair, *arrays[i:i + 2]) for pair, i in zip(FILES, (0, 2)))
-    if train.images.shape[1] != test.images.shape[1]:
+    shape = _shape_of(arrays[0])
+    if shape != _shape_of(arrays[2]):
         raise InputError(f"{folder}: train and test images differ in size; take one dataset")
     sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
-    return Dataset(KNOWN.get(sha256, _name_of(folder)), sha256, train, test)
+    name = KNOWN.get(sha256, _name_of(folder))
+    count = int(max(train.labels.max(), test.labels.max())) + 1
+    return Dataset(name, sha256, train, test, shape, classes(name, count)[1])
 
 
 def fetch(name, folder, builder=None):
@@ -195,19 +204,18 @@ def _as_uint8(name, images, labels):
     return images, labels.astype(np.uint8)
 
 
-def check_fits(dataset, layer_sizes, input=integer.IMAGE_SIDE):
-    """Raise InputError unless a network of these widths reads and classifies the dataset.
+def check_fits(dataset, steps):
+    """Raise InputError unless a network reads and classifies the dataset.
 
     Args:
       dataset: Dataset.
-      layer_sizes: inputs, hidden widths, classes; it may have more classes than the labels.
-      input: of integer.INPUTS, the side that images are pooled to.
+      steps: as from plan.parse; it may have more classes than the labels.
     """
-    inputs = dataset.train.images.shape[1]
-    classes = int(max(dataset.train.labels.max(), dataset.test.labels.max())) + 1
-    if inputs != integer.pixels(input, layer_sizes[0]) or classes > layer_sizes[-1]:
-        raise InputError(f"LAYER_SIZES = {tuple(layer_sizes)} with INPUT = {input} does not fit "
-                         f"{dataset.name}: it has {inputs} pixels and {classes} classes")
+    takes, gives = math.prod(steps[0].before), steps[-1].after[0]
+    inputs, count = dataset.train.images.shape[1], len(dataset.classes)
+    if inputs != takes or count > gives:
+        raise InputError(f"a network of {takes} inputs and {gives} classes does not fit "
+                         f"{dataset.name}: it has {inputs} and {count}")
 
 
 def split_val(train, val_examples, batch_size):

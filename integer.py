@@ -1,6 +1,6 @@
 """A deployed network: its integers, the proof that they are exact, and two engines that run them.
 
-No float stands between the pixel bytes and the class. NumPy is enough; the JAX engine runs real
+No float stands between the input bytes and the class. NumPy is enough; the JAX engine runs real
 int8 dots. Both give the same integers.
 """
 import functools
@@ -9,39 +9,34 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_LAYERS = 64                 # what a network here may be: config, files and proof use these
-MAX_WIDTH = 65_536
-MAX_WEIGHTS = 2**24
+import plan
+
 ACC_LIMIT = 2**24               # float32 holds every smaller integer: the proof of exactness
 MAX_SHIFT = 30                  # |acc| < 2**24, so from 26 on every shift gives 0
 MAX_LOGIT_EXPONENT = 100        # either way: float32 then holds every logit
-PIXEL_BITS = 8                  # a pixel's code is its byte
-IMAGE_SIDE = 28                 # of the images that can be pooled
-COMPILE_QUICKLY = {"xla_cpu_use_fusion_emitters": False}    # in half the time; loops get slower
-INPUTS = (28, 14, 12, 10)       # sides of the first layer's input: the image's bytes as they are, or
-                                # 2 x 2 means of the whole image, its centre 24 x 24 or 20 x 20
+PIXEL_BITS = 8                  # an input's code is its byte
 
 
 class Layer(NamedTuple):
     """acc = x_q @ w_q + b_q; then requantize(acc, shift), but in the last layer."""
-    w_q: np.ndarray             # int8 [I, O]
+    w_q: np.ndarray             # int8 [I, O]; of a convolution I is a patch: row, column, channel
     b_q: np.ndarray             # int32 [O], on the accumulator's grid
     shift: np.ndarray | None = None     # int8 [O], 1..MAX_SHIFT; None in the last layer
 
 
 class Network(NamedTuple):
     """What is deployed. Made by make_network, which proves it exact."""
-    layers: tuple               # of Layer
+    layers: tuple               # of Layer, one for each step with weights
     weight_bits: int
     activation_bits: int        # of the codes between layers
     logit_exponent: int         # logits = accumulators of the last layer * 2**logit_exponent
-    input: int = IMAGE_SIDE     # of INPUTS; 28 takes images of any size as they are
+    steps: tuple                # of Step
 
 
 class FloatNetwork(NamedTuple):
     """What is saved of a float32 model, to compare with."""
     layers: tuple               # of (w float32 [I, O], b float32 [O])
-    input: int = IMAGE_SIDE
+    steps: tuple                # of Step
 
 
 def code_range(bits, signed=True):
@@ -86,51 +81,24 @@ def input_qmax(count, activation_bits):
             for bits in [PIXEL_BITS] + [activation_bits] * (count - 1)]
 
 
-def pool(images, side):
-    """The first layer's codes: means of 2 x 2 pixels, rounded half to even like every code.
+def requantize(acc, shift, bits):
+    """clip(round_half_even(acc * 2**-shift), 0, 2**bits - 1) in integers; NumPy or JAX arrays.
 
     Args:
-      images: uint8 [B, 784], NumPy or JAX, or of any size for side 28; side: of INPUTS.
+      acc: int32 [B, O], |acc| < 2**24. Other integers, in lists too, will do.
+      shift: int32 [1, O], [O] or a number, 1..30.
+      bits: 1..24.
     Returns:
-      uint8 [B, side**2] of an image's centre; for side 28 the images as they are.
+      int32 [B, O].
+    Raises:
+      ValueError: no integers, shapes that don't fit, a shift or bits out of range; one line.
     """
-    if side == IMAGE_SIDE:
-        return images
-    edge = IMAGE_SIDE // 2 - side               # pixels left out on each side
-    centre = images.reshape(-1, IMAGE_SIDE, IMAGE_SIDE)[:, edge:IMAGE_SIDE - edge,
-                                                        edge:IMAGE_SIDE - edge]
-    sums = centre.reshape(-1, side, 2, side, 2).astype(np.int32).sum((2, 4), dtype=np.int32)
-    return requantize(sums, np.int32(2), PIXEL_BITS).astype(np.uint8).reshape(-1, side**2)
-
-
-def sizes(network):
-    """(inputs, hidden widths, classes) of a Network or FloatNetwork."""
-    layers = network.layers
-    return (layers[0][0].shape[0], *(layer[0].shape[1] for layer in layers))
-
-
-def pixels(side, inputs):
-    """How many bytes the images have that this INPUT makes so many inputs of."""
-    return inputs if side == IMAGE_SIDE else IMAGE_SIDE**2
-
-
-def check_sizes(widths):
-    """Raise ValueError unless a network of these (inputs, ..., classes) may be run here."""
-    if not 2 <= len(widths) <= MAX_LAYERS + 1:
-        raise ValueError(f"{len(widths) - 1} layers, not 1..{MAX_LAYERS}")
-    if not all(1 <= width <= MAX_WIDTH for width in widths):
-        raise ValueError(f"layer sizes {tuple(widths)} are not all in 1..{MAX_WIDTH}")
-    weights = sum(i * o for i, o in zip(widths, widths[1:]))
-    if weights > MAX_WEIGHTS:
-        raise ValueError(f"{weights:,} weights, more than {MAX_WEIGHTS:,}")
-
-
-def check_input(side, inputs):
-    """Raise ValueError unless a first layer of so many inputs can read images of this INPUT."""
-    if side not in INPUTS:
-        raise ValueError(f"input side {side} is none of {', '.join(map(str, INPUTS))}")
-    if side != IMAGE_SIDE and inputs != side**2:
-        raise ValueError(f"input side {side} gives {side**2} inputs, not {inputs}")
+    qmin, qmax = code_range(check_whole(bits, 1, 24, "bits"), signed=False)
+    acc = exactly(acc, np.int32, "acc")
+    shift = align(exactly(shift, np.int32, "shift"), acc, "shift")
+    if isinstance(shift, np.ndarray) and not ((shift > 0) & (shift <= MAX_SHIFT)).all():
+        raise ValueError(f"shift is not all in 1..{MAX_SHIFT}")
+    return plan.shift_half_even(acc, shift).clip(qmin, qmax)
 
 
 def accumulator_bound(layer, x_qmax):
@@ -149,13 +117,36 @@ def _arrays(i, layer):
     return layer
 
 
-def make_network(layers, weight_bits, activation_bits, logit_exponent, input=IMAGE_SIDE):
+def _check_layer(i, layer, x_qmax, weight_bits, last):
+    """A Layer proved exact, its shifts int8; ValueError where float32 and integers could differ."""
+    qmin, qmax = code_range(weight_bits)
+    if (layer.shift is None) != last:
+        raise ValueError(f"layer {i} {'needs no' if last else 'lacks its'} requantizing shift")
+    if (layer.w_q.min() < qmin or layer.w_q.max() > qmax
+            or (weight_bits == 1 and not layer.w_q.all())):
+        raise ValueError(f"layer {i} holds a code that {weight_bits} bits do not have")
+    bound = accumulator_bound(layer, x_qmax).max()
+    if bound >= ACC_LIMIT:
+        raise ValueError(f"layer {i} can reach |accumulator| {bound}, not below 2**24; "
+                         "lower WEIGHT_BITS, ACTIVATION_BITS or the layer's inputs")
+    if last:
+        return layer
+    if layer.shift.min() < 1:
+        raise ValueError(f"layer {i} needs a requantizing shift of 1 or more, has "
+                         f"{layer.shift.min()}")
+    return layer._replace(shift=np.minimum(layer.shift, MAX_SHIFT).astype(np.int8))
+
+
+def make_network(layers, weight_bits, activation_bits, logit_exponent, steps=None):
     """Prove that float32 and integer arithmetic agree on these layers, and put them together.
 
     Args:
       layers: Layers or tuples like them, of arrays or lists of whole numbers of any dtype; shifts
         above MAX_SHIFT are cut to it.
-      weight_bits, activation_bits: 1..8; logit_exponent: int; input: of INPUTS.
+      weight_bits: 1..8.
+      activation_bits: 1..8.
+      logit_exponent: int.
+      steps: as from plan.parse; None: every layer takes all outputs of the one before.
     Returns:
       Network.
     Raises:
@@ -167,62 +158,28 @@ def make_network(layers, weight_bits, activation_bits, logit_exponent, input=IMA
     logit_exponent = check_whole(logit_exponent, -MAX_LOGIT_EXPONENT, MAX_LOGIT_EXPONENT,
                                  "logit exponent")
     layers = [_arrays(i, Layer(*layer)) for i, layer in enumerate(layers)]
-    check_sizes((len(layers[0].w_q) if layers else 0, *(layer.w_q.shape[1] for layer in layers)))
-    check_input(input, len(layers[0].w_q))
-    qmin, qmax = code_range(weight_bits)
-    checked = []
-    for i, (layer, x_qmax) in enumerate(zip(layers, input_qmax(len(layers), activation_bits))):
-        last = i + 1 == len(layers)
-        if not last and layer.w_q.shape[1] != layers[i + 1].w_q.shape[0]:
-            raise ValueError(f"layer {i} has {layer.w_q.shape[1]} outputs, layer {i + 1} "
-                             f"{layers[i + 1].w_q.shape[0]} inputs")
-        if (layer.shift is None) != last:
-            raise ValueError(f"layer {i} {'needs no' if last else 'lacks its'} requantizing shift")
-        if layer.w_q.min() < qmin or layer.w_q.max() > qmax or (weight_bits == 1
-                                                               and not layer.w_q.all()):
-            raise ValueError(f"layer {i} holds a code that {weight_bits} bits do not have")
-        bound = accumulator_bound(layer, x_qmax).max()
-        if bound >= ACC_LIMIT:
-            raise ValueError(f"layer {i} can reach |accumulator| {bound}, not below 2**24; "
-                             "lower WEIGHT_BITS, ACTIVATION_BITS or the layer's inputs")
-        if not last:
-            if layer.shift.min() < 1:
-                raise ValueError(f"layer {i} needs a requantizing shift of 1 or more, has "
-                                 f"{layer.shift.min()}")
-            layer = layer._replace(shift=np.minimum(layer.shift, MAX_SHIFT).astype(np.int8))
-        checked.append(layer)
-    return Network(tuple(checked), weight_bits, activation_bits, logit_exponent, int(input))
+    steps = steps or plan.perceptron([layer.w_q for layer in layers])
+    shapes = [step.weights for step in steps if step.has_weights]
+    found = [layer.w_q.shape for layer in layers]
+    if found != shapes:
+        raise ValueError(f"layers of {found} do not chain: {plan.to_line(steps)!r} takes {shapes}")
+    x_qmaxes = input_qmax(len(layers), activation_bits)
+    checked = tuple(_check_layer(i, layer, x_qmaxes[i], weight_bits, i + 1 == len(layers))
+                    for i, layer in enumerate(layers))
+    return Network(checked, weight_bits, activation_bits, logit_exponent, steps)
 
 
-def requantize(acc, shift, bits):
-    """clip(round_half_even(acc * 2**-shift), 0, 2**bits - 1) in integers; NumPy or JAX arrays.
-
-    Args:
-      acc: int32 [B, O], |acc| < 2**24; shift: int32 [1, O], [O] or a number, 1..30; bits: 1..24.
-      Other integers, in lists too, will do.
-    Returns:
-      int32 [B, O].
-    Raises:
-      ValueError: no integers, shapes that don't fit, a shift or bits out of range; one line.
-    """
-    qmin, qmax = code_range(check_whole(bits, 1, 24, "bits"), signed=False)
-    acc = exactly(acc, np.int32, "acc")
-    shift = align(exactly(shift, np.int32, "shift"), acc, "shift")
-    if isinstance(shift, np.ndarray) and not ((shift > 0) & (shift <= MAX_SHIFT)).all():
-        raise ValueError(f"shift is not all in 1..{MAX_SHIFT}")
-    codes = (acc + (1 << (shift - 1)) - 1 + ((acc >> shift) & 1)) >> shift
-    return codes.clip(qmin, qmax)
-
-
-def _run(layers, activation_bits, input, images, int_matmul):
+def _run(layers, steps, activation_bits, images, int_matmul):
     """Accumulators of the last layer: int32 [B, classes], by the given int_matmul(x_q, w_q)."""
-    x_q = pool(images, input)
-    for layer in layers:
-        acc = int_matmul(x_q, layer.w_q) + layer.b_q[None]
+    def apply(i, x_q):
+        layer, rows = layers[i], x_q.reshape(-1, x_q.shape[-1])
+        acc = int_matmul(rows, layer.w_q) + layer.b_q[None]
         if layer.shift is not None:
             shift = layer.shift[None].astype(np.int32)
-            x_q = requantize(acc, shift, activation_bits).astype(np.uint8)
-    return acc
+            acc = requantize(acc, shift, activation_bits).astype(np.uint8)
+        return acc.reshape(*x_q.shape[:-1], -1)
+
+    return plan.walk(steps, images, apply)
 
 
 def _numpy_int_matmul(x_q, w_q):
@@ -230,36 +187,41 @@ def _numpy_int_matmul(x_q, w_q):
     return x_q.astype(np.int32) @ w_q.astype(np.int32)
 
 
-def make_engine(network, engine="jax"):
+def make_engine(network, engine="jax", compiler_options=None):
     """A function from uint8 images [B, I] to int32 accumulators [B, classes], as NumPy.
 
     Args:
-      network: Network; engine: "jax" (jitted int8 dots) or "numpy".
+      network: Network.
+      engine: "jax" (jitted int8 dots) or "numpy".
+      compiler_options: dict for jax.jit, or None.
     Returns:
       the function; any other integers 0..255 will do, [B, 28, 28] too; else it raises ValueError.
     """
     if engine not in ("jax", "numpy"):
         raise ValueError(f"engine {engine!r} is neither jax nor numpy")
-    count = pixels(network.input, len(network.layers[0].w_q))
-    static = {"activation_bits": network.activation_bits, "input": network.input}
+    count, block = math.prod(network.steps[0].before), plan.block_size(network.steps)
+    static = {"activation_bits": network.activation_bits, "steps": network.steps}
+    if engine == "numpy":
+        run = functools.partial(_run, network.layers, int_matmul=_numpy_int_matmul, **static)
+    else:
+        import jax
+        options = tuple((compiler_options or {}).items())
+        run = functools.partial(_jax_run(options), jax.device_put(network.layers), **static)
 
-    def flat(images):
+    def engine_of(images):
         images = exactly(images, np.uint8, "the array of images", kinds="iu")
         if images.ndim < 2 or math.prod(images.shape[1:]) != count:
             raise ValueError(f"images {images.shape} are not [B, {count}]")
-        return images.reshape(len(images), count)
+        images = images.reshape(len(images), count)
+        return np.concatenate([np.asarray(run(images=part))
+                               for part in plan.blocks(images, block)])
 
-    if engine == "numpy":
-        return lambda images: _run(network.layers, images=flat(images),
-                                   int_matmul=_numpy_int_matmul, **static)
-    import jax
-    jitted, on_device = _jax_run(), jax.device_put(network.layers)
-    return lambda images: np.asarray(jitted(on_device, flat(images), **static))
+    return engine_of
 
 
 @functools.cache                # one function, so that networks of one shape compile once
-def _jax_run():
-    """_run by real int8 dots, jitted."""
+def _jax_run(options):
+    """_run by real int8 dots, jitted; options: items of the compiler's options."""
     import jax
     from jax import lax
 
@@ -269,11 +231,11 @@ def _jax_run():
         acc = lax.dot(shifted, w_q, preferred_element_type=np.int32)
         return acc + 128 * w_q.astype(np.int32).sum(0, keepdims=True)
 
-    def run(layers, images, activation_bits, input):
-        return _run(layers, activation_bits, input, images, int_matmul)
+    def run(layers, images, activation_bits, steps):
+        return _run(layers, steps, activation_bits, images, int_matmul)
 
-    return jax.jit(run, static_argnames=("activation_bits", "input"),
-                   compiler_options=COMPILE_QUICKLY)
+    return jax.jit(run, static_argnames=("activation_bits", "steps"),
+                   compiler_options=dict(options) or None)
 
 
 def logits(network, acc):

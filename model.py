@@ -1,6 +1,10 @@
-"""The multilayer perceptron: init, forward, loss, calibration, and the integers to deploy."""
-from collections import namedtuple
-from functools import partial
+"""The network in training: init, forward, loss, calibration, and the integers to deploy.
+
+`hyper` is what a run depends on besides rate and seed; in it LAYERS is the tuple of plan.Step that
+the switch of this name stands for on the data.
+"""
+import math
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -9,28 +13,38 @@ import numpy as np
 from jax import lax
 
 import integer
+import plan
 import quant
+from machine import runtime
 
 
 class Layer(NamedTuple):
-    """One layer in training; the scales are None in a float32 network."""
+    """One layer as it computes; the scales are None in a float32 network."""
     w: jax.Array                # float32 [I, O]
     b: jax.Array                # float32 [O]
     x_scale: jax.Array | None = None    # float32 [1, 1]: units of the input per integer step
     w_scale: jax.Array | None = None    # float32 [1, O], or [1, 1] for one scale in all channels
 
 
+class LearnedLayer(NamedTuple):
+    """One layer whose scales the optimizer moves: their log2, which to_layers rounds."""
+    w: jax.Array
+    b: jax.Array
+    x_exponent: jax.Array       # float32 [1, 1]
+    w_exponent: jax.Array       # float32 [1, O] or [1, 1]
+
+
 def init(key, hyper):
     """He-normal weights, zero biases, and scales of 1 for calibrate to replace.
 
     Args:
-      key: a jax.random key; hyper: LAYER_SIZES (inputs, hidden widths, classes), QAT_ENABLE,
-      PER_CHANNEL.
+      key: a jax.random key.
+      hyper: LAYERS, QAT_ENABLE, PER_CHANNEL.
     Returns:
       list of Layer.
     Source: He et al. 2015 (arXiv:1502.01852).
     """
-    shapes = list(zip(hyper.LAYER_SIZES, hyper.LAYER_SIZES[1:]))
+    shapes = [step.weights for step in hyper.LAYERS if step.has_weights]
     ends = np.cumsum([i * o for i, o in shapes])
     normal = jax.random.normal(key, (int(ends[-1]),))       # all at once: a third of the compiling
     layers = [Layer(part.reshape(shape) * (2 / shape[0]) ** 0.5, jnp.zeros(shape[1]))
@@ -47,22 +61,22 @@ def _scales_per_layer(layers, hyper):
     return [*hidden, 1]
 
 
-def pixels(images, hyper=None):
-    """uint8 images to float32 [B, I] in [0, 1): pooled codes times PIXEL_SCALE, exact."""
-    codes = integer.pool(images, integer.IMAGE_SIDE if hyper is None else hyper.INPUT)
+def pixels(codes):
+    """uint8 codes to float32 in [0, 1): times PIXEL_SCALE, exact."""
     return codes.astype(jnp.float32) * quant.PIXEL_SCALE
 
 
 def affine(x, layer, hyper):
-    """acc = x @ w + b, float32 [B, O]; w and b fake-quantized where the layer has scales."""
-    b = layer.b[None]
-    if layer.w_scale is not None:
+    """acc = x @ w + b, float32 [..., O]; w and b fake-quantized where the layer has scales."""
+    rows, b = x.reshape(-1, x.shape[-1]), layer.b[None]
+    if layer.w_scale is None:
+        acc = rows @ layer.w + b
+    else:
         acc_scale = lax.stop_gradient(layer.x_scale * layer.w_scale)
         b = quant.fake_quantize(b, acc_scale, quant.BIAS_BITS)
-    if layer.w_scale is None:
-        return x @ layer.w + b
-    return quant.dot(x, layer.w, layer.x_scale, layer.w_scale, hyper.WEIGHT_BITS,
-                     hyper.COMPUTE) + b
+        acc = quant.dot(rows, layer.w, layer.x_scale, layer.w_scale, hyper.WEIGHT_BITS,
+                        hyper.COMPUTE) + b
+    return acc.reshape(*x.shape[:-1], -1)
 
 
 def activate(acc, scale, hyper):
@@ -71,35 +85,37 @@ def activate(acc, scale, hyper):
     return x if scale is None else quant.fake_quantize(x, scale, hyper.ACTIVATION_BITS, False)
 
 
-def forward(layers, images, hyper=None):
+def forward(layers, images, hyper):
     """Logits of a batch.
 
     Args:
       layers: list of Layer; with scales the forward is fake-quantized, and its logits are the
-        integer-only engines' bit for bit; without, it is float32 and needs no hyper.
-      images: uint8 [B, I]; hyper: INPUT, WEIGHT_BITS, ACTIVATION_BITS, COMPUTE.
+        integer-only engines' bit for bit; without, it is float32.
+      images: uint8 [B, I].
+      hyper: LAYERS and, quantized, WEIGHT_BITS, ACTIVATION_BITS, COMPUTE.
     Returns:
       float32 [B, classes].
     """
-    # Quantized, the images stay bytes up to the product.
-    x = (pixels(images, hyper) if layers[0].x_scale is None
-         else integer.pool(images, hyper.INPUT))
-    for layer, following in zip(layers, layers[1:]):
-        x = activate(affine(x, layer, hyper), following.x_scale, hyper)
-    return affine(x, layers[-1], hyper)
+    def apply(i, x):
+        if layers[i].x_scale is None and i == 0:
+            x = pixels(x)                       # quantized, they stay bytes up to the product
+        acc = affine(x, layers[i], hyper)
+        return acc if i + 1 == len(layers) else activate(acc, layers[i + 1].x_scale, hyper)
+
+    return plan.walk(hyper.LAYERS, images, apply)
 
 
 predict = jax.jit(forward, static_argnames="hyper")
 
 
-def loss(layers, images, labels, hyper=None):
+def loss(layers, images, labels, hyper):
     """Mean cross-entropy of one batch in nats; images uint8 [B, I], labels uint8 [B].
 
     hyper.LABEL_SMOOTHING is the share of each target that goes to all classes alike.
     """
     log_probabilities = jax.nn.log_softmax(forward(layers, images, hyper))
     picked = jnp.take_along_axis(log_probabilities, labels[:, None].astype(jnp.int32), axis=1)
-    if hyper is None or not hyper.LABEL_SMOOTHING:
+    if not hyper.LABEL_SMOOTHING:
         return -jnp.mean(picked)
     share = hyper.LABEL_SMOOTHING
     return -(1 - share) * jnp.mean(picked) - share * jnp.mean(log_probabilities)
@@ -110,91 +126,98 @@ def calibrate(layers, images, hyper):
     """Static-range scales, layer by layer, each seeing the quantized output of those before it.
 
     Args:
-      layers: list of Layer, with scales or without; images: uint8 [N, I], from the train split;
-      hyper: INPUT, WEIGHT_BITS, ACTIVATION_BITS, PER_CHANNEL, POWER_OF_TWO_SCALES, COMPUTE.
+      layers: list of Layer or LearnedLayer, whose w and b are read.
+      images: uint8 [N, I], from the train split.
+      hyper: LAYERS, WEIGHT_BITS, ACTIVATION_BITS, PER_CHANNEL, POWER_OF_TWO_SCALES, COMPUTE.
     Returns:
-      list of Layer with new scales.
+      list of Layer.
     """
-    x, x_scale, calibrated = pixels(images, hyper), jnp.full((1, 1), quant.PIXEL_SCALE), []
+    x_scale, calibrated = jnp.full((1, 1), quant.PIXEL_SCALE), []
     x_qmaxes = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
-    for layer, x_qmax, channels in zip(layers, x_qmaxes, _scales_per_layer(layers, hyper)):
-        w_scale = quant.compute_scale(
-            layer.w, hyper.WEIGHT_BITS, True, channels > 1, hyper.POWER_OF_TWO_SCALES,
-            quant.weight_floor(layer.w, layer.b, x_scale, x_qmax))
-        layer = layer._replace(x_scale=x_scale, w_scale=w_scale)
-        calibrated.append(layer)
-        if len(calibrated) < len(layers):
-            acc = affine(x, layer, hyper)
-            x_scale = quant.compute_scale(
-                jax.nn.relu(acc), hyper.ACTIVATION_BITS, False, False, hyper.POWER_OF_TWO_SCALES,
-                quant.activation_floor(x_scale * w_scale))
-            x = activate(acc, x_scale, hyper)
+    channels = _scales_per_layer(layers, hyper)
+
+    def apply(i, x):
+        nonlocal x_scale
+        if i == 0:
+            x = pixels(x)
+        w, b, *_ = layers[i]
+        w_scale = quant.compute_scale(w, hyper.WEIGHT_BITS, True, channels[i] > 1,
+                                      hyper.POWER_OF_TWO_SCALES,
+                                      quant.weight_floor(w, b, x_scale, x_qmaxes[i]))
+        calibrated.append(Layer(w, b, x_scale, w_scale))
+        if i + 1 == len(layers):
+            return x
+        acc = affine(x, calibrated[i], hyper)
+        x_scale = quant.compute_scale(
+            jax.nn.relu(acc), hyper.ACTIVATION_BITS, False, False, hyper.POWER_OF_TWO_SCALES,
+            quant.activation_floor(x_scale * w_scale)).reshape(1, 1)
+        return activate(acc, x_scale, hyper)
+
+    plan.walk(hyper.LAYERS, images, apply)
     return calibrated
 
 
-def learned(layers, hyper):
-    """The leaves that the optimizer moves: all but calibrated scales, which become None."""
-    return layers if hyper.SCALES == "learned" else [
-        layer._replace(x_scale=None, w_scale=None) for layer in layers]
+def to_learned(layers):
+    """Layers with scales to LearnedLayers: log2 of the scales is what learning moves."""
+    return [LearnedLayer(layer.w, layer.b, jnp.log2(layer.x_scale), jnp.log2(layer.w_scale))
+            for layer in layers]
 
 
-def with_scales(learned, layers, frozen=False):
-    """`learned` with the scales of `layers`: where it has none of its own, or if frozen, bool [].
+def to_layers(layers, hyper):
+    """What computes, of what training carries: exponents rounded, within exact integers' bounds.
 
-    A learned exponent comes to rest at a half, where the steps from either side cancel, and changes
-    to and fro until it is frozen. Source: Jain et al. 2020 (TQT, arXiv:1903.08066).
-    """
-    def choose(mine, its):
-        return its if mine is None else jnp.where(frozen, its, mine)
-
-    return [mine._replace(x_scale=choose(mine.x_scale, layer.x_scale),
-                          w_scale=choose(mine.w_scale, layer.w_scale))
-            for mine, layer in zip(learned, layers)]
-
-
-def set_scales(layers, images, hyper):
-    """Layers with the scales for an epoch to begin with, or for averaged weights; learned: at first.
+    The same in every step and in what is deployed.
 
     Args:
-      as of calibrate; hyper: SCALES, too.
+      layers: list of LearnedLayer, or of Layer, which are as they were.
+      hyper: LAYERS, WEIGHT_BITS, ACTIVATION_BITS, POWER_OF_TWO_SCALES.
     Returns:
-      list of Layer, calibrated. If SCALES is learned, the leaves hold log2 of the scales: that is
-      what learning moves from then on.
+      list of Layer.
     """
-    layers = calibrate(layers, images, hyper)
-    return layers if hyper.SCALES == "calibrated" else [
-        layer._replace(x_scale=jnp.log2(layer.x_scale), w_scale=jnp.log2(layer.w_scale))
-        for layer in layers]
-
-
-def snap(layers, hyper):
-    """Layers with the scales that compute, from those that training carries.
-
-    Learned exponents are rounded here and meet the bounds that keep the integers exact, in every
-    step and in what is deployed.
-
-    Args:
-      layers: list of Layer; hyper: QAT_ENABLE, SCALES, WEIGHT_BITS, ACTIVATION_BITS,
-      POWER_OF_TWO_SCALES.
-    Returns:
-      list of Layer; calibrated scales are as they were.
-    """
-    if not hyper.QAT_ENABLE or hyper.SCALES == "calibrated":
+    if isinstance(layers[0], Layer):
         return layers
-    x_scale, snapped = jnp.full((1, 1), quant.PIXEL_SCALE), []
+    x_scale, rounded = jnp.full((1, 1), quant.PIXEL_SCALE), []
     x_qmaxes = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
+    counts = [math.prod(step.after) for step in hyper.LAYERS if step.has_weights]
     qmax = integer.code_range(hyper.WEIGHT_BITS)[1]
-    for layer, following, x_qmax in zip(layers, [*layers[1:], None], x_qmaxes):
+    for layer, following, x_qmax, count in zip(layers, [*layers[1:], None], x_qmaxes, counts):
         w, b, _, exponent = layer
         floor = lax.stop_gradient(quant.weight_floor(w, b, x_scale, x_qmax))
         w_scale = quant.learned_scale(exponent, floor, hyper.POWER_OF_TWO_SCALES,
                                       w.size // exponent.size * qmax)
-        snapped.append(Layer(w, b, x_scale, w_scale))
+        rounded.append(Layer(w, b, x_scale, w_scale))
         if following is not None:
             floor = lax.stop_gradient(quant.activation_floor(x_scale * w_scale))
-            x_scale = quant.learned_scale(following.x_scale, floor, hyper.POWER_OF_TWO_SCALES,
-                                          w.shape[1] * x_qmaxes[-1])
-    return snapped
+            x_scale = quant.learned_scale(following.x_exponent, floor, hyper.POWER_OF_TWO_SCALES,
+                                          count * x_qmaxes[-1])
+    return rounded
+
+
+def set_scales(layers, images, hyper):
+    """The layers, of their own type, with the scales that calibrate gives them."""
+    calibrated = calibrate(layers, images, hyper)
+    return calibrated if isinstance(layers[0], Layer) else to_learned(calibrated)
+
+
+def trainable(layers):
+    """What the optimizer moves: LearnedLayers whole, of Layers all but the scales (None)."""
+    if isinstance(layers[0], LearnedLayer):
+        return layers
+    return [layer._replace(x_scale=None, w_scale=None) for layer in layers]
+
+
+def complete(moved, layers, frozen=False):
+    """`moved`, as from trainable, with the scales of `layers`, or its own exponents unless frozen.
+
+    A learned exponent comes to rest at a half, where the steps from either side cancel, and changes
+    to and fro until it is frozen, bool []. Source: Jain et al. 2020 (TQT, arXiv:1903.08066).
+    """
+    if isinstance(layers[0], Layer):
+        return [mine._replace(x_scale=layer.x_scale, w_scale=layer.w_scale)
+                for mine, layer in zip(moved, layers)]
+    return [LearnedLayer(mine.w, mine.b, jnp.where(frozen, layer.x_exponent, mine.x_exponent),
+                         jnp.where(frozen, layer.w_exponent, mine.w_exponent))
+            for mine, layer in zip(moved, layers)]
 
 
 def _codes(layers, hyper):
@@ -204,7 +227,9 @@ def _codes(layers, hyper):
             for layer in layers]
 
 
-_codes_jitted = jax.jit(_codes, static_argnames="hyper", compiler_options=integer.COMPILE_QUICKLY)
+@cache                          # not at the import, which starts no backend
+def _codes_jitted():
+    return jax.jit(_codes, static_argnames="hyper", compiler_options=runtime.compiler_options())
 
 
 def is_exact(layers, hyper):
@@ -235,7 +260,8 @@ def to_network(layers, hyper):
     """The integers to deploy.
 
     Args:
-      layers: list of Layer, with scales; hyper: WEIGHT_BITS, ACTIVATION_BITS, INPUT.
+      layers: list of Layer, with scales.
+      hyper: LAYERS, WEIGHT_BITS, ACTIVATION_BITS.
     Returns:
       integer.Network of NumPy arrays.
     Raises:
@@ -243,13 +269,21 @@ def to_network(layers, hyper):
     """
     exponents = [_exponent(layer.x_scale * layer.w_scale)[0] for layer in layers]
     codes = [(np.asarray(w_q).astype(np.int8), np.asarray(b_q).astype(np.int32))
-             for w_q, b_q in _codes_jitted(layers, hyper)]
+             for w_q, b_q in _codes_jitted()(layers, hyper)]
     shifts = [np.broadcast_to(_exponent(following.x_scale)[0] - exponent, b_q.shape)
               for following, exponent, (_, b_q) in zip(layers[1:], exponents, codes)]
     return integer.make_network([integer.Layer(*pair, shift)
                                  for pair, shift in zip(codes, [*shifts, None])],
                                 hyper.WEIGHT_BITS, hyper.ACTIVATION_BITS, int(exponents[-1][0]),
-                                hyper.INPUT)
+                                hyper.LAYERS)
+
+
+class Known(NamedTuple):
+    """What forward needs of hyper to run a deployed network."""
+    LAYERS: tuple
+    WEIGHT_BITS: int = 8
+    ACTIVATION_BITS: int = 8
+    COMPUTE: str = "float32"
 
 
 def from_network(network):
@@ -261,8 +295,7 @@ def from_network(network):
       our choice, because only their ratio, the shift, is in the integers.
     """
     if isinstance(network, integer.FloatNetwork):
-        return [Layer(*layer) for layer in network.layers], namedtuple("Hyper", "INPUT")(
-            network.input)
+        return [Layer(*layer) for layer in network.layers], Known(network.steps)
     x_scale, layers = np.full((1, 1), quant.PIXEL_SCALE, np.float32), []
     for layer in network.layers:
         exponent = (np.array([network.logit_exponent + integer.PIXEL_BITS])
@@ -270,5 +303,4 @@ def from_network(network):
         w_scale = np.ldexp(np.float32(1), exponent)[None]
         b = layer.b_q.astype(np.float32) * (x_scale * w_scale)[0]      # |b_q| < 2**24: exact
         layers.append(Layer(layer.w_q * w_scale, b, x_scale, w_scale))
-    hyper = namedtuple("Hyper", "WEIGHT_BITS ACTIVATION_BITS INPUT COMPUTE")
-    return layers, hyper(network.weight_bits, network.activation_bits, network.input, "float32")
+    return layers, Known(network.steps, network.weight_bits, network.activation_bits)

@@ -5,6 +5,7 @@ score needs NumPy only, so every engine is judged by the same code, JAX installe
 import numpy as np
 
 import integer
+import plan
 
 
 def score(logits, labels):
@@ -31,18 +32,24 @@ def make_predictor(network, engine="jax", hyper=None):
     Args:
       network: integer.Network, which runs integer-only up to the last accumulator; or an
         integer.FloatNetwork or list of model.Layer with free scales, which JAX runs in float32.
-      engine: "jax" or "numpy", for a Network; hyper: for Layers with scales.
+      engine: "jax" or "numpy", for a Network.
+      hyper: for Layers with scales.
     """
     if isinstance(network, integer.Network):
-        run = integer.make_engine(network, engine)
+        options = None
+        if engine == "jax":
+            from machine import runtime
+            options = runtime.compiler_options()
+        run = integer.make_engine(network, engine, options)
         return lambda images: integer.logits(network, run(images))
     import jax
 
     import model
     if isinstance(network, integer.FloatNetwork):
         network, hyper = model.from_network(network)
-    layers = jax.device_put(network)
-    return lambda images: np.asarray(model.predict(layers, images, hyper=hyper))
+    layers, block = jax.device_put(network), plan.block_size(hyper.LAYERS)
+    return lambda images: np.concatenate([
+        np.asarray(model.predict(layers, part, hyper)) for part in plan.blocks(images, block)])
 
 
 def evaluate(predictor, **splits):

@@ -37,7 +37,8 @@ def quantize(x, scale, bits, signed=True):
     Args:
       x: [I, O], or any rank with the channels last; numbers of any dtype, taken as float32.
       scale: [1, O] or [O] (per-channel), [1, 1] or a number: units of x per integer step.
-      bits: grid width, 1..24; signed: narrow symmetric range, else 0..2**bits-1.
+      bits: grid width, 1..24.
+      signed: narrow symmetric range, else 0..2**bits-1.
     Returns:
       float32, shape of x, integers in code_range(bits, signed); one bit gives only -1 and +1.
     Raises:
@@ -81,9 +82,12 @@ def _fake_quantize_jvp(bits, signed, primals, tangents):
     # 0 is and, at 2 bits, every weight but those that round to 0.
     inside = (codes > qmin - 0.5) & (codes < qmax + 0.5)
     is_learned = not isinstance(scale_tangent, SymbolicZero)
-    tangent = jnp.zeros_like(x)
-    if not isinstance(x_tangent, SymbolicZero):
-        tangent = x_tangent if signed and is_learned else jnp.where(inside, x_tangent, 0.0)
+    if isinstance(x_tangent, SymbolicZero):
+        tangent = jnp.zeros_like(x)
+    elif is_learned and signed:
+        tangent = x_tangent                     # a weight outside could not come back by itself
+    else:
+        tangent = jnp.where(inside, x_tangent, 0.0)
     if is_learned:                              # a calibrated scale costs nothing
         rounded = quantize(x, scale, bits, signed)
         tangent += scale_tangent * jnp.where(inside, rounded - codes, rounded)
@@ -98,7 +102,7 @@ def ceil_power_of_two(x):
         jnp.exp2 and ceil(log2(x)) are wrong at some powers, and frexp compiles ten times as slowly.
     """
     bits = lax.bitcast_convert_type(x, jnp.uint32)
-    return lax.bitcast_convert_type((bits + 0x007FFFFF) >> 23 << 23, jnp.float32)
+    return lax.bitcast_convert_type(((bits + 0x007FFFFF) >> 23) << 23, jnp.float32)
 
 
 def dot(x, w, x_scale, w_scale, bits=8, compute="float32"):
@@ -110,7 +114,7 @@ def dot(x, w, x_scale, w_scale, bits=8, compute="float32"):
       x_scale: float32 [1, 1].
       w_scale: float32 [1, O] or [1, 1]; None: a plain float32 product.
       bits: of a weight, 1..8.
-      compute: "float32", or with powers of two as scales "bfloat16". It changes no bit of the result;
+      compute: "float32" or, with powers of two as scales, "bfloat16". The result has the same bits;
         bfloat16 rounds the incoming gradient to that type.
     Returns:
       float32 [B, O].
@@ -184,8 +188,9 @@ def compute_scale(x, bits=8, signed=True, per_channel=False, power_of_two=True, 
 
     Args:
       x: as for quantize.
-      bits, signed: the grid. From 6 bits on the scale covers absmax; below, where covering the
-        tail wastes the few codes, up to 5 halvings of that scale compete by squared error.
+      bits: of the grid. From 6 on the scale covers absmax; below, where covering the tail wastes
+        the few codes, up to 5 halvings of that scale compete by squared error.
+      signed: as for quantize.
       per_channel: one scale per channel, else one for all.
       power_of_two: exact integer arithmetic; False: absmax / qmax as it is.
       floor: the least scale allowed, of the shapes of a scale.
@@ -214,7 +219,9 @@ def weight_floor(w, b, x_scale, x_qmax):
     """The least scale of each channel's weights whose accumulators stay exact in float32.
 
     Args:
-      w: float32 [I, O]; b: float32 [O]; x_scale: float32 [1, 1], of the layer's input;
+      w: float32 [I, O].
+      b: float32 [O].
+      x_scale: float32 [1, 1], of the layer's input.
       x_qmax: largest input code.
     Returns:
       float32 [1, O]: above it, x_qmax * sum|w_q| + |b_q| is about 2**23 at most.
@@ -231,13 +238,26 @@ def activation_floor(acc_scale):
     return jnp.maximum(2 * jnp.max(acc_scale, keepdims=True), MIN_SCALE)
 
 
+def _exponent_of(scale):
+    """log2 of powers of two, exact; float32, any shape. frexp compiles ten times as slowly."""
+    biased = lax.bitcast_convert_type(scale, jnp.int32) >> 23
+    return (biased - 127).astype(jnp.float32)
+
+
+def _power_of_two(exponent):
+    """2**exponent of whole exponents, -126..127, float32, exact; jnp.exp2 is off by an ulp."""
+    biased = exponent.astype(jnp.int32) + 127
+    return lax.bitcast_convert_type(biased << 23, jnp.float32)
+
+
 def learned_scale(exponent, floor, power_of_two, terms):
     """The scale of a learned exponent: 2**exponent, rounded to a power of two.
 
     Args:
-      exponent: float32 [1, O] or [1, 1], log2 of the scale; floor: float32 [1, O] or [1, 1], the
-      least scale allowed; power_of_two: False: free scales; terms: int, N * qmax for the N numbers
-      that share the scale.
+      exponent: float32 [1, O] or [1, 1], log2 of the scale.
+      floor: float32 [1, O] or [1, 1], the least scale allowed.
+      power_of_two: False: free scales.
+      terms: int, N * qmax for the N numbers that share the scale.
     Returns:
       float32, the shape of exponent. Gradient: of 2**exponent, straight through the rounding, times
       LSQ's 1 / sqrt(terms); 0 where the floor holds it. It is small: adamw moves by it, plain SGD
@@ -245,13 +265,13 @@ def learned_scale(exponent, floor, power_of_two, terms):
     Source: Esser et al. 2020 (LSQ, arXiv:1902.08153, sec. 2.2); log2 scales: Jain et al. 2020
       (TQT, arXiv:1903.08066).
     """
-    floor = ceil_power_of_two(jnp.max(floor, int(exponent.shape[1] == 1), keepdims=True))
-    least = (lax.bitcast_convert_type(floor, jnp.int32) >> 23) - 127    # log2, exact
-    least = least.astype(jnp.float32)           # not jnp.clip: half a gradient where it begins
+    if exponent.shape[1] == 1:                  # one scale for all channels
+        floor = jnp.max(floor, 1, keepdims=True)
+    least = _exponent_of(ceil_power_of_two(floor))
+    # Not jnp.clip: half a gradient where it begins.
     exponent = jnp.where(exponent < least, least, jnp.minimum(exponent, MAX_EXPONENT))
     if power_of_two:
-        rounded = lax.stop_gradient(jnp.round(exponent)).astype(jnp.int32)
-        scale = lax.bitcast_convert_type((rounded + 127) << 23, jnp.float32)
+        scale = _power_of_two(lax.stop_gradient(jnp.round(exponent)))
     else:
         scale = lax.stop_gradient(jnp.exp2(exponent))
     slope = scale * (math.log(2) / math.sqrt(terms))

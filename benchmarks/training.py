@@ -252,7 +252,7 @@ def saving_cost(settings, data):
                 for _ in range(SAVED_EPOCHS):
                     sweep = next(epochs)
                     if save:
-                        recorder.record(sweep, due=True, must=False)
+                        recorder.record(sweep, must=False)
                 recorder.wait()
 
             times = timing.in_turns({"not saved": partial(block, False),

@@ -63,6 +63,26 @@ def reason(error):
     return text.splitlines()[0] if text else "damaged"
 
 
+def _open(content):
+    """(an open ZipFile, {array's name: ZipInfo}, meta) of bytes from anywhere."""
+    if content.count(b"PK\1\2") > MAX_MEMBERS:         # each entry of the directory starts so
+        raise ValueError(f"it has more than {MAX_MEMBERS:,} members")
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    if len(members) != len(archive.infolist()) or "meta" not in members:
+        raise ValueError("a key is there twice, or meta is missing")
+    text = _parse_npy(_read_member(archive, members.pop("meta"), MAX_META), "meta")
+    meta = json.loads(str(text))
+    if not isinstance(meta, dict):
+        raise ValueError("meta is not a JSON object")
+    return archive, members, meta
+
+
+def read_meta(content):
+    """The meta alone; raises as decode does."""
+    return _open(content)[2]
+
+
 def decode(content, claim):
     """The inverse of encode, for bytes from anywhere.
 
@@ -75,22 +95,12 @@ def decode(content, claim):
     Raises:
       ValueError with a reason, or what zipfile, zlib and NumPy raise on damage.
     """
-    if content.count(b"PK\1\2") > MAX_MEMBERS:         # each entry of the directory starts so
-        raise ValueError(f"it has more than {MAX_MEMBERS:,} members")
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        if len(members) != len(archive.infolist()) or "meta" not in members:
-            raise ValueError("a key is there twice, or meta is missing")
-        text = _parse_npy(_read_member(archive, members.pop("meta"), MAX_META), "meta")
-        meta = json.loads(str(text))
-        if not isinstance(meta, dict):
-            raise ValueError("meta is not a JSON object")
-        wanted = claim(meta)
-        if set(members) != set(wanted):
-            raise ValueError(f"its keys are not meta, {', '.join(wanted)}")
-        arrays = {}
-        for name, (dtype, shape) in wanted.items():
-            limit = math.prod(shape) * np.dtype(dtype).itemsize + HEADER
-            arrays[name] = _parse_npy(_read_member(archive, members[name], limit), name, dtype,
-                                      shape)
+    archive, members, meta = _open(content)
+    wanted = claim(meta)
+    if set(members) != set(wanted):
+        raise ValueError(f"its keys are not meta, {', '.join(wanted)}")
+    arrays = {}
+    for name, (dtype, shape) in wanted.items():
+        limit = math.prod(shape) * np.dtype(dtype).itemsize + HEADER
+        arrays[name] = _parse_npy(_read_member(archive, members[name], limit), name, dtype, shape)
     return meta, arrays

@@ -3,6 +3,7 @@
 Importing this changes nothing; scripts call set_up.
 """
 import contextlib
+import functools
 import os
 import re
 import socket
@@ -19,6 +20,7 @@ from machine.facts import environment
 from machine.files import InputError
 
 JOIN_SECONDS = 60               # to wait for the other processes at the start
+QUICK = {"xla_cpu_use_fusion_emitters": False}      # JAX 0.10 knows it, 0.11 does not
 ZSTD = b"\x28\xb5\x2f\xfd"
 HEARTBEAT_SECONDS = 10          # a process silent this long is taken for dead: all others stop
 
@@ -29,6 +31,24 @@ def set_strict():
     jax.config.update("jax_numpy_rank_promotion", "raise")
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", environment()["cores"])
+
+
+@functools.cache
+def compiler_options():
+    """Options for programs that seldom run: compiled in half the time, their loops are slower.
+
+    Returns:
+      dict; empty where XLA has no such option any more, or compiles for another device.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda: 0).lower().compile(QUICK)
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return {}
+    return QUICK
 
 
 def _wait_for(address):

@@ -169,9 +169,15 @@ def bits(result):
 
 
 WEIGHT_COLORS = {1: COLORS[5], 2: COLORS[2], 3: COLORS[1], 4: COLORS[0]}    # others: COLORS[3]
-INPUT_MARKERS = {28: "s", 14: "o", 12: "^", 10: "v"}
+POOLING_MARKERS = {"": "s", "mean2": "o", "crop24 mean2": "^", "crop20 mean2": "v"}   # others: "P"
 PUBLISHED = {"linestyle": "none", "marker": "D", "color": COLORS[6], "markersize": 5,
              "markerfacecolor": "white"}
+
+
+def _pooling(row):
+    """What a network's LAYERS do before the first weights."""
+    return " ".join(word for word in value(row, "LAYERS").split()
+                    if word.startswith(("crop", "mean")))
 
 
 def _key(axes, rows):
@@ -180,9 +186,9 @@ def _key(axes, rows):
                     label=f"{bits}-bit weights") for bits in sorted(group(rows, "WEIGHT_BITS"))]
     marks += [Line2D([], [], linestyle="none", marker="*", color=COLORS[5], markersize=11,
                      label="recipe")]
-    marks += [Line2D([], [], linestyle="none", marker=INPUT_MARKERS[side], color="0.4",
-                     markerfacecolor="none", label=f"{side} × {side} pixels")
-              for side in sorted(group(rows, "INPUT"))]
+    marks += [Line2D([], [], linestyle="none", marker=POOLING_MARKERS.get(words, "P"), color="0.4",
+                     markerfacecolor="none", label=words or "whole image")
+              for words in sorted({_pooling(row) for row in rows})]
     axes.add_artist(axes.legend(handles=marks, loc="lower right", ncols=2, fontsize=9,
                                 columnspacing=1.5))
 
@@ -202,7 +208,7 @@ def _network_points(axes, networks):
         drawn.append((size, np.mean(usable), -stats.summarize(rows, "val_acc")["mean"]))
         color = WEIGHT_COLORS.get(value(rows[0], "WEIGHT_BITS"), COLORS[3])
         axes.errorbar(size, np.mean(usable), stats.summary(usable)["std"],
-                      fmt=INPUT_MARKERS[value(rows[0], "INPUT")], capsize=2, elinewidth=1,
+                      fmt=POOLING_MARKERS.get(_pooling(rows[0]), "P"), capsize=2, elinewidth=1,
                       markersize=6, color=color, markerfacecolor="white" if failed else color)
     best = []                                   # by validation: a choice by test would flatter it
     for point in sorted(drawn):

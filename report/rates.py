@@ -7,7 +7,7 @@ from matplotlib.patches import Patch
 
 from report import stats
 from report.results import group
-from report.style import COLORS, plain_log, rate_axis, run_marker, setting
+from report.style import COLORS, guess_loss, plain_log, rate_axis, run_marker, setting
 
 
 def _by_rate(rows):
@@ -102,7 +102,7 @@ def _curves_panel(axes, groups, worst):
 def learning_rates(result):
     """Epochs to stop, best validation loss, progress, and the curves, by learning rate."""
     rows, config = result["rows"], result["config"]
-    groups, worst = _by_rate(rows), np.log(config["LAYER_SIZES"][-1])   # a uniform guess's loss
+    groups, worst = _by_rate(rows), guess_loss(result)
     figure = Figure(figsize=(8.3, 11.5), layout="constrained")
     stop, loss, same, curves = figure.subplots(4, 1, height_ratios=(1, 1, 1.2, 1.8))
     for axes in (loss, same):
@@ -138,7 +138,7 @@ def optimizers(result):
     """Epochs to stop and best validation loss against learning rate, by optimizer."""
     figure = Figure(figsize=(8.3, 4.8), layout="constrained")
     stop, loss = figure.subplots(1, 2)
-    worst, kinds = np.log(result["config"]["LAYER_SIZES"][-1]), []
+    worst, kinds = guess_loss(result), []
     for (label, rows), color in zip(group(result["rows"], "label").items(), COLORS):
         _rate_panel(stop, rows, "epochs", np.inf, color)
         _rate_panel(loss, rows, "val_loss", worst, color)

@@ -70,5 +70,14 @@ def rate_axis(axes):
 def setting(result):
     """The data set, the network and how many seeds a study has, in words."""
     seeds = len({row["seed"] for row in result["rows"]})
-    return (f"{result['dataset']['name']}, {'-'.join(map(str, result['config']['LAYER_SIZES']))}, "
-            f"{seeds} seed{'s' * (seeds != 1)}")
+    return f"{result['dataset']['name']}, {shape(result)}, {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def shape(result):
+    """784-256-128-10: the network of a study of one, without its bits."""
+    return result["rows"][0]["network"].rpartition(" ")[0]
+
+
+def guess_loss(result):
+    """The loss in nats of a uniform guess among the classes of a result's data."""
+    return np.log(result["dataset"]["classes"])

@@ -7,7 +7,7 @@ import numpy as np
 
 from formats import checkpoint
 from machine.files import InputError, read_bytes, write_atomically
-from report import published, results, speed, stats
+from report import published, results, speed, stats, style
 from report.columns import (
     ACCURACY,
     LARGEST,
@@ -137,9 +137,9 @@ def bits(read):
                 "learned minus calibrated (pp)": _difference(CALIBRATED, LEARNED),
                 "calibrated minus rounded (pp)": _difference(ROUNDED, CALIBRATED)}
     return (f"{table('bits of a weight', widths, columns)}\n\n{result['dataset']['name']}, "
-            f"{'-'.join(map(str, switches['LAYER_SIZES']))}, activations of "
-            f"{switches['ACTIVATION_BITS']} bits: test accuracy ± standard deviation over seeds; "
-            "of differences over the same seeds the 95 % interval. float32: "
+            f"{style.shape(result)}, activations of {switches['ACTIVATION_BITS']} bits: test "
+            "accuracy ± standard deviation over seeds; of differences over the same seeds the 95 % "
+            "interval. float32: "
             f"{mean('test_acc', 2, 100)(float32)} %. {source(result)}")
 
 
@@ -149,8 +149,7 @@ def frontier(read):
     networks = group(result["rows"], "label")
     by_size = dict(sorted(networks.items(), key=lambda item: max(
         row.get("file_bytes", 0) for row in item[1])))
-    columns = {"input": lambda rows: "{0} × {0}".format(rows[0]["changes"]["INPUT"]), **LARGEST,
-               **ACCURACY, **SEEDS}
+    columns = {**LARGEST, **ACCURACY, **SEEDS}
     others = [[f"[{point.name}]({point.source})", point.network, f"{point.bytes:,}",
                f"{100 * point.test_acc:.2f}"] for point in published.POINTS]
     return "\n".join([

@@ -13,25 +13,42 @@ import config
 import data
 import integer
 import model
+import plan
 import predict
-import training
 from formats import checkpoint
 from machine import interrupt, runtime
 from machine.facts import environment, has_fast_bfloat16
-from machine.files import InputError, write_atomically
-from runner import progress, state as runs
+from machine.files import InputError
+from runner import progress
+from runner.state import (
+    Recorder,
+    announce_others,
+    begin,
+    finish,
+    folder_name,
+    hash_of_code,
+    load_state,
+    locked,
+    read_state,
+)
+from training import loop, stopping
 
 USABLE = ("stopped", "capped")  # how a run ends whose model is worth keeping
+REASONS = {"diverged": "the loss left the finite numbers",
+           "guessing": "it got no better than guessing",
+           "inexact": "its weights outgrew their scales: an accumulator could reach 2**24"}
 SWITCHES = ("LEARNING_RATE", "SEED", "VAL_EXAMPLES")    # besides Hyper, what decides the weights
 
 
 class Data(NamedTuple):
-    """A data set, split."""
+    """A data set, split; facts as in data.Dataset."""
     name: str
     sha256: str
     train: data.Split
     val: data.Split
     test: data.Split
+    shape: tuple
+    classes: tuple
 
 
 class Outcome(NamedTuple):
@@ -62,19 +79,37 @@ def decide(settings):
 
 
 def load_data(settings, dataset=None):
-    """The Data that the switches name; dataset: data.Dataset of DATA_DIR, if it is there already."""
+    """The Data that the switches name; dataset: the data.Dataset of DATA_DIR, if it is there."""
     dataset = dataset or data.load(settings.DATA_DIR)
-    data.check_fits(dataset, settings.LAYER_SIZES, settings.INPUT)
     train, val = data.split_val(dataset.train, settings.VAL_EXAMPLES, settings.BATCH_SIZE)
-    return Data(dataset.name, dataset.sha256, train, val, dataset.test)
+    given = Data(dataset.name, dataset.sha256, train, val, dataset.test, dataset.shape,
+                 dataset.classes)
+    hyper_of(settings, given)                   # LAYERS that don't fit are said before training
+    return given
 
 
-def check_fits(given, settings):
-    """InputError: a point's network or batch doesn't fit the Data."""
-    data.check_fits(given, settings.LAYER_SIZES, settings.INPUT)
-    if settings.BATCH_SIZE > len(given.train.labels):
+def hyper_of(settings, data):
+    """What a point's run depends on besides rate and seed, LAYERS as steps on these data.
+
+    Raises:
+      InputError: the network or the batch doesn't fit the Data.
+    """
+    if settings.BATCH_SIZE > len(data.train.labels):
         raise InputError(f"BATCH_SIZE = {settings.BATCH_SIZE} is more than the "
-                         f"{len(given.train.labels)} train images")
+                         f"{len(data.train.labels)} train images")
+    try:
+        steps = plan.parse(settings.LAYERS, data.shape, len(data.classes))
+    except ValueError as error:
+        raise InputError(f"LAYERS = {settings.LAYERS!r}: {error}") from None
+    if settings.AUGMENT and (len(data.shape) != 3 or data.shape[0] != data.shape[1]):
+        raise InputError(f"AUGMENT = {settings.AUGMENT:g} warps square images; {data.name} has "
+                         "none")
+    return config.hyper(settings)._replace(LAYERS=steps)
+
+
+def facts_of(data):
+    """What a result says of its data set, as JSON."""
+    return {"name": data.name, "sha256": data.sha256, "classes": len(data.classes)}
 
 
 def describe(settings):
@@ -83,49 +118,57 @@ def describe(settings):
             else integer.kind())
 
 
-def facts(settings, data):
-    """What decides a model's weights, as JSON; it goes into the weights file."""
-    switches = config.hyper(settings)._asdict() | {key: getattr(settings, key) for key in SWITCHES}
-    return {"dataset": {"name": data.name, "sha256": data.sha256}, "switches": switches}
+def switches_of(settings):
+    """The switches that decide a model's weights, as JSON; they go into the weights file."""
+    return config.hyper(settings)._asdict() | {key: getattr(settings, key) for key in SWITCHES}
 
 
 def _machine():
     """What the bits of training may depend on besides the switches."""
     devices = jax.devices()
     return environment() | {"device": devices[0].device_kind, "devices": len(devices),
-                            "processes": jax.process_count()}
+                            "processes": jax.process_count(), "code": hash_of_code()}
+
+
+def _resume(sweep, path, settings, hyper, machine):
+    """The Sweep as it was left in a state file, or as it is where there is none."""
+    first = runtime.is_first()
+    content = runtime.from_first(read_state(path, sweep, hyper.MAX_EPOCHS)
+                                 if first and settings.RESUME else b"")
+    if not content:
+        return sweep
+    sweep = load_state(path, content, sweep, machine, hyper.MAX_EPOCHS)
+    if first:
+        print(f"going on after epoch {sweep.epoch}, from {path}")
+    return sweep
 
 
 def _train(lanes, data, hyper, folder, group, part):
     """The finished Sweep of one group of lanes, resumed where it was left.
 
     Args:
-      lanes: list of Config that share `hyper`; folder: Path of the run; group: number of its state;
+      lanes: list of Config that share `hyper`.
+      data: Data.
+      hyper: as from hyper_of.
+      folder: Path of the run.
+      group: number of its state.
       part: as progress.shown takes it.
     Raises:
       interrupt.Stopped: a signal came; the state is saved.
     """
-    settings, machine, first = lanes[0], _machine(), runtime.is_first()
-    sweep = training.start([lane.LEARNING_RATE for lane in lanes], [lane.SEED for lane in lanes],
-                           hyper)
-    state, history = folder / f"state{group}.npz", folder / f"history{group}.csv"
-    content = runtime.from_first(runs.read_state(state, sweep, hyper.MAX_EPOCHS)
-                                 if first and settings.RESUME else b"")
-    if content:
-        sweep = runs.load_state(state, content, sweep, machine, hyper.MAX_EPOCHS)
-        if first:
-            print(f"going on after epoch {sweep.epoch}, from {state}")
-    with (runs.Recorder(state, history, sweep, machine, settings.LOG) if first
-          else nullcontext() as recorder,
+    machine, first = _machine(), runtime.is_first()
+    path, history = folder / f"state{group}.npz", folder / f"history{group}.csv"
+    sweep = loop.start([lane.LEARNING_RATE for lane in lanes], [lane.SEED for lane in lanes], hyper)
+    sweep = _resume(sweep, path, lanes[0], hyper, machine)
+    with (Recorder(path, history, sweep, machine) if first else nullcontext() as recorder,
           interrupt.after_epoch() as asked,
           progress.shown(sweep, hyper, part, silent=not first) as show):
-        for sweep in training.epochs(sweep, data.train, data.val, hyper):
+        for sweep in loop.epochs(sweep, data.train, data.val, hyper):
             stop = runtime.any_process(asked())
-            ended = not (sweep.status == training.RUNNING).any()
+            ended = not (sweep.status == stopping.RUNNING).any()
+            if recorder:                        # saved before it is shown: output may fail
+                recorder.record(sweep, must=stop or ended)
             show(sweep, last=stop or ended)
-            if recorder:
-                due = sweep.epoch % settings.CHECKPOINT_EVERY == 0
-                recorder.record(sweep, due, must=stop or ended)
             if stop and not ended:
                 raise interrupt.Stopped(f"stopped after epoch {sweep.epoch}; the same command goes "
                                         "on from there")
@@ -136,17 +179,21 @@ def judge(settings, layers, data, row):
     """An Outcome: the model encoded as its file, read back, and run on val and test.
 
     Args:
-      settings: Config; layers: list of model.Layer, NumPy; row: dict to complete.
+      settings: Config.
+      layers: list of model.Layer, NumPy.
+      data: Data.
+      row: dict to complete.
     """
-    hyper, content = config.hyper(settings), None
+    hyper, content = hyper_of(settings, data), None
     if hyper.QAT_ENABLE and not hyper.POWER_OF_TWO_SCALES:      # free scales have no integers
         predictor = predict.make_predictor(layers, hyper=hyper)
     else:
         network = (model.to_network(layers, hyper) if hyper.QAT_ENABLE
                    else integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers),
-                                             hyper.INPUT))
-        known = {"val_loss": row["val_loss"]} if "val_loss" in row else {}
-        content = checkpoint.encode(network, facts(settings, data) | known, settings.FILE_FORMAT)
+                                             hyper.LAYERS))
+        facts = checkpoint.Facts(data.name, data.sha256, data.classes,
+                                 switches=switches_of(settings), val_loss=row.get("val_loss"))
+        content = checkpoint.encode(network, facts, settings.FILE_FORMAT)
         network, _ = checkpoint.decode(content)
         row = row | {"file_bytes": len(content), "sha256": checkpoint.digest(network)}
         predictor = predict.make_predictor(network, settings.ENGINE)
@@ -161,9 +208,17 @@ def _switches(point):
     return {key: value for key, value in point.items() if key != "label"}
 
 
-def network_name(settings):
+def network_name(settings, steps):
     """784-256-128-10 W8A8: the network that these switches train."""
-    return f"{'-'.join(map(str, settings.LAYER_SIZES))} {describe(settings)}"
+    return f"{plan.describe(steps)} {describe(settings)}"
+
+
+def _new_row(settings, point, status, data):
+    """What is known of a run before its model is judged."""
+    name = network_name(settings, hyper_of(settings, data).LAYERS)
+    return {"label": point.get("label", name), "changes": _switches(point), "network": name,
+            "rate": settings.LEARNING_RATE, "seed": settings.SEED, "status": status,
+            "usable": status in USABLE}
 
 
 def _outcome(settings, point, sweep, lane, data):
@@ -171,13 +226,10 @@ def _outcome(settings, point, sweep, lane, data):
     history = sweep.history[lane]
     history = history[~np.isnan(history).all(1)]
     best = int(sweep.best_epoch[lane])
-    status = training.STATUS[sweep.status[lane]]
-    row = {"label": point.get("label", network_name(settings)), "changes": _switches(point),
-           "network": network_name(settings), "rate": settings.LEARNING_RATE,
-           "seed": settings.SEED, "status": status, "usable": status in USABLE,
-           "epochs": len(history), "best_epoch": best,
-           "history": {name: [float(f"{value:.9g}") for value in column]
-                       for name, column in zip(training.METRICS, history.T)}}
+    row = _new_row(settings, point, stopping.STATUS[sweep.status[lane]], data) | {
+        "epochs": len(history), "best_epoch": best,
+        "history": {name: [float(f"{value:.9g}") for value in column]
+                    for name, column in zip(stopping.METRICS, history.T)}}
     if not best:
         return Outcome(settings, None, None, row | {"val_loss": None, "val_acc": None,
                                                     "test_loss": None, "test_acc": None}, None)
@@ -187,17 +239,22 @@ def _outcome(settings, point, sweep, lane, data):
 
 
 def _parts(groups):
-    """Of each group of lanes: (number, how many there are, its kind and what sets it apart)."""
+    """Of each group of lanes: (number, how many there are, its kind and what sets it apart).
+
+    Args:
+      groups: dict of hyper (LAYERS as steps) -> indices of points.
+    """
     named = ("QAT_ENABLE", "WEIGHT_BITS", "ACTIVATION_BITS")       # by describe
     differing = [name for name, *values in zip(config.Hyper._fields, *groups)
                  if len(set(values)) > 1 and name not in named]
     parts = []
     for number, (hyper, members) in enumerate(groups.items(), 1):
-        values = [(name, getattr(hyper, name)) for name in differing]
-        words = [f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
-                 for name, value in values]
-        runs_ = f"{len(members)} run{'s' * (len(members) > 1)}"
-        parts.append((number, len(groups), ", ".join([describe(hyper), *words, runs_])))
+        values = [(name, plan.to_line(hyper.LAYERS) if name == "LAYERS" else getattr(hyper, name))
+                  for name in differing]
+        plural = "s" if len(members) > 1 else ""
+        parts.append((number, len(groups), ", ".join([
+            describe(hyper), *(f"{name}={value}" for name, value in values),
+            f"{len(members)} run{plural}"])))
     return parts
 
 
@@ -205,8 +262,10 @@ def run(settings, study, points, data):
     """Train and judge every point.
 
     Args:
-      settings: Config; study: name of the run's folder in RUNS_DIR; points: list of dicts of
-      switches to change and, if it has one, the "label" of its row; data: Data.
+      settings: Config.
+      study: name of the run's folder in RUNS_DIR.
+      points: list of dicts of switches to change and, if it has one, the "label" of its row.
+      data: Data.
     Returns:
       (list of Outcome in the points' order; the run's folder; dict of seconds: "compile",
       "epochs"). Only the first process returns.
@@ -216,14 +275,13 @@ def run(settings, study, points, data):
     changed = [config.change(settings, **_switches(point)) for point in points]
     groups = {}                                 # hyperparameters -> indices of points
     for i, point in enumerate(changed):
-        groups.setdefault(config.hyper(point), []).append(i)
-    for point in changed:
-        check_fits(data, point)
-    folder = Path(settings.RUNS_DIR) / runs.name(study, [facts(point, data) for point in changed])
+        groups.setdefault(hyper_of(point, data), []).append(i)
+    folder = Path(settings.RUNS_DIR) / folder_name(study, data.sha256, map(switches_of, changed))
     outcomes, seconds = [None] * len(points), {"compile": 0.0, "epochs": 0.0}
-    with runs.locked(folder) if runtime.is_first() else nullcontext():
+    with locked(folder) if runtime.is_first() else nullcontext():
         if runtime.is_first():
-            runs.announce_others(folder, study)
+            announce_others(folder, study)
+            begin(folder, len(groups))
         sweeps = [_train([changed[i] for i in members], data, hyper, folder, group, part)
                   for group, ((hyper, members), part) in enumerate(zip(groups.items(),
                                                                        _parts(groups)))]
@@ -240,64 +298,22 @@ def quantize_after(outcome, point, settings, data):
     """Post-training quantization of a float32 Outcome: the Outcome of its calibrated integers.
 
     Args:
-      point: as run takes it; settings: Config that it changes.
+      outcome: Outcome.
+      point: as run takes it.
+      settings: Config that the point changes.
+      data: Data.
     """
     settings = config.change(settings, **_switches(point))
     layers = jax.device_get(model.calibrate(
-        outcome.layers, data.train.images[:training.CALIBRATION_IMAGES], config.hyper(settings)))
-    row = {"label": point["label"], "changes": _switches(point) | {"post_training": True},
-           "network": network_name(settings), "seed": settings.SEED,
-           "status": outcome.row["status"], "usable": outcome.row["usable"]}
+        outcome.layers, data.train.images[:loop.CALIBRATION_IMAGES], hyper_of(settings, data)))
+    row = _new_row(settings, point, outcome.row["status"], data)
+    row["changes"]["post_training"] = True
     return judge(settings, layers, data, row)
-
-
-REASONS = {"diverged": "the loss left the finite numbers",
-           "guessing": "it got no better than guessing",
-           "inexact": "its weights outgrew their scales: an accumulator could reach 2**24"}
 
 
 def check_usable(row, folder):
     """Raise InputError, and end the run, unless this row ended with a model worth keeping."""
     if row["status"] not in USABLE:
-        runs.finish(folder)                     # its state could only fail again
+        finish(folder)                          # its state could only fail again
         raise InputError(f"nothing was saved: at LEARNING_RATE = {row['rate']:g}, seed "
                          f"{row['seed']}, {REASONS[row['status']]}; choose another rate")
-
-
-def _kept_loss(path, given, engine):
-    """The validation loss of the weights file at path, for a run on the Data `given`.
-
-    As the file has it or, where it holds no facts, measured; inf: no model of this data.
-    """
-    try:
-        network, known = checkpoint.load(path)
-        if "val_loss" in known:
-            is_of = known.get("dataset", {}).get("sha256") == given.sha256
-            return known["val_loss"] if is_of else np.inf
-        data.check_fits(given, integer.sizes(network), network.input)
-    except InputError:                          # what can't be read is not better
-        return np.inf
-    return predict.evaluate(predict.make_predictor(network, engine), val=given.val)[0]["val_loss"]
-
-
-def save(outcome, folder, data):
-    """Write the weights file into the run's folder and, unless a better one is there, WEIGHTS_DIR.
-
-    Better: for the same data set, with a lower validation loss.
-    Args:
-      outcome: Outcome; folder: Path of the run; data: the Data it was trained on.
-    Returns:
-      whether WEIGHTS_DIR now holds this model.
-    """
-    settings, size = outcome.settings, f"{len(outcome.content):,} bytes"
-    name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
-    path = Path(settings.WEIGHTS_DIR) / name
-    write_atomically(folder / name, outcome.content)
-    runs.link_latest(folder)
-    kept = _kept_loss(path, data, settings.ENGINE)
-    if kept < outcome.row["val_loss"]:
-        print(f"wrote {folder / name} ({size}); {path} stays: its val loss {kept:.6f} is lower")
-        return False
-    write_atomically(path, outcome.content)
-    print(f"wrote {path} ({size})")
-    return True

@@ -10,14 +10,14 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-import training
+from training import stopping
 
 INTERVAL = 60.0                 # seconds between the lines that nobody watches come
 
 
 def earliest_end(sweep, hyper):
     """The epoch that ends the last lane if no lane renews its patience from now on."""
-    renewed = sweep.renewed[sweep.status == training.RUNNING]
+    renewed = sweep.renewed[sweep.status == stopping.RUNNING]
     return min(hyper.MAX_EPOCHS,
                hyper.PATIENCE + int(renewed.max(initial=sweep.epoch - hyper.PATIENCE)))
 

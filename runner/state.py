@@ -2,8 +2,10 @@
 
 One state file for each group of lanes that share their hyperparameters.
 """
+import ast
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import json
@@ -15,17 +17,42 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import training
 from formats import npz
 from machine.files import InputError, read_bytes, write_atomically
+from training import stopping
 
-FORMAT = 2                      # of the state file
+FORMAT = 3                      # of the state file
+# What decides a run's bits, besides the libraries.
+CODE = ("quant.py", "plan.py", "integer.py", "model.py", "data.py", "predict.py", "training/*.py",
+        "machine/devices.py")
 
 
-def name(study, facts):
-    """The folder of a run: the same switches give the same name, others another."""
-    text = json.dumps(facts, sort_keys=True)
+def folder_name(study, sha256, switches):
+    """The folder of a run: the same data and switches of its points give the same name."""
+    text = json.dumps([sha256, *switches], sort_keys=True)
     return f"{study}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _without_docstrings(tree):
+    """A syntax tree in which what only explains is gone: docstrings; comments never are in one."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            first = node.body[0] if node.body else None
+            if (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+                    and isinstance(first.value.value, str)):
+                node.body = node.body[1:]
+    return tree
+
+
+@functools.cache
+def hash_of_code():
+    """SHA-256 of the code that decides a run's bits, whatever its comments and docstrings say."""
+    home, sha256 = Path(__file__).resolve().parent.parent, hashlib.sha256()
+    for pattern in CODE:
+        for path in sorted(home.glob(pattern)):
+            tree = _without_docstrings(ast.parse(path.read_text("utf-8")))
+            sha256.update(f"{path.name} {ast.dump(tree)}".encode())
+    return sha256.hexdigest()[:16]
 
 
 @contextlib.contextmanager
@@ -82,7 +109,8 @@ def link_latest(folder):
 def _encode(sweep, machine):
     """A Sweep as the bytes of a state file."""
     leaves = jax.tree.leaves(sweep)
-    return npz.encode({"format": FORMAT, "epochs": sweep.epoch, "machine": machine},
+    return npz.encode({"format": FORMAT, "epochs": sweep.epoch, "machine": machine,
+                       "ended": bool((sweep.status != stopping.RUNNING).all())},
                       {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}, compress=False)
 
 
@@ -104,7 +132,7 @@ def _decode(content, fresh, machine, max_epochs):
         epochs = meta.get("epochs")
         if type(epochs) is not int or not 0 <= epochs <= max_epochs:
             raise ValueError(f"its epochs are not in 0..{max_epochs}")
-        grown = fresh._replace(history=np.empty((len(fresh.rate), epochs, len(training.METRICS))),
+        grown = fresh._replace(history=np.empty((len(fresh.rate), epochs, len(stopping.METRICS))),
                                seconds=np.empty(epochs))
         return {f"leaf{i}": (leaf.dtype, leaf.shape)
                 for i, leaf in enumerate(jax.tree.leaves(grown))}
@@ -113,7 +141,7 @@ def _decode(content, fresh, machine, max_epochs):
     sweep = jax.tree.unflatten(structure, [arrays[f"leaf{i}"] for i in range(len(leaves))])
     if not (np.array_equal(sweep.rate, fresh.rate) and np.array_equal(sweep.seed, fresh.seed)):
         raise ValueError("its rates or seeds are others")
-    if (sweep.status.max() >= len(training.STATUS) or sweep.best_epoch.min() < 0
+    if (sweep.status.max() >= len(stopping.STATUS) or sweep.best_epoch.min() < 0
             or max(sweep.best_epoch.max(), sweep.renewed.max()) > sweep.epoch):
         raise ValueError("its status or epochs are out of range")
     return sweep
@@ -129,17 +157,34 @@ def _difference(found, machine):
 
 def read_state(path, fresh, max_epochs):
     """The bytes of a state file, none where there is no such file; no larger than it may be."""
-    rows = fresh.history.itemsize * (len(fresh.rate) * len(training.METRICS) + 1)
+    rows = fresh.history.itemsize * (len(fresh.rate) * len(stopping.METRICS) + 1)
     limit = sum(leaf.nbytes for leaf in jax.tree.leaves(fresh)) + max_epochs * rows + 2**20
     return read_bytes(path, limit) if Path(path).exists() else b""
+
+
+def begin(folder, groups):
+    """Remove what a finished study left: it is never resumed. Of one that is not, nothing.
+
+    Args:
+      folder: Path of the run.
+      groups: how many states it has once it is finished.
+    """
+    paths = list(folder.glob("state*.npz"))
+    with contextlib.suppress(Exception):        # what can't be read has not ended: load_state says
+        if len(paths) >= groups and all(npz.read_meta(path.read_bytes())["ended"]
+                                        for path in paths):
+            finish(folder)
 
 
 def load_state(path, content, fresh, machine, max_epochs):
     """The unfinished Sweep in the bytes of a state file.
 
     Args:
-      path: to name in errors; content: bytes; fresh: the Sweep before its first epoch; machine:
-      dict of versions and devices that the bits may depend on.
+      path: to name in errors.
+      content: bytes.
+      fresh: the Sweep before its first epoch.
+      machine: dict of versions, devices and code that the bits may depend on.
+      max_epochs: the most that it can have run.
     Raises:
       InputError: the file is damaged, or of another machine.
     """
@@ -159,30 +204,23 @@ class Recorder:
     """
     MAX_COST = 0.03
 
-    def __init__(self, state_path, history_path, sweep, machine, log="csv"):
+    def __init__(self, state_path, history_path, sweep, machine):
         self.state_path, self.history_path, self.machine = state_path, history_path, machine
-        self.events = _open_events(history_path) if log == "tensorboard" else None
         self.writer, self.pending, self.epoch = ThreadPoolExecutor(1), None, sweep.epoch
         self.next_save = 0.0                    # on the monotonic clock
         write_atomically(history_path, _history_lines(sweep, 0, header=True).encode())
 
-    def record(self, sweep, due, must):
-        """Append the new epochs to the history; write the state when due, or when it must be."""
+    def record(self, sweep, must):
+        """Append the new epochs to the history; write the state if it must be, or is due."""
         if must or self.pending is None or self.pending.done():
             self.wait()
-            if must or due and time.monotonic() >= self.next_save:
+            if must or time.monotonic() >= self.next_save:
                 self.pending = self.writer.submit(self._save, sweep)
         try:
             with open(self.history_path, "a", encoding="utf-8") as file:
                 file.write(_history_lines(sweep, self.epoch))
         except OSError as error:
             raise InputError(f"can't write {self.history_path}: {error.strerror}") from None
-        if self.events:
-            for lane, metrics in enumerate(sweep.history[:, -1]):
-                for name, value in zip(training.METRICS, metrics):
-                    if not np.isnan(value):
-                        self.events.add_scalar(f"{name}/rate {sweep.rate[lane]:g} seed "
-                                               f"{sweep.seed[lane]}", value, sweep.epoch)
         self.epoch = sweep.epoch
 
     def _save(self, sweep):
@@ -202,18 +240,7 @@ class Recorder:
 
     def __exit__(self, *_):
         self.writer.shutdown()
-        if self.events:
-            self.events.close()
         self.wait()
-
-
-def _open_events(history_path):
-    """A writer of TensorBoard event files, beside the history and of its name."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InputError("LOG = 'tensorboard' needs its writer: pip install tensorboardX") from None
-    return SummaryWriter(str(Path(history_path).with_suffix(".events")))
 
 
 def _history_lines(sweep, first, header=False):
@@ -221,7 +248,7 @@ def _history_lines(sweep, first, header=False):
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     if header:
-        lines.writerow(["epoch", "seconds", "learning_rate", "seed", *training.METRICS])
+        lines.writerow(["epoch", "seconds", "learning_rate", "seed", *stopping.METRICS])
     for epoch in range(first, sweep.epoch):
         for lane, (rate, seed) in enumerate(zip(sweep.rate, sweep.seed)):
             metrics = sweep.history[lane, epoch]

@@ -18,9 +18,9 @@ SOURCE = (ROOT / "config.py").read_text(encoding="utf-8")
 DEFAULTS = config.load([])
 KEYS = DEFAULTS._fields
 HYPER = ("QAT_ENABLE", "LAYER_SIZES", "WEIGHT_BITS", "ACTIVATION_BITS", "INPUT", "SCALES",
-         "FREEZE_SCALES", "PER_CHANNEL", "POWER_OF_TWO_SCALES", "COMPUTE", "OPTIMIZER", "MOMENTUM", "SCHEDULE",
-         "WARMUP_EPOCHS", "BATCH_SIZE", "WEIGHT_DECAY", "LABEL_SMOOTHING", "AVERAGING", "AUGMENT",
-         "MAX_EPOCHS", "PATIENCE", "MIN_DELTA", "METRIC", "DATA_PARALLEL")
+         "FREEZE_SCALES", "PER_CHANNEL", "POWER_OF_TWO_SCALES", "COMPUTE", "OPTIMIZER",
+         "MOMENTUM", "SCHEDULE", "WARMUP_EPOCHS", "BATCH_SIZE", "WEIGHT_DECAY", "LABEL_SMOOTHING",
+         "AVERAGING", "AUGMENT", "MAX_EPOCHS", "PATIENCE", "MIN_DELTA", "METRIC", "DATA_PARALLEL")
 
 
 @pytest.fixture
@@ -32,17 +32,27 @@ def recipe(tmp_path):
     return write
 
 
+def line(name):
+    """A pattern of a switch's line: its left side, its value, its reason."""
+    return rf"(?m)^({name}: [^=]+) = ([^#]+?)( *# .*)$"
+
+
 @pytest.fixture
-def edited(tmp_path):
-    """edited((old, new), ...) -> a config module as a person would have edited it."""
+def edited(tmp_path, monkeypatch):
+    """edited((name, line), ...) -> a config module as a person would have edited it.
+
+    In a line, NAME: TYPE, VALUE and REASON stand for what it had.
+    """
     def edit(*changes):
         source = SOURCE
-        for old, new in changes:
-            assert source.count(f"\n{old}") == 1
-            source = source.replace(f"\n{old}", f"\n{new}")
+        for name, new in changes:
+            (left, value, reason), = re.findall(line(name), source)
+            new = new.replace("NAME: TYPE", left).replace("VALUE", value).replace("REASON", reason)
+            source = re.sub(line(name), lambda match, new=new: new, source)
         (tmp_path / "config.py").write_text(source, encoding="utf-8")
         spec = importlib.util.spec_from_file_location("edited_config", tmp_path / "config.py")
         module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "edited_config", module)
         spec.loader.exec_module(module)
         module._HOME = config._HOME
         return module
@@ -59,7 +69,7 @@ def error_of(*argv, module=config):
 
 def line_of(name):
     """The number of a constant's line, counted independently of config."""
-    return 1 + [line.split(" = ")[0] for line in SOURCE.splitlines()].index(name)
+    return 1 + [text.split(":")[0] for text in SOURCE.splitlines()].index(name)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -123,7 +133,7 @@ ILLEGAL = [
     ("LEARNING_RATE", "-0.1", "1e-12..1000"), ("LEARNING_RATE", "0", "1e-12..1000"),
     ("LEARNING_RATE", "nan", "float"), ("LEARNING_RATE", "inf", "float"),
     ("LEARNING_RATE", "fast", "float"),
-    ("LAYER_SIZES", "", "list of int"), ("LAYER_SIZES", "784,0,10", "1..65536"),
+    ("LAYER_SIZES", "", "list of int"), ("LAYER_SIZES", "784,0,10", f"1..{integer.MAX_WIDTH}"),
     ("LAYER_SIZES", "784,-3,10", "1..65536"), ("LAYER_SIZES", "784,x", "int"),
     ("LAYER_SIZES", "784", "1..64"), ("LAYER_SIZES", "784,,10", "list of int"),
     ("LAYER_SIZES", "784,65537", "1..65536"),
@@ -135,7 +145,8 @@ ILLEGAL = [
     ("BATCH_SIZE", "0", "int in 1"), ("MAX_EPOCHS", "0", "int in 1"), ("SEED", "-1", "int in 0"),
     ("MIN_DELTA", "-1", "float in 0"), ("MOMENTUM", "1", "0.9999"),
     ("WARMUP_EPOCHS", "101", "MAX_EPOCHS"), ("COMPUTE", "float16", "float32 or bfloat16"),
-    ("SCALES", "free", "calibrated or learned"), ("FREEZE_SCALES", "1.5", "0..1"), ("FILE_FORMAT", "onnx", "npz or nqat"),
+    ("SCALES", "free", "calibrated or learned"), ("FREEZE_SCALES", "1.5", "0..1"),
+    ("FILE_FORMAT", "onnx", "npz or nqat"),
     ("WEIGHT_DECAY", "-0.1", "0..10"), ("WEIGHT_DECAY", "11", "0..10"),
     ("LABEL_SMOOTHING", "1", "0..0.9"), ("LABEL_SMOOTHING", "-0.1", "0..0.9"),
     ("AVERAGING", "1", "0..0.99999"), ("AVERAGING", "-0.5", "0..0.99999"),
@@ -200,8 +211,11 @@ def test_too_many_layers_are_refused():
 
 
 @pytest.mark.parametrize("argv, named", [
-    (["--LEARNING_RAT=0.1"], "LEARNING_RAT"), (["--learning_rate=0.1"], "learning_rate"),
-    (["--_TABLE=1"], "_TABLE"), (["--SEED"], "--SEED"), (["--"], "--KEY=value"),
+    (["--LEARNING_RAT=0.1"], "LEARNING_RAT; the nearest switch is LEARNING_RATE"),
+    (["--learning_rate=0.1"], "learning_rate; the nearest switch is LEARNING_RATE"),
+    (["--EPOCHS=3"], "MAX_EPOCHS"), (["--QUANTIZE=1"], "--help"), (["--LOG=csv"], "unknown switch"),
+    (["--CHECKPOINT_EVERY=2"], "unknown switch"), (["--" + 9_000 * "SEED" + "=1"], "SEEDSEED"),
+    (["--_TYPES=1"], "_TYPES"), (["--SEED"], "--SEED"), (["--"], "--KEY=value"),
     (["SEED=1"], "SEED=1"), (["-SEED=1"], "-SEED=1"), (["none.toml"], "none.toml")])
 def test_unknown_argument_is_named(argv, named):
     assert named in error_of(*argv)
@@ -218,7 +232,8 @@ def test_malformed_recipe_is_named(recipe, content):
 
 def test_unknown_recipe_key_names_recipe_and_key(recipe):
     path = recipe("LEARNING_RAT = 0.1")
-    assert path in error_of(path) and "LEARNING_RAT" in error_of(path)
+    assert error_of(path).startswith(f"{path}: unknown switch LEARNING_RAT; ")
+    assert "nearest switch is LEARNING_RATE" in error_of(path)
 
 
 def test_recipe_that_is_not_a_small_text_file_is_named(tmp_path):
@@ -250,72 +265,120 @@ BAD_EDITS = [
 
 @pytest.mark.parametrize("name, text, legal", BAD_EDITS)
 def test_bad_edit_names_its_line_and_what_is_legal(edited, name, text, legal):
-    message = error_of(module=edited((f"{name} = ", f"{name} = {text}  # was ")))
+    message = error_of(module=edited((name, f"NAME: TYPE = {text}REASON")))
     assert message.startswith(f"config.py line {line_of(name)}: {name} = ") and legal in message
 
 
 def test_bad_edit_message_in_full(edited):
-    assert error_of(module=edited(("SEED = 0 ", "SEED = None "))) == (
+    assert error_of(module=edited(("SEED", "NAME: TYPE = None  # mine"))) == (
         f"config.py line {line_of('SEED')}: SEED = None is not legal; give int in 0..2147483647")
+
+
+ONE_OF_EACH_TYPE = ("QAT_ENABLE", "LAYER_SIZES", "SEED", "LEARNING_RATE", "METRIC", "WEIGHTS_DIR",
+                    "LR_ABLATION_RATES", "COORDINATOR", "RESUME", "MOMENTUM")
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_TYPE)
+def test_line_without_its_type_says_what_to_write(edited, name):
+    """Typed anew as NAME = VALUE, it would have lost its range, and Hyper perhaps a switch."""
+    message = error_of(module=edited((name, f"{name} = VALUE")))
+    assert message.startswith(f"config.py line {line_of(name)}: {name} has no type; write NAME: "
+                              "TYPE = VALUE, as `git diff config.py` shows it")
+
+
+@pytest.mark.parametrize("text", ["SEED: int = 3", "SEED: 3", "SEED: 0 <= 3 = 3", "SEED: None = 3"])
+def test_other_annotations_are_no_types(edited, text):
+    message = error_of(module=edited(("SEED", text)))
+    assert message.startswith(f"config.py line {line_of('SEED')}: SEED has no type; write ")
+
+
+def test_line_without_a_value_is_a_bad_edit(edited):
+    message = error_of(module=edited(("SEED", "NAME: TYPE")))
+    assert message.startswith(f"config.py line {line_of('SEED')}: SEED = None is not legal; ")
 
 
 @pytest.mark.parametrize("name, text, value", [
     ("LEARNING_RATE", "1", 1.0), ("MOMENTUM", "0", 0.0), ("SEED", "3 * 7", 21),
     ("LAYER_SIZES", "[784, 64, 10]", (784, 64, 10)), ("LR_ABLATION_RATES", "[1, 0.5]", (1.0, 0.5))])
 def test_edit_gets_the_type_of_its_switch(edited, name, text, value):
-    changed = edited((f"{name} = ", f"{name} = {text}  # was ")).load([])
+    changed = edited((name, f"NAME: TYPE = {text}REASON")).load([])
     assert changed._asdict() == DEFAULTS._asdict() | {name: value}
     assert type(getattr(changed, name)) is type(value)
     assert not isinstance(value, tuple) or type(getattr(changed, name)[0]) is type(value[0])
 
 
+def test_line_added_below_its_switch_wins_with_the_same_type(edited):
+    module = edited(("SEED", "NAME: TYPE = VALUE\nSEED = 3"))
+    assert module.load([]).SEED == 3
+    message = error_of(module=edited(("SEED", "NAME: TYPE = VALUE\nSEED = -3")))
+    assert message.startswith(f"config.py line {line_of('SEED') + 1}: SEED = -3 is not legal; ")
+
+
 def test_edit_does_not_bend_what_switches_and_recipes_may_be(edited):
     """Types once came from the edited values: an int there refused a float here."""
-    module = edited(("LEARNING_RATE = ", "LEARNING_RATE = 1  # was "),
-                    ("MOMENTUM = ", "MOMENTUM = 0  # was "))
+    module = edited(("LEARNING_RATE", "NAME: TYPE = 1"), ("MOMENTUM", "NAME: TYPE = 0"))
     assert module.load(["--LEARNING_RATE=0.5"]).LEARNING_RATE == 0.5
     assert module.load([str(ROOT / "recipes" / "fast.toml")]).MOMENTUM == 0.9
 
 
 @pytest.mark.parametrize("name", ["LEARNING_RAT", "Learning_Rate", "learning_rate"])
-def test_unknown_constant_names_its_line(edited, name):
-    for change in [("SEED = ", f"{name} = 3\nSEED = "), ("SEED = ", f"{name}: int = 3\nSEED = ")]:
-        message = error_of(module=edited(change))
-        assert message.startswith(f"config.py line {line_of('SEED')}: ") and name in message
+@pytest.mark.parametrize("annotation", ["", ": int", ": float"])
+def test_unknown_constant_names_its_line_and_the_nearest_switch(edited, name, annotation):
+    message = error_of(module=edited(("SEED", f"{name}{annotation} = 3\nNAME: TYPE = VALUE")))
+    assert message.startswith(f"config.py line {line_of('SEED')}: {name} has no type; ")
+    assert message.endswith("the nearest switch is LEARNING_RATE")
 
 
-def test_private_names_imports_and_annotations_are_no_switches(edited):
-    module = edited(("SEED = 0", "import math\n_HALF = 2\nSEED: int = math.factorial(3) // _HALF"))
+def test_private_names_and_imports_are_no_switches(edited):
+    module = edited(("SEED", "import math\n_TWO = 2\nNAME: TYPE = math.factorial(3) // _TWOREASON"))
     assert module.load([]).SEED == 3
     assert dict(row[::2] for row in module.rows())["SEED"] == "initial weights and batch order"
 
 
-def test_removed_constant_has_its_default(edited):
-    module = edited(("SEED = 0", "# SEED = 0"), ("QAT_ENABLE = ", "# QAT_ENABLE = "))
-    assert module.load([])._asdict() == DEFAULTS._asdict()
-    assert [row[:2] for row in module.rows()] == [row[:2] for row in config.rows()]
+@pytest.mark.parametrize("name", ONE_OF_EACH_TYPE)
+def test_lost_line_is_named_where_its_switch_is_read(edited, name):
+    """Nothing else holds a switch's value: the answer is one line, not a traceback."""
+    module = edited((name, "# it was here"))
+    with pytest.raises(InputError, match=f"^config.py has no line of {name}; write NAME: TYPE"):
+        getattr(module.load([]), name)
+    if name in HYPER:
+        with pytest.raises(InputError, match=f"^config.py has no line of {name}; write NAME: TYPE"):
+            getattr(module.hyper(module.load([])), name)
 
 
-def test_table_and_constants_agree_in_values_and_order(edited):
-    """config.py as it is published has the default of every switch."""
-    lines = SOURCE.splitlines()
-    assert [line_of(key) for key in KEYS] == sorted(line_of(key) for key in KEYS)
-    without = edited(*[(lines[line_of(key) - 1], "") for key in KEYS]).load([])
-    assert without._asdict() == DEFAULTS._asdict()
+def test_misspelt_switch_is_named_where_it_is_read(edited):
+    module = edited(("LEARNING_RATE", "LEARNING_RAT: number(0, 1) = 0.5"))
+    with pytest.raises(InputError, match="no line of LEARNING_RATE; .* switch is LEARNING_RAT$"):
+        print(module.load([]).LEARNING_RATE)
+
+
+def test_attribute_that_is_no_switch_is_a_mistake_of_the_code():
+    for name in ("LEARNING_RATE", "shape", "__array__"):
+        assert not hasattr(config.hyper(DEFAULTS), name)
 
 
 def test_rows_are_the_lines_of_the_file(edited):
-    lines = [line.split("# ", 1) for line in SOURCE.splitlines()]
-    reasons = {code.split(" = ")[0]: reason[0] for code, *reason in lines if reason and code}
+    lines = {name: re.findall(line(name), SOURCE) for name in KEYS}
     assert [(name, reason) for name, _, reason in config.rows()] == [
-        (key, reasons[key]) for key in KEYS]
-    changed = edited(("SEED = 0", "SEED = 5"), ("LAYER_SIZES = ", "LAYER_SIZES = 784, 10  # was "))
-    texts = {name: text for name, text, _ in changed.rows()}
-    assert (texts["SEED"], texts["LAYER_SIZES"]) == ("5", "784,10")
+        (name, reason.strip("# ")) for name, ((_, _, reason),) in lines.items()]
+    assert [line_of(key) for key in KEYS] == sorted(line_of(key) for key in KEYS)
+    changed = edited(("SEED", "NAME: TYPE = 5"), ("WEIGHTS_DIR", "NAME: TYPE = 'a # b'  # c # d"),
+                     ("LAYER_SIZES", "NAME: TYPE = 784, 10REASON"))
+    rows = {name: values for name, *values in changed.rows()}
+    assert rows["SEED"] == ["5", ""] and rows["LAYER_SIZES"][0] == "784,10"
+    assert rows["WEIGHTS_DIR"] == ["a # b", "c # d"]
+
+
+def test_reasons_stand_in_one_column():
+    """A person who looks for what to edit sees a list, not code."""
+    for name in KEYS:
+        (left, value, reason), = re.findall(line(name), SOURCE)
+        code = f"{left} = {value}"
+        assert "\n" in value or len(code) + reason.index("#") == max(48, len(code) + 2), name
 
 
 def test_rows_and_help_refuse_a_bad_edit(edited):
-    module = edited(("SEED = 0", "SEED = None"))
+    module = edited(("SEED", "NAME: TYPE = None"))
     assert f"line {line_of('SEED')}" in error_of("--help", module=module)
 
 
@@ -372,10 +435,11 @@ def test_config_is_immutable():
 
 
 def start(code, *argv, **options):
-    """A process that runs `code` with config and sys imported, its output captured."""
+    """A process that runs `code` with config, script and sys imported, its output captured."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
-    return subprocess.Popen([sys.executable, "-c", f"import config, sys; {code}", *argv], cwd=ROOT,
-                            encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    code = f"import config, sys\nfrom machine import script\n{code}"
+    return subprocess.Popen([sys.executable, "-c", code, *argv], cwd=ROOT, encoding="utf-8",
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             env=environment | options)
 
 

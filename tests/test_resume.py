@@ -216,7 +216,7 @@ def test_a_state_that_takes_long_to_write_is_written_seldom(tmp_path, monkeypatc
         monkeypatch.setattr(runs, "write_atomically", slow_write)
         for _ in range(300):
             clock[0] += 1.0                     # and so does an epoch
-            recorder.record(sweep, True, False)
+            recorder.record(sweep, must=False)
             recorder.writer.submit(int).result()        # let the writer finish
     assert 300 * 0.02 < len(writes) <= clock[0] * runs.Recorder.MAX_COST + 1
 

@@ -48,14 +48,15 @@ def _resample(image, displacement):
     inputs, side = len(image), round(len(image) ** 0.5)
     # A pixel and its right, lower and diagonal neighbour in one word: one gather instead of four.
     wide, end = image.astype(jnp.uint32), inputs - side - 1
-    words = (wide[:end] | wide[1:1 + end] << 8 | wide[side:side + end] << 16 | wide[side + 1:] << 24)
+    words = (wide[:end] | (wide[1:1 + end] << 8) | (wide[side:side + end] << 16)
+             | (wide[side + 1:] << 24))
     at = np.arange(inputs, dtype=np.float32)
     x = jnp.clip(displacement[0] + at % side, 0, side - 1)
     y = jnp.clip(displacement[1] + at // side, 0, side - 1)
     left, top = jnp.minimum(jnp.floor(x), side - 2), jnp.minimum(jnp.floor(y), side - 2)
     word = _gather(words, (top * side + left).astype(jnp.int32))
     right, down = x - left, y - top
-    a, b, c, d = ((word >> place & 255).astype(jnp.float32) for place in (0, 8, 16, 24))
+    a, b, c, d = (((word >> place) & 255).astype(jnp.float32) for place in (0, 8, 16, 24))
     upper, lower = a + (b - a) * right, c + (d - c) * right
     return jnp.round(upper + (lower - upper) * down).astype(jnp.uint8)
 

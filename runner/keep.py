@@ -1,0 +1,171 @@
+"""Which model answers for the switches, and what may take the place of a reference.
+
+A reference, a file in WEIGHTS_DIR or RESULTS_DIR, gives way only to the same data, split, network and
+recipe, with at least as many seeds, and if it is not worse. Everything trained stays in its run's
+folder in any case, and that is where these switches find it.
+"""
+import contextlib
+import json
+import time
+from pathlib import Path
+
+import config
+from formats import checkpoint
+from machine.files import InputError, read_bytes, write_atomically
+from report import results
+from runner import state
+from runner.experiment import SWITCHES, USABLE, switches_of
+
+MAX_FACTS = 100_000             # bytes of what lies beside an .nqat
+BY_MACHINE = ("COMPUTE",)       # of the switches, what the processor decides
+
+
+def _facts_path(path):
+    """Where the Facts of an .nqat lie, which has no place for them."""
+    return Path(f"{path}.json")
+
+
+def _write_weights(path, content, facts):
+    """Write a weights file and, of an .nqat, its Facts beside it."""
+    write_atomically(path, content)
+    if path.suffix == ".nqat":
+        kept = {"facts": {"dataset": facts.dataset, "sha256": facts.sha256,
+                          "switches": facts.switches, "val_loss": facts.val_loss}}
+        write_atomically(_facts_path(path), (json.dumps(kept) + "\n").encode())
+
+
+def load(path):
+    """checkpoint.load, with the Facts that lie beside an .nqat."""
+    network, facts = checkpoint.load(path)
+    beside = _facts_path(path)
+    if facts.sha256 or not beside.exists():
+        return network, facts
+    try:
+        known = checkpoint.parse_facts(json.loads(read_bytes(beside, MAX_FACTS)), facts.classes)
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise InputError(f"{beside} does not say what {path} was made from: {error}") from None
+    return network, known._replace(low=facts.low, exponent=facts.exponent)
+
+
+def _difference(facts, wanted, sha256):
+    """In words, what sets a model apart from the data and switches that are wanted; "": nothing."""
+    if sha256 and facts.sha256 != sha256:
+        return f"its data are {facts.dataset or 'unknown'}"
+    for name, value in wanted.items():
+        found = facts.switches.get(name, value)         # files of earlier versions lack some
+        if name not in BY_MACHINE and found != value:
+            return f"{name} = {found!r:.60} there, {value!r:.60} here"
+    return "" if facts.switches else "it does not say what it was made from"
+
+
+def find(settings, sha256=None):
+    """The weights file that these switches name.
+
+    Args:
+      settings: Config; WEIGHTS, if given, is the file.
+      sha256: of the data set; None where it can't be read: then any will do.
+    Returns:
+      Path: of the newest model of exactly these switches and data.
+    Raises:
+      InputError: there is none.
+    """
+    if settings.WEIGHTS:
+        return Path(settings.WEIGHTS)
+    name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
+    trained = Path(settings.RUNS_DIR).glob(f"train-*/{name}")
+    reference, wanted = Path(settings.WEIGHTS_DIR) / name, switches_of(settings)
+    why = ""
+    for path in [*sorted(trained, key=lambda path: -path.stat().st_mtime), reference]:
+        with contextlib.suppress(InputError):   # what can't be read answers for nothing
+            why = _difference(load(path)[1], wanted, sha256)
+            if not why:
+                return path
+    beside = f" ({reference}: {why})" if why else ""
+    raise InputError(f"no model was trained with these switches{beside}; run main_train.py with "
+                     "them, or give --WEIGHTS=FILE")
+
+
+def age(path):
+    """How long ago a file was written, in words."""
+    seconds = max(0, time.time() - Path(path).stat().st_mtime)
+    for unit, size in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        count = round(seconds / size)
+        if count:
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"
+
+
+def save(outcome, folder, facts):
+    """Write the weights file into the run's folder and, if it may be there, into WEIGHTS_DIR.
+
+    Args:
+      outcome: Outcome.
+      folder: Path of the run.
+      facts: Facts of the model.
+    Returns:
+      whether WEIGHTS_DIR now holds this model.
+    """
+    settings, size = outcome.settings, f"{len(outcome.content):,} bytes"
+    name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
+    path = Path(settings.WEIGHTS_DIR) / name
+    _write_weights(folder / name, outcome.content, facts)
+    state.link_latest(folder)
+    why = ""
+    if path.exists():
+        try:
+            kept = load(path)[1]
+            why = _difference(kept, facts.switches, facts.sha256)
+            if not why and kept.val_loss is not None and kept.val_loss < facts.val_loss:
+                why = f"its val loss {kept.val_loss:.6f} is lower"
+        except InputError:                      # what can't be read is not better
+            why = ""
+    if why:
+        print(f"wrote {folder / name} ({size}); {path} stays: {why}")
+        return False
+    _write_weights(path, outcome.content, facts)
+    print(f"wrote {path} ({size})")
+    return True
+
+
+def _recipe(result):
+    """What has to agree for two results to be of the same study; the seeds apart."""
+    names = {*config.Hyper._fields, *SWITCHES} - {"SEED", *BY_MACHINE}
+    switches = {name: result["config"].get(name) for name in names}
+    points = {json.dumps([row.get("label"), {key: value for key, value in row["changes"].items()
+                                             if key != "SEED"}], sort_keys=True)
+              for row in result["rows"]}
+    return result["dataset"]["sha256"], switches, points
+
+
+def _worth(result):
+    """(seeds, runs that ended by the rule itself, -mean val loss): what a result must not lose."""
+    rows = result["rows"]
+    losses = [row["val_loss"] for row in rows
+              if row.get("status") in USABLE and row.get("val_loss") is not None]
+    mean = sum(losses) / len(losses) if losses else float("inf")
+    return (len({row["seed"] for row in rows}),
+            sum(row.get("status") == "stopped" for row in rows), -mean)
+
+
+def publish(source, folder):
+    """Copy a run's result into RESULTS_DIR, if it may take the place of what is there.
+
+    Args:
+      source: Path of the JSON file in the run's folder.
+      folder: RESULTS_DIR.
+    Returns:
+      whether it was copied.
+    """
+    target, made = Path(folder) / source.name, results.read_result(source)
+    why = ""
+    with contextlib.suppress(InputError, KeyError, TypeError, AttributeError):  # damaged: no better
+        kept = results.read_result(target)
+        if _recipe(kept) != _recipe(made):
+            why = "it is of other data or switches"
+        elif any(mine < its for mine, its in zip(_worth(made), _worth(kept))):
+            why = "it has more seeds, more finished runs or a lower val loss"
+    if why:
+        print(f"{target} stays: {why}")
+        return False
+    results.copy(source, folder)
+    return True
