@@ -14,6 +14,7 @@ setup: .venv/installed
 .venv/installed-%: requirements-%.txt .venv/installed
 	$(INSTALL) $<
 	@touch $@
+.venv/installed-bench: requirements-dev.txt
 
 train: .venv/installed
 	$(PY) -B main_train.py $(ARGS)
@@ -31,11 +32,10 @@ test: .venv/installed-dev
 test-all: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" $(ARGS)
 
-parity: .venv/installed-export
-	$(PY) -B -m benchmarks.parity $(ARGS)
+parity: .venv/installed-dev
+	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" tests/test_parity.py $(ARGS)
 
 bench: .venv/installed-bench
-	$(PY) -B -m benchmarks.parity
 	$(PY) -B -m benchmarks.training $(ARGS)
 	$(PY) -B -m benchmarks.inference $(ARGS)
 

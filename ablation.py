@@ -172,7 +172,8 @@ def run(study, settings):
     """Run one study: its result and figure go to its folder in RUNS_DIR and, unless a better result
     is there, to RESULTS_DIR and PLOTS_DIR."""
     from report import draw, results, tables
-    from runner import experiment, state as runs
+    from runner import experiment, keep
+    from runner.state import finish
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.PLOTS_DIR)
     settings = experiment.set_up(settings)
     data = experiment.load_data(settings)
@@ -184,13 +185,13 @@ def run(study, settings):
     try:
         print(tables.TABLES[name]({name: result}.get))
     except InputError:                          # no rate is good, and would be the next time
-        runs.finish(folder)
+        finish(folder)
         raise
     if name in draw.FIGURES:
         draw.draw(name, folder, folder)
-    if results.publish(folder / f"{name}.json", settings.RESULTS_DIR) and name in draw.FIGURES:
+    if keep.publish(folder / f"{name}.json", settings.RESULTS_DIR) and name in draw.FIGURES:
         draw.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)   # beside the recipes there
-    runs.finish(folder)
+    finish(folder)
 
 
 def draw_all(settings):

@@ -89,7 +89,12 @@ def _read_idx(path, ranks, sums):
         raise InputError(f"{path} is truncated or damaged; copy the original again") from None
 
 
-def find(folder):
+def is_there(folder):
+    """Whether the data are on the disk; else tensorflow-datasets makes them."""
+    return all(_find(folder))
+
+
+def _find(folder):
     """The paths of the four idx files in the order of FILES, packed or not; None for missing."""
     folder = Path(folder)
     choices = [(folder / name, folder / f"{name}.gz") for pair in FILES for name in pair]
@@ -100,11 +105,11 @@ def _find_or_fetch(folder):
     """The paths of the four idx files of a folder, which is filled first when it has none."""
     if os.path.lexists(folder) and not os.path.isdir(folder):
         raise InputError(f"{folder} is not a folder; DATA_DIR needs the four idx files")
-    paths, name = find(folder), _name_of(folder)
+    paths, name = _find(folder), _name_of(folder)
     # Files beside a missing one are the user's: they are not replaced.
     fetchable = not any(paths) and re.fullmatch(r"[A-Za-z0-9_]{1,100}", name)
     if fetchable and fetch(name, folder):
-        paths = find(folder)
+        paths = _find(folder)
     if None in paths:
         missing = [name for pair in FILES for name in pair][paths.index(None)]
         raise InputError(f"{folder / missing}[.gz] is missing; DATA_DIR needs the four idx files. "

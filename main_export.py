@@ -15,28 +15,28 @@ from pathlib import Path
 
 import config
 import integer
+from deploy import to_c, to_firmware, to_web
+from formats import checkpoint
 from machine.files import InputError, write_atomically
 
 OUT = Path(config.at_home("deploy/out"))
 
 
-def to_onnx(network):
-    """({file name: bytes}, how to use it), as from the two functions below."""
+def export_onnx(network):
+    """({file name: bytes}, how to use them), as all functions here."""
     try:
-        from deploy import to_onnx as target
+        from deploy import to_onnx
     except ImportError:
-        raise InputError("onnx is missing: pip install -r requirements-export.txt") from None
+        raise InputError("onnx is missing: pip install -r requirements-dev.txt") from None
     pixels = integer.pixels(network.input, integer.sizes(network)[0])
-    return {"mlp.onnx": target.export(network)}, (
-        f"uint8 image [N, {pixels}] in; int32 logits (accumulators) and "
-        "int64 class out:\n"
-        f"  session = onnxruntime.InferenceSession(\"{OUT}/mlp.onnx\")\n"
-        "  logits, classes = session.run(None, {\"image\": images})")
+    return {"mlp.onnx": to_onnx.export(network)}, f"""\
+uint8 image [N, {pixels}] in; int32 logits (accumulators) and int64 class out:
+  session = onnxruntime.InferenceSession("{OUT}/mlp.onnx")
+  logits, classes = session.run(None, {{"image": images}})"""
 
 
-def to_c(network):
-    from deploy import to_c as target
-    files, flash, ram = target.export(network)
+def export_c(network):
+    files, flash, ram = to_c.export(network)
     compiler = "cc -std=c99 -O3 -march=native"
     return {name: text.encode() for name, text in files.items()}, f"""\
 in plain C: flash {flash:,} bytes of tables, and code; stack at most {ram:,} bytes
@@ -49,37 +49,31 @@ the test images:
   gunzip -c datasets/mnist/t10k-images-idx3-ubyte.gz > {OUT}/images
   gunzip -c datasets/mnist/t10k-labels-idx1-ubyte.gz > {OUT}/labels
   {OUT}/classify {OUT}/images {OUT}/labels
-C++ and Python call it in ten lines: docs/deploy.md"""
+C++ and Python call it in ten lines: README.md"""
 
 
-def to_web(network, dataset):
-    from deploy import to_web as target
-    return {"mlp.html": target.export(network, dataset).encode()}, (
+def export_web(network, dataset):
+    return {"mlp.html": to_web.export(network, dataset).encode()}, (
         "open it in a browser, from disk; it needs no network and no other file")
 
 
-def to_firmware(network, chips):
-    """The folders of these chips; {path: bytes} and how to use it."""
-    from deploy import to_firmware as target
-    lines = []
-    for chip in chips or target.CHIPS:
-        if chip not in target.CHIPS:
-            raise InputError(f"there is no chip {chip!r}; name {', '.join(target.CHIPS)}")
-        flash, ram = target.needs(network, chip)
-        lines.append(f"  {chip}: at most about {flash:,} bytes of flash, {ram:,} of RAM")
-    files = target.export(network, chips or target.CHIPS)
+def export_firmware(network, chips):
+    files, needed = to_firmware.export(network, chips)
+    lines = [f"  {chip}: at most about {flash:,} bytes of flash, {ram:,} of RAM"
+             for chip, (flash, ram) in needed.items()]
     return {f"firmware/{name}": text.encode() for name, text in files.items()}, "\n".join([
         *lines, f"  build:        make -C {OUT}/firmware/CHIP",
         "  your program: #include \"mlp.h\", compile mlp.c, call mlp_predict(image, logits)"])
 
 
-def to_uno(network):
-    from deploy import to_firmware as target
-    return {f"uno/{name}": text.encode() for name, text in target.export_uno(network).items()}, (
+def export_uno(network):
+    files = to_firmware.export_uno(network)
+    return {f"uno/{name}": text.encode() for name, text in files.items()}, (
         f"open {OUT}/uno/uno.ino in the Arduino IDE and upload it; the web page talks to it")
 
 
-FORMATS = {"onnx": to_onnx, "c": to_c, "web": to_web, "firmware": to_firmware, "uno": to_uno}
+FORMATS = {"onnx": export_onnx, "c": export_c, "web": export_web, "firmware": export_firmware,
+           "uno": export_uno}
 
 
 def main(argv):
@@ -89,13 +83,15 @@ def main(argv):
     if form not in FORMATS or chips and form != "firmware":
         raise InputError(f"name one format: {', '.join(FORMATS)}; after firmware, chips; "
                          f"not {' '.join(words) or 'none'}")
-    from formats import checkpoint
+    for chip in chips:
+        if chip not in to_firmware.CHIPS:
+            raise InputError(f"there is no chip {chip!r}; name {', '.join(to_firmware.CHIPS)}")
     path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
                                               settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS,
                            settings.FILE_FORMAT)
     network, facts = checkpoint.load_quantized(path)
     extra = {"web": {"dataset": str(facts.get("dataset", {}).get("name", ""))},     # what to draw
-             "firmware": {"chips": chips}}.get(form, {})
+             "firmware": {"chips": chips or list(to_firmware.CHIPS)}}.get(form, {})
     try:
         files, usage = FORMATS[form](network, **extra)      # all made before any is written
     except ValueError as error:

@@ -9,12 +9,53 @@ if __name__ == "__main__":
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 START = time.perf_counter()     # before the slow imports, so that the printed time is all of it
 
 import config  # JAX is imported below, once the switches are known to be legal
+import data
+import plan
+from machine.facts import peak_memory
 from machine.files import InputError, check_writable
+from report.results import write_result
+
+
+def train(settings):
+    """Train, judge and save the model of these switches; print what it reaches."""
+    with ThreadPoolExecutor() as pool:          # data are unpacked while JAX is imported
+        there = data.is_there(settings.DATA_DIR)        # else TensorFlow makes it, not beside JAX
+        loading = pool.submit(data.load, settings.DATA_DIR) if there else None
+        from runner import experiment, keep, state
+    settings = experiment.set_up(settings)
+    imported = time.perf_counter()
+    given = experiment.load_data(settings, loading.result() if loading else None)
+    del loading                                 # it holds the images as they were before the split
+    hyper = experiment.hyper_of(settings, given)
+    print(f"{given.name}: {len(given.train.labels):,} train, {len(given.val.labels):,} val, "
+          f"{len(given.test.labels):,} test images; "
+          f"{plan.describe(hyper.LAYERS)}, {experiment.describe(settings)}, "
+          f"products in {settings.COMPUTE}")
+    loaded = time.perf_counter()
+    (outcome,), folder, seconds = experiment.run(settings, "train", [{}], given)
+    row = outcome.row
+    experiment.check_usable(row, folder)
+    facts = keep.save(outcome, folder, given)
+    print(f"{row['status']} after {row['epochs']} epochs; best epoch {row['best_epoch']}: "
+          f"val loss {row['history']['val_loss'][row['best_epoch'] - 1]:.6f} nats, "
+          f"val accuracy {100 * row['val_acc']:.2f} %")
+    print(f"saved model: val loss {row['val_loss']:.6f} nats ({row['reload_change']:+g} from "
+          f"training), test accuracy {100 * row['test_acc']:.2f} %")
+    print(facts)
+    wall = time.perf_counter() - START
+    seconds = {"imports": imported - START, "data": loaded - imported, **seconds,
+               "evaluate and save": wall - (loaded - START) - seconds["compile"]
+               - seconds["epochs"]}
+    write_result(folder / "train.json", settings._asdict(), [row],
+                 dataset=experiment.facts_of(given), seconds=seconds, wall_seconds=wall,
+                 peak_memory_bytes=peak_memory())
+    keep.publish(folder / "train.json", settings.RESULTS_DIR)
+    state.finish(folder)
+    print(f"{wall:.1f} s from start, {seconds['epochs']:.1f} s of it epochs")
 
 
 def main(argv):
@@ -27,44 +68,7 @@ def main(argv):
     if settings.QAT_ENABLE and not settings.POWER_OF_TWO_SCALES:
         raise InputError("POWER_OF_TWO_SCALES = False has no integers to save: it is for the "
                          "ablations; set it to True to train a model")
-    from data import find, load
-    there = all(find(settings.DATA_DIR))        # else TensorFlow makes it, but not beside JAX
-    loading = there and ThreadPoolExecutor().submit(load, settings.DATA_DIR)
-    from machine.facts import peak_memory
-    from report.results import copy, is_of, write_result
-    from runner import (
-        experiment,  # and with it, meanwhile, JAX
-        state as runs,
-    )
-    settings = experiment.set_up(settings)
-    imported = time.perf_counter()
-    data = experiment.load_data(settings, loading and loading.result())
-    del loading                                 # it holds the images as they were before the split
-    print(f"{data.name}: {len(data.train.labels):,} train, {len(data.val.labels):,} val, "
-          f"{len(data.test.labels):,} test images; "
-          f"{'-'.join(map(str, settings.LAYER_SIZES))}, {experiment.describe(settings)}, "
-          f"products in {settings.COMPUTE}")
-    loaded = time.perf_counter()
-    (outcome,), folder, seconds = experiment.run(settings, "train", [{}], data)
-    row = outcome.row
-    experiment.check_usable(row, folder)
-    print(f"{row['status']} after {row['epochs']} epochs; best epoch {row['best_epoch']}: "
-          f"val loss {row['history']['val_loss'][row['best_epoch'] - 1]:.6f} nats, "
-          f"val accuracy {100 * row['val_acc']:.2f} %")
-    print(f"saved model: val loss {row['val_loss']:.6f} nats ({row['reload_change']:+g} from "
-          f"training), test accuracy {100 * row['test_acc']:.2f} %")
-    is_reference = experiment.save(outcome, folder, data)
-    wall = time.perf_counter() - START
-    seconds = {"imports": imported - START, "data": loaded - imported, **seconds,
-               "evaluate and save": wall - (loaded - START) - seconds["compile"]
-               - seconds["epochs"]}
-    print(f"{wall:.1f} s from start, {seconds['epochs']:.1f} s of it epochs")
-    write_result(folder / "train.json", settings._asdict(), [row],
-                 dataset={"name": data.name, "sha256": data.sha256}, seconds=seconds,
-                 wall_seconds=wall, peak_memory_bytes=peak_memory())
-    if is_reference and not is_of(row["sha256"], Path(settings.RESULTS_DIR) / "train.json"):
-        copy(folder / "train.json", settings.RESULTS_DIR)
-    runs.finish(folder)
+    train(settings)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ import numpy as np
 import config
 import data
 import integer
-from deploy import engines, to_firmware
+import plan
+from deploy import to_firmware
 from deploy.engines import Missing
 from formats import checkpoint
 from machine import runtime, script
@@ -32,7 +33,6 @@ NETWORKS = ("weights_int8.npz", "recipes/w4a4.npz", "recipes/ternary.npz", "reci
             "recipes/3kB.nqat")
 IMAGES = {"atmega328p": 1_000}      # simavr takes 10 ms an image, QEMU less than 1
 AVR_MHZ = 16
-RANDOM_IMAGES = 100_000             # of uniform bytes, under the sanitizers on this machine
 QEMU = {
     # With -icount an instruction takes 2**shift ns of the emulated clock.
     "cortex-m0": ("qemu-system-arm", "-M", "microbit", "-icount", "shift=6"),
@@ -42,15 +42,6 @@ QEMU = {
 }
 PACKAGES = {"qemu-system-arm": "qemu-system-arm", "qemu-system-riscv32": "qemu-system-misc",
             "gcc": "gcc", "make": "make"}
-
-
-_BATCH = """
-void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count)
-{
-    for (; count; count--, images += MLP_INPUTS, logits += MLP_CLASSES)
-        mlp_predict(images, logits);
-}
-"""
 
 
 def find(tool, package=None):
@@ -73,7 +64,7 @@ def build(network, chip, folder, *flags):
     """
     has = to_firmware.CHIPS[chip]
     find(f"{has.tools}gcc", has.package)
-    for name, text in to_firmware.export(network, [chip]).items():
+    for name, text in to_firmware.export(network, [chip])[0].items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, "utf-8")
     made = subprocess.run([find("make"), "-s", "-B", "-C", folder / chip,
@@ -101,13 +92,6 @@ def run_qemu(chip, elf, images):
     answers, (unit, stack) = np.array(lines[:-1], np.int64), map(int, lines[-1])
     counts = np.rint(answers[:, 1] * (100_000 / unit)).astype(np.int64)
     return np.delete(answers, 1, axis=1), counts, stack
-
-
-def host_files(network, lanes):
-    """The chips' engine as engines.make_c and make_c_program take it, words of so many bits."""
-    engine = (to_firmware.FOLDER / "chip.c").read_text("utf-8")
-    return {"mlp.h": to_firmware.header(network, lanes) + _BATCH.split("\n{")[0] + ";\n",
-            "mlp.c": engine + _BATCH}
 
 
 def read_line(port, seconds=60):
@@ -181,8 +165,9 @@ def _words(row):
     if "flash" not in row:
         return row.get("refused") or row["missing"]
     unit = "cycles" if "cycles" in row else "instructions"
-    return (f"{row['flash']:,} bytes of flash, {row['ram'] - row['image']:,} of RAM beside the image, "
-            f"{row[unit]:,.0f} {unit} an image, {row['mismatches']} of {row['images']:,} differ")
+    return (f"{row['flash']:,} bytes of flash, {row['ram'] - row['image']:,} of RAM beside the "
+            f"image, {row[unit]:,.0f} {unit} an image, "
+            f"{row['mismatches']} of {row['images']:,} differ")
 
 
 def run(networks, images, count=None):
@@ -196,9 +181,8 @@ def run(networks, images, count=None):
     with tempfile.TemporaryDirectory() as folder:
         for name, (network, accuracy) in networks.items():
             for chip in to_firmware.CHIPS:
-                sizes = "-".join(map(str, integer.sizes(network)))
-                row = {"label": name, "chip": chip, "network": f"{sizes} {integer.name(network)}",
-                       "test_acc": accuracy}
+                row = {"label": name, "chip": chip, "test_acc": accuracy,
+                       "network": f"{plan.describe(network.steps)} {integer.name(network)}"}
                 try:
                     part = images[:count or IMAGES.get(chip, len(images))]
                     row |= measure(network, chip, part, Path(folder))
@@ -208,26 +192,6 @@ def run(networks, images, count=None):
                     row["missing"] = str(reason)
                 rows.append(row)
                 print(f"{name}, {chip}: {_words(row)}", flush=True)
-    return rows
-
-
-def sanitize(networks, images, random_images):
-    """Rows of this machine's builds under the sanitizers, words as on the chips.
-
-    Args:
-      networks: as in run; images: uint8 [N, pixels]; random_images: how many more.
-    """
-    noise = np.random.default_rng(0).integers(0, 256, (random_images, images.shape[1]), np.uint8)
-    images, rows = np.concatenate([images, noise]), []
-    for name, (network, _) in networks.items():
-        want = integer.make_engine(network)(images)
-        for lanes in (8, 32):
-            with tempfile.TemporaryDirectory() as folder:
-                got = engines.make_c_program(host_files(network, lanes), folder)(images)
-            rows.append({"label": name, "lanes": lanes, "images": len(images),
-                         "mismatches": (got != want).sum()})
-            print(f"{name}, words of {lanes} bits, under the sanitizers: "
-                  f"{rows[-1]['mismatches']} of {len(images):,} differ", flush=True)
     return rows
 
 
@@ -243,13 +207,11 @@ def main(argv):
         label = Path(name).stem.replace("weights_int8", "default")
         networks[label] = network, (acc.argmax(1) == dataset.test.labels).mean()
     rows = run(networks, dataset.test.images)
-    host = sanitize({Path(name).stem: networks[Path(name).stem] for name in NETWORKS
-                     if name.endswith(".nqat")}, dataset.test.images, RANDOM_IMAGES)
     results.write_result(Path(settings.RESULTS_DIR) / "firmware.json", settings._asdict(),
-                         rows, sanitized=host, chips={name: {"flash": chip.flash, "ram": chip.ram}
-                                               for name, chip in to_firmware.CHIPS.items()},
-                         avr_mhz=AVR_MHZ)
-    wrong = sum(row.get("mismatches", 0) for row in rows + host)
+                         rows, avr_mhz=AVR_MHZ,
+                         chips={name: {"flash": chip.flash, "ram": chip.ram}
+                                for name, chip in to_firmware.CHIPS.items()})
+    wrong = sum(row.get("mismatches", 0) for row in rows)
     if wrong:
         raise InputError(f"{wrong} integers differ from the integer engine's")
 

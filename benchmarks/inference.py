@@ -14,6 +14,7 @@ import numpy as np
 import config
 import integer
 import model
+import plan
 import predict
 import quant
 from benchmarks import load_network, timing
@@ -94,10 +95,9 @@ def main(argv):
     rows = measure(make_contenders(network), dataset.test.images)
     versions = {name: metadata.version(name) for name in ("onnx", "onnxruntime")
                 if any(row["label"] == "ONNX Runtime int8" for row in rows)}
-    sizes = "-".join(map(str, integer.sizes(network)))
     result = results.write_result(
         Path(settings.RESULTS_DIR) / "inference_bench.json", settings._asdict(), rows,
-        network=f"{sizes} {integer.name(network)}", weights=str(path), export_versions=versions,
+        network=f"{plan.describe(network.steps)} {integer.name(network)}", weights=str(path), export_versions=versions,
         c_flags=engines.C_FLAGS)
     print(tables.TABLES["inference"]({"inference_bench": result}.get))
 

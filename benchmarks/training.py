@@ -57,7 +57,8 @@ def our_epoch(hyper, rate, data):
     """One epoch of one lane as main_train.py runs it, a few val images aside."""
     hyper = hyper._replace(MAX_EPOCHS=1_000_000, PATIENCE=1_000_000)
     few = data.val._replace(images=data.val.images[:128], labels=data.val.labels[:128])
-    return partial(next, training.epochs(training.start([rate], [0], hyper), data.train, few, hyper))
+    sweep = training.start([rate], [0], hyper)
+    return partial(next, training.epochs(sweep, data.train, few, hyper))
 
 
 def float_params(hyper):
@@ -182,14 +183,13 @@ def lane_epochs(settings, data, lanes):
     """Seconds of a lane-epoch, evaluation included, of `lanes` runs side by side; one by epoch."""
     hyper = config.hyper(settings, QAT_ENABLE=True, MAX_EPOCHS=SWEEP_EPOCHS, PATIENCE=SWEEP_EPOCHS,
                          WARMUP_EPOCHS=min(settings.WARMUP_EPOCHS, SWEEP_EPOCHS))
-    sweep = training.start([settings.LEARNING_RATE] * lanes, range(lanes), hyper)
-    for sweep in training.epochs(sweep, data.train, data.val, hyper):
-        pass
+    start = training.start([settings.LEARNING_RATE] * lanes, range(lanes), hyper)
+    *_, sweep = training.epochs(start, data.train, data.val, hyper)
     return (sweep.seconds / lanes).tolist()
 
 
 def lane_floors(settings, steps):
-    """Seconds of a lane's FLOOR where every device has a lane, in float32 and in settings.COMPUTE."""
+    """Seconds of a lane's FLOOR, a lane on every device, in float32 and in settings.COMPUTE."""
     count = len(jax.devices())
     floors = {f"{FLOOR}, in {compute}": floor_epoch(config.hyper(settings, COMPUTE=compute), steps,
                                                     count)

@@ -45,10 +45,7 @@ def make_onnx(model, threads=0):
     Returns:
       a function from images to the model's first output.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise Missing("no onnxruntime: pip install -r requirements-export.txt") from None
+    import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -123,10 +120,7 @@ def open_page(path, **options):
     Args:
       path: HTML file; options: for Playwright's new_page, such as color_scheme or viewport.
     """
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        raise Missing("no playwright: pip install -r requirements-export.txt") from None
+    from playwright.sync_api import sync_playwright
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if not chromium:
         raise Missing("no chromium: install it from the system's packages")

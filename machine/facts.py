@@ -6,6 +6,9 @@ from importlib import metadata
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+# Variables of the environment that choose other machine code for the same program.
+FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "PJRT_NPROC", "NPROC", "NVIDIA_TF32_OVERRIDE",
+         "CUBLAS_WORKSPACE_CONFIG", "NPY_DISABLE_CPU_FEATURES", "GLIBC_TUNABLES")
 
 
 def _cpuinfo(key):
@@ -23,6 +26,13 @@ def has_fast_bfloat16():
     return _cpuinfo("vendor_id") == "AuthenticAMD" and "avx512_bf16" in _cpuinfo("flags").split()
 
 
+def _flags():
+    """What FLAGS are set to, less the words that only write files."""
+    given = {name: " ".join(word for word in os.environ.get(name, "").split()
+                            if not word.startswith("--xla_dump")) for name in FLAGS}
+    return {name: text for name, text in given.items() if text}
+
+
 def environment():
     """What a result depends on besides the code: a dict for results/*.json."""
     cpu = _cpuinfo("model name") or platform.processor() or platform.machine()
@@ -34,7 +44,7 @@ def environment():
         with contextlib.suppress(metadata.PackageNotFoundError):    # inference needs NumPy alone
             versions[name] = metadata.version(name)
     return {"cpu": cpu, "cores": cores, "platform": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(), **versions}
+            "python": platform.python_version(), **versions, **_flags()}
 
 
 def peak_memory():

@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from machine.facts import environment
-from machine.files import InputError
+from machine.files import InputError, check_writable
 
 JOIN_SECONDS = 60               # to wait for the other processes at the start
 QUICK = {"xla_cpu_use_fusion_emitters": False}      # JAX 0.10 knows it, 0.11 does not
@@ -25,12 +25,30 @@ ZSTD = b"\x28\xb5\x2f\xfd"
 HEARTBEAT_SECONDS = 10          # a process silent this long is taken for dead: all others stop
 
 
+# A wrong mix of types or ranks is an error; and what the bits depend on, whatever was set before.
+STRICT = {"jax_numpy_dtype_promotion": "strict", "jax_numpy_rank_promotion": "raise",
+          "jax_enable_x64": False, "jax_disable_jit": False, "jax_random_seed_offset": 0,
+          "jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True,
+          "jax_default_matmul_precision": None}
+
+
 def set_strict():
-    """A wrong mix of types or ranks is an error; one host device per core, for a sweep's lanes."""
-    jax.config.update("jax_numpy_dtype_promotion", "strict")
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+    """JAX's flags as in STRICT; one host device per core, for a sweep's lanes."""
+    for name, value in STRICT.items():
+        if hasattr(jax.config, name):           # versions have others
+            jax.config.update(name, value)
     if "JAX_NUM_CPU_DEVICES" not in os.environ:
         jax.config.update("jax_num_cpu_devices", environment()["cores"])
+
+
+def _check_devices():
+    """InputError unless JAX finds the devices that the environment asks for."""
+    try:
+        jax.devices()
+    except Exception as error:                  # JAX raises many kinds here, one without a word
+        reason = (str(error).splitlines() or ["there is no such device here"])[0]
+        raise InputError(f"JAX can't start on JAX_PLATFORMS = "
+                         f"{os.environ.get('JAX_PLATFORMS', '')!r}: {reason}") from None
 
 
 @functools.cache
@@ -97,6 +115,20 @@ def _delete_damaged(folder):
                 path.unlink()
 
 
+def _keep_programs(cache_dir):
+    """Compiled programs are kept in this folder; where it can't be had, one line says so."""
+    cpu = re.sub(r"\W+", "_", environment()["cpu"])     # machine code is of one kind of CPU
+    folder = Path(cache_dir).absolute() / cpu
+    try:
+        check_writable(folder)
+    except InputError as error:
+        print(f"note: CACHE_DIR keeps no compiled programs: {error}", file=sys.stderr)
+        return
+    _delete_damaged(folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
 def set_up(cache_dir="", coordinator="", processes=1, process_id=0):
     """Strict flags, a cache of compiled programs, the other processes; before any computation.
 
@@ -109,15 +141,9 @@ def set_up(cache_dir="", coordinator="", processes=1, process_id=0):
     """
     set_strict()
     if cache_dir:
-        cpu = re.sub(r"\W+", "_", environment()["cpu"])     # machine code is of one kind of CPU
-        try:
-            folder = Path(cache_dir).resolve() / cpu
-        except (OSError, RuntimeError, ValueError) as error:
-            raise InputError(f"CACHE_DIR = {cache_dir!r} can't be used: {error}") from None
-        _delete_damaged(folder)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        _keep_programs(cache_dir)
     if not coordinator:
+        _check_devices()
         return
     named = {} if coordinator == "auto" else {
         "coordinator_address": coordinator, "num_processes": processes, "process_id": process_id}
@@ -130,6 +156,7 @@ def set_up(cache_dir="", coordinator="", processes=1, process_id=0):
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"COORDINATOR = {coordinator!r}: can't join the other processes: "
                          f"{reason}") from None
+    _check_devices()                            # not before: it would start JAX alone
 
 
 def is_first():

@@ -1,19 +1,46 @@
 """How a script starts and ends: one line for a wrong input, quiet Ctrl-C and closed pipes."""
 import gc
 import os
+import re
 import signal
 import sys
 
 from machine import interrupt
 from machine.files import InputError
 
+# What JAX may hear from the environment: where it computes. Anything else could change the bits.
+HEARD = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_CUDA_VISIBLE_DEVICES",
+         "JAX_ROCM_VISIBLE_DEVICES", "JAX_COORDINATOR_ADDRESS")
+UNPREFIXED = ("CHECK_VMA", "EAGER_CONSTANT_FOLDING")    # options of JAX, too
+
 
 def begin():
     """Let Ctrl-C just end the script, without a traceback, until `run` takes over.
 
-    A script calls it before its other imports, which take most of a start.
+    A script calls it before its other imports, which take most of a start, and before JAX reads
+    its environment.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    forget_environment()
+
+
+def forget_environment():
+    """Leave nothing of JAX's switches in the environment that decides more than where it computes.
+
+    JAX reads them once, when it is imported; one line names those that are set.
+    """
+    ignored = [name for name in os.environ if name in UNPREFIXED
+               or name.startswith("JAX_") and name not in HEARD]
+    for name in ignored:
+        del os.environ[name]
+    if ignored:
+        print(f"note: {', '.join(sorted(ignored))} of the environment has no effect here",
+              file=sys.stderr)
+    count = os.environ.get("JAX_NUM_CPU_DEVICES", "1")
+    if not re.fullmatch("[1-9][0-9]{0,3}", count):      # JAX would end in a traceback
+        print(f"error: JAX_NUM_CPU_DEVICES = {count!r:.80} is no number in 1..9999; unset it",
+              file=sys.stderr)
+        sys.exit(2)
 
 
 def run(main):

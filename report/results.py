@@ -1,5 +1,4 @@
 """Results: flat rows, as JSON with what they came from; Markdown tables and filled blocks."""
-import contextlib
 import json
 import math
 import os
@@ -86,36 +85,6 @@ def read_result(path):
     if not isinstance(result, dict) or not isinstance(result.get("rows"), list):
         raise InputError(f"{path} is not the result of a study; run its study again")
     return result
-
-
-def _completed(result):
-    """How many runs were ended by the early-stopping rule itself."""
-    return sum(row.get("status") == "stopped" for row in result["rows"])
-
-
-def publish(source, folder):
-    """Copy a run's result into RESULTS_DIR, unless one with more completed runs is there.
-
-    Args:
-      source: Path of a JSON file; folder: of the copy.
-    Returns:
-      whether it was copied.
-    """
-    target, count = Path(folder) / source.name, _completed(read_result(source))
-    with contextlib.suppress(InputError, AttributeError):   # missing or damaged is not better
-        kept = _completed(read_result(target))
-        if kept > count:
-            print(f"{target} stays: early stopping ended {kept} of its runs, {count} of these")
-            return False
-    copy(source, folder)
-    return True
-
-
-def is_of(sha256, path):
-    """Whether the result of a single run at `path` is of the weights with this hash."""
-    with contextlib.suppress(InputError, AttributeError):
-        return sha256 in [row.get("sha256") for row in read_result(path)["rows"]]
-    return False
 
 
 def copy(source, folder):

@@ -132,8 +132,7 @@ def firmware(read):
                        "an image takes, mean", "at most",
                        f"ms at {result['avr_mhz']} MHz", "images that differ"], rows), "",
         "Flash is text, rodata and data of the whole program; RAM is data, bss and the most stack "
-        f"that was used. Under the sanitizers on this machine {_of(result['sanitized'])} answers "
-        f"differ. {source(result)}"])
+        f"that was used. {source(result)}"])
 
 
 def chips(read):

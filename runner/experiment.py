@@ -123,6 +123,12 @@ def switches_of(settings):
     return config.hyper(settings)._asdict() | {key: getattr(settings, key) for key in SWITCHES}
 
 
+def model_facts(settings, data, val_loss):
+    """The Facts that go into a weights file."""
+    return checkpoint.Facts(data.name, data.sha256, data.classes,
+                            switches=switches_of(settings), val_loss=val_loss)
+
+
 def _machine():
     """What the bits of training may depend on besides the switches."""
     devices = jax.devices()
@@ -191,8 +197,7 @@ def judge(settings, layers, data, row):
         network = (model.to_network(layers, hyper) if hyper.QAT_ENABLE
                    else integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers),
                                              hyper.LAYERS))
-        facts = checkpoint.Facts(data.name, data.sha256, data.classes,
-                                 switches=switches_of(settings), val_loss=row.get("val_loss"))
+        facts = model_facts(settings, data, row.get("val_loss"))
         content = checkpoint.encode(network, facts, settings.FILE_FORMAT)
         network, _ = checkpoint.decode(content)
         row = row | {"file_bytes": len(content), "sha256": checkpoint.digest(network)}

@@ -1,7 +1,7 @@
 """Which model answers for the switches, and what may take the place of a reference.
 
-A reference, a file in WEIGHTS_DIR or RESULTS_DIR, gives way only to the same data, split, network and
-recipe, with at least as many seeds, and if it is not worse. Everything trained stays in its run's
+A reference, a file in WEIGHTS_DIR or RESULTS_DIR, gives way only to the same data, split, network
+and recipe, with at least as many seeds, if it is not worse. Everything trained stays in its run's
 folder in any case, and that is where these switches find it.
 """
 import contextlib
@@ -13,8 +13,7 @@ import config
 from formats import checkpoint
 from machine.files import InputError, read_bytes, write_atomically
 from report import results
-from runner import state
-from runner.experiment import SWITCHES, USABLE, switches_of
+from runner import experiment, state
 
 MAX_FACTS = 100_000             # bytes of what lies beside an .nqat
 BY_MACHINE = ("COMPUTE",)       # of the switches, what the processor decides
@@ -73,7 +72,7 @@ def find(settings, sha256=None):
         return Path(settings.WEIGHTS)
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     trained = Path(settings.RUNS_DIR).glob(f"train-*/{name}")
-    reference, wanted = Path(settings.WEIGHTS_DIR) / name, switches_of(settings)
+    reference, wanted = Path(settings.WEIGHTS_DIR) / name, experiment.switches_of(settings)
     why = ""
     for path in [*sorted(trained, key=lambda path: -path.stat().st_mtime), reference]:
         with contextlib.suppress(InputError):   # what can't be read answers for nothing
@@ -95,41 +94,37 @@ def age(path):
     return "just now"
 
 
-def save(outcome, folder, facts):
+def save(outcome, folder, data):
     """Write the weights file into the run's folder and, if it may be there, into WEIGHTS_DIR.
 
     Args:
       outcome: Outcome.
       folder: Path of the run.
-      facts: Facts of the model.
+      data: Data.
     Returns:
-      whether WEIGHTS_DIR now holds this model.
+      a line that says where it lies, to print.
     """
     settings, size = outcome.settings, f"{len(outcome.content):,} bytes"
+    facts = experiment.model_facts(settings, data, outcome.row["val_loss"])
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     path = Path(settings.WEIGHTS_DIR) / name
     _write_weights(folder / name, outcome.content, facts)
     state.link_latest(folder)
     why = ""
-    if path.exists():
-        try:
-            kept = load(path)[1]
-            why = _difference(kept, facts.switches, facts.sha256)
-            if not why and kept.val_loss is not None and kept.val_loss < facts.val_loss:
-                why = f"its val loss {kept.val_loss:.6f} is lower"
-        except InputError:                      # what can't be read is not better
-            why = ""
+    with contextlib.suppress(InputError):       # what is missing or can't be read is not better
+        kept = load(path)[1]
+        why = _difference(kept, facts.switches, facts.sha256)
+        if not why and kept.val_loss is not None and kept.val_loss < facts.val_loss:
+            why = f"its val loss {kept.val_loss:.6f} is lower"
     if why:
-        print(f"wrote {folder / name} ({size}); {path} stays: {why}")
-        return False
+        return f"wrote {folder / name} ({size}); {path} stays: {why}"
     _write_weights(path, outcome.content, facts)
-    print(f"wrote {path} ({size})")
-    return True
+    return f"wrote {path} ({size})"
 
 
 def _recipe(result):
     """What has to agree for two results to be of the same study; the seeds apart."""
-    names = {*config.Hyper._fields, *SWITCHES} - {"SEED", *BY_MACHINE}
+    names = {*config.Hyper._fields, *experiment.SWITCHES} - {"SEED", *BY_MACHINE}
     switches = {name: result["config"].get(name) for name in names}
     points = {json.dumps([row.get("label"), {key: value for key, value in row["changes"].items()
                                              if key != "SEED"}], sort_keys=True)
@@ -141,7 +136,7 @@ def _worth(result):
     """(seeds, runs that ended by the rule itself, -mean val loss): what a result must not lose."""
     rows = result["rows"]
     losses = [row["val_loss"] for row in rows
-              if row.get("status") in USABLE and row.get("val_loss") is not None]
+              if row.get("status") in experiment.USABLE and row.get("val_loss") is not None]
     mean = sum(losses) / len(losses) if losses else float("inf")
     return (len({row["seed"] for row in rows}),
             sum(row.get("status") == "stopped" for row in rows), -mean)

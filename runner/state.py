@@ -150,8 +150,9 @@ def _decode(content, fresh, machine, max_epochs):
 def _difference(found, machine):
     """In words, what differs between the machine of a state file and this one."""
     found = found if isinstance(found, dict) else {}
-    changed = [f"{key} {found.get(key)!r:.80} there, {value!r:.80} here"
-               for key, value in machine.items() if found.get(key) != value]
+    changed = [f"{key:.40} {found.get(key)!r:.80} there, {value!r:.80} here"
+               for key, value in (dict.fromkeys(found) | machine).items()
+               if found.get(key) != value]
     return f"it was begun with {', '.join(changed)}, so that the bits could differ"
 
 

@@ -1,4 +1,5 @@
 """What the tests share: the import path, strict JAX, MNIST, and one small trained network."""
+import contextlib
 import gzip
 import os
 import re
@@ -13,6 +14,10 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from machine.script import forget_environment
+
+forget_environment()            # before JAX reads it
+
 import hypothesis
 import jax
 import numpy as np
@@ -23,6 +28,7 @@ import data
 import model
 import predict
 import training
+from deploy import engines
 from machine import runtime
 from machine.script import run
 
@@ -131,3 +137,21 @@ def script(monkeypatch, capsys):
         captured = capsys.readouterr()
         return code, captured.out.splitlines(), captured.err.splitlines()
     return call
+
+
+@pytest.fixture
+def need():
+    """need(make, ...) -> make(...), or a skip that says what is missing."""
+    def call(make, *arguments, **options):
+        try:
+            return make(*arguments, **options)
+        except engines.Missing as missing:
+            pytest.skip(str(missing))
+    return call
+
+
+@pytest.fixture
+def exits():
+    """An ExitStack that the test's end closes."""
+    with contextlib.ExitStack() as stack:
+        yield stack

@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import numpy as np
+import onnx
+import onnxruntime
 import photos
 import pytest
 from PIL import Image
@@ -14,9 +16,9 @@ import integer
 import main_export
 import model
 import oracle
-from benchmarks import inference, parity
-from conftest import CACHE, ROOT, write_folder, write_idx
-from deploy import engines, to_c, to_web
+from benchmarks import inference
+from conftest import ROOT, write_idx
+from deploy import engines, to_c, to_onnx, to_web
 from formats import checkpoint, photo
 
 SIZES = (784, 37, 22, 10)       # no multiple of a SIMD width or of the fields in a word
@@ -44,32 +46,16 @@ def random_images(count, inputs=784):
     return np.concatenate([images, extremes])
 
 
-@pytest.fixture
-def need():
-    """need(make, ...) -> make(...), or a skip that says what is missing."""
-    def call(make, *arguments, **options):
-        try:
-            return make(*arguments, **options)
-        except engines.Missing as missing:
-            pytest.skip(str(missing))
-    return call
-
-
-@pytest.fixture
-def onnx():
-    """The exporter, or a skip."""
-    pytest.importorskip("onnxruntime", reason="pip install -r requirements-export.txt")
-    pytest.importorskip("onnx", reason="pip install -r requirements-export.txt")
-    from deploy import to_onnx
-    return to_onnx
+def in_batches(run, size):
+    """run, on `size` images at a time."""
+    return lambda images: np.concatenate([run(images[at:at + size])
+                                          for at in range(0, len(images), size)])
 
 
 @pytest.fixture(scope="module")
-def many(trained, mnist):
-    """The test images and as many of random bytes, and the oracle's logits of a trained network."""
-    noise = np.random.default_rng(2).integers(0, 256, mnist.test.images.shape, dtype=np.uint8)
-    images = np.concatenate([mnist.test.images, noise])
-    return images, parity.oracle(trained.network, images)
+def answers(trained, mnist):
+    """The classes that the oracle says the trained network gives the test images."""
+    return oracle.run(trained.network, mnist.test.images).argmax(1)
 
 
 @pytest.fixture(scope="module")
@@ -105,40 +91,27 @@ def drag(page, *points):
 
 
 @pytest.mark.parametrize("weight_bits, activation_bits, input", CASES)
-def test_parity_oracle_equals_int64_oracle(weight_bits, activation_bits, input):
-    network, images = make_network(weight_bits, activation_bits, input), random_images(200)
-    np.testing.assert_array_equal(parity.oracle(network, images), oracle.run(network, images))
-
-
-@pytest.mark.parametrize("weight_bits, activation_bits, input", CASES[:-2])
-def test_training_forward_equals_oracle(weight_bits, activation_bits, input):
-    network, images = make_network(weight_bits, activation_bits, input), random_images(200)
-    np.testing.assert_array_equal(parity.training_forward(network)(images),
-                                  oracle.run(network, images))
-
-
-@pytest.mark.parametrize("weight_bits, activation_bits, input", CASES)
-def test_onnx_equals_oracle(onnx, weight_bits, activation_bits, input):
+def test_onnx_equals_oracle(weight_bits, activation_bits, input):
     network, images = make_network(weight_bits, activation_bits, input), random_images(500)
-    run = engines.make_onnx(onnx.export(network))
+    run = engines.make_onnx(to_onnx.export(network))
     want = oracle.run(network, images)
     for batch in (1, 128, len(images)):
-        got = parity.in_batches(run, batch)(images)
+        got = in_batches(run, batch)(images)
         assert got.dtype == np.int32
         np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("input, sizes", [(28, (784, 10)), (28, (784, 33, 10)), (28, (5, 3, 2)),
                                           (28, (9, 1, 1, 1, 3)), (12, (144, 10))])
-def test_any_shape_in_onnx_and_c(onnx, need, input, sizes):
+def test_any_shape_in_onnx_and_c(need, input, sizes):
     network = make_network(8, 8, input, sizes)
     images = random_images(100, integer.pixels(input, sizes[0]))
     want = oracle.run(network, images)
-    np.testing.assert_array_equal(engines.make_onnx(onnx.export(network))(images), want)
+    np.testing.assert_array_equal(engines.make_onnx(to_onnx.export(network))(images), want)
     np.testing.assert_array_equal(need(engines.make_c, to_c.export(network)[0])(images), want)
 
 
-def test_any_shift_in_onnx_and_c(onnx, need):
+def test_any_shift_in_onnx_and_c(need):
     """From the least to the largest, which gives 0 whatever the accumulator is."""
     network = make_network(sizes=(20, integer.MAX_SHIFT, 10))
     shifts = np.arange(1, integer.MAX_SHIFT + 1, dtype=np.int8)
@@ -146,12 +119,11 @@ def test_any_shift_in_onnx_and_c(onnx, need):
     network = network._replace(layers=(first, network.layers[1]))
     images = random_images(300, 20)
     want = oracle.run(network, images)
-    np.testing.assert_array_equal(parity.oracle(network, images), want)
-    np.testing.assert_array_equal(engines.make_onnx(onnx.export(network))(images), want)
+    np.testing.assert_array_equal(engines.make_onnx(to_onnx.export(network))(images), want)
     np.testing.assert_array_equal(need(engines.make_c, to_c.export(network)[0])(images), want)
 
 
-def test_onnx_does_not_saturate_products(onnx):
+def test_onnx_does_not_saturate_products():
     """Largest codes everywhere: pairs of products leave int16, where u8 x s8 kernels saturate."""
     layers = []
     for i, layer in enumerate(make_network(sizes=(400, 64, 10)).layers):
@@ -159,30 +131,21 @@ def test_onnx_does_not_saturate_products(onnx):
         w_q[:, ::2] = 127 if i == 0 else w_q[:, ::2]
         layers.append(layer._replace(w_q=w_q))
     network, images = integer.make_network(layers, 8, 8, 0), random_images(50, 400)
-    np.testing.assert_array_equal(engines.make_onnx(onnx.export(network))(images),
+    np.testing.assert_array_equal(engines.make_onnx(to_onnx.export(network))(images),
                                   oracle.run(network, images))
 
 
-def test_onnx_class_is_argmax_and_fuses(onnx, trained, mnist, tmp_path):
-    import onnx as format
-    import onnxruntime
+def test_onnx_class_is_argmax_and_fuses(trained, mnist, tmp_path):
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     options.log_severity_level = 3              # it warns that such a file fits this machine only
-    session = onnxruntime.InferenceSession(onnx.export(trained.network), options,
+    session = onnxruntime.InferenceSession(to_onnx.export(trained.network), options,
                                            providers=["CPUExecutionProvider"])
     logits, classes = session.run(None, {"image": mnist.test.images})
     assert classes.dtype == np.int64
     np.testing.assert_array_equal(classes, logits.argmax(1))
-    nodes = [node.op_type for node in format.load(options.optimized_model_filepath).graph.node]
+    nodes = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
     assert nodes == ["QGemm", "QGemm", "MatMulInteger", "Add", "ArgMax"]
-
-
-def test_onnx_of_trained_network_on_many_images(onnx, trained, many):
-    run, (images, want) = engines.make_onnx(onnx.export(trained.network)), many
-    for batch in (128, len(images)):
-        np.testing.assert_array_equal(parity.in_batches(run, batch)(images), want)
-    np.testing.assert_array_equal(parity.in_batches(run, 1)(images[:1_000]), want[:1_000])
 
 
 @pytest.mark.parametrize("build", [BUILDS[0], BUILDS[-1]])
@@ -195,19 +158,13 @@ def test_c_equals_oracle(need, weight_bits, activation_bits, input, build):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build", BUILDS)
-@pytest.mark.parametrize("sizes", [(784, 256, 128, 10), (255, 64, 65, 3), (257, 1, 2), (4100, 9, 2)])
+@pytest.mark.parametrize("sizes", [(784, 256, 128, 10), (255, 64, 65, 3), (257, 1, 2),
+                                   (4100, 9, 2)])
 def test_c_equals_oracle_at_every_remainder(need, sizes, build):
     """Inputs that are no whole number of fours or chunks, outputs of no whole number of lanes."""
     network, images = make_network(8, 8, 28, sizes), random_images(50, sizes[0])
     run = need(engines.make_c, to_c.export(network)[0], flags=(*engines.C_FLAGS, *build))
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
-
-
-@pytest.mark.parametrize("build", BUILDS)
-def test_c_of_trained_network_on_many_images(need, trained, many, build):
-    images, want = many
-    run = need(engines.make_c, to_c.export(trained.network)[0], flags=(*engines.C_FLAGS, *build))
-    np.testing.assert_array_equal(run(images), want)
 
 
 @pytest.fixture
@@ -354,12 +311,6 @@ def test_lane_words_hold_four_inputs_of_each_output():
         codes = codes.reshape(-1, words.shape[1])
         np.testing.assert_array_equal(codes[:inputs, :outputs], layer.w_q)
         assert not codes[inputs:].any() and not codes[:, outputs:].any()
-
-
-def test_page_equals_oracle_on_test_images(page, trained, mnist):
-    images = mnist.test.images[:500]
-    np.testing.assert_array_equal(engines.run_page(page, images),
-                                  parity.oracle(trained.network, images))
 
 
 def test_page_equals_oracle_at_every_width(page, tmp_path):
@@ -555,17 +506,13 @@ def test_page_centres_as_mnist_does(page, trained, mnist):
             const x = Math.floor(i % 280 / 9), y = Math.floor(i / 280 / 9);
             return x < 28 && y < 28 ? image[28 * y + x] : 0;
         }), 280)).map(image => Array.from(image))""", images.tolist())
-    direct, drawn = (parity.oracle(trained.network, x).argmax(1) == labels
+    direct, drawn = (oracle.run(trained.network, x).argmax(1) == labels
                      for x in (images, np.array(centred, np.uint8)))
     assert drawn.mean() >= direct.mean() - 0.03
 
 
-def test_page_prepares_ink_as_photo_does():
-    """Strokes of any size and place, in node: no pixel is a grey level off, but for roundings."""
-    if not shutil.which("node"):
-        pytest.skip("no node: install it from the system's packages")
-    page = (ROOT / "deploy" / "page.html").read_text("utf-8")
-    centre = re.search(r"^function centre\(.*?^}$", page, re.DOTALL | re.MULTILINE)[0]
+def test_page_prepares_ink_as_photo_does(page):
+    """Strokes of any size and place: no pixel is a grey level off, but for roundings."""
     random = np.random.default_rng(0)
     for digit in range(10):
         picture = Image.fromarray(photos.stroke_digit("judging", digit, random))
@@ -573,9 +520,8 @@ def test_page_prepares_ink_as_photo_does():
         pad = Image.new("L", (280, 280))
         pad.paste(picture.resize((size, size)), tuple(map(int, corner)))
         ink = np.asarray(pad)
-        program = f"{centre}\nconsole.log(centre([{','.join(map(str, ink.ravel()))}], 280).join())"
-        done = subprocess.run(["node"], input=program, capture_output=True, text=True, check=True)
-        page_image = np.array(done.stdout.split(","), int)
+        page_image = np.array(page.evaluate("ink => Array.from(centre(ink, 280))",
+                                            ink.ravel().tolist()))
         ours = photo.centre((ink / 255).astype(np.float32)).reshape(-1)
         assert ours.max() == 255 and np.abs(page_image - ours).max() <= 1
 
@@ -583,7 +529,7 @@ def test_page_prepares_ink_as_photo_does():
 @pytest.mark.parametrize("form, names", [
     ("onnx", ["mlp.onnx"]), ("web", ["mlp.html"]),
     ("c", ["classify.c", "example.c", "mlp.c", "mlp.h", "mlp_weights.h"])])
-def test_script_writes_a_saved_file_whole(script, tmp_path, monkeypatch, onnx, form, names):
+def test_script_writes_a_saved_file_whole(script, tmp_path, monkeypatch, form, names):
     monkeypatch.chdir(tmp_path)
     checkpoint.save("w.npz", make_network(3, 4), {})
     code, out, err = script(main_export.main, form, "--WEIGHTS=w.npz")
@@ -607,28 +553,26 @@ def exported(script, need, tmp_path, monkeypatch, trained):
     return tmp_path, out
 
 
-def test_what_the_script_prints_works_as_printed(exported, mnist, many):
+def test_what_the_script_prints_works_as_printed(exported, mnist, answers):
     folder, out = exported
     commands = "\n".join(line.strip() for line in out if line.startswith("  "))
     ran = subprocess.run(["sh", "-e"], input=commands, cwd=folder, capture_output=True, text=True)
-    right = int((many[1][:10_000].argmax(1) == mnist.test.labels).sum())
+    right = int((answers == mnist.test.labels).sum())
     assert (ran.returncode, ran.stderr) == (0, "")
     assert ran.stdout == f"right\naccuracy {right / 100:.2f} % ({right} of 10000)\n"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/deploy.md"])
-def test_callers_in_the_docs_run_and_answer_right(exported, need, many, page):
+def test_callers_in_the_readme_run_and_answer_right(exported, need, answers):
     folder, _ = exported
     need(engines.find_compiler, "c++")
-    blocks = dict(re.findall(r"^```(cpp|sh|python)\n(.*?)^```", (ROOT / page).read_text("utf-8"),
+    section = (ROOT / "README.md").read_text("utf-8").split("## From C++ and Python")[1]
+    blocks = dict(re.findall(r"^```(cpp|sh|python)\n(.*?)^```", section.split("\n## ")[0],
                              re.MULTILINE | re.DOTALL))
-    assert not blocks or len(blocks) == 3
-    want = "".join(f"{best}\n" for best in many[1][:10_000].argmax(1))
-    if blocks:
-        (folder / "main.cpp").write_text(blocks["cpp"], "utf-8")
-        for program, text in (("sh", blocks["sh"]), (sys.executable, blocks["python"])):
-            ran = subprocess.run([program], input=text, cwd=folder, capture_output=True, text=True)
-            assert (ran.stderr, ran.stdout) == ("", want)
+    want = "".join(f"{best}\n" for best in answers)
+    (folder / "main.cpp").write_text(blocks["cpp"], "utf-8")
+    for program, text in (("sh", blocks["sh"]), (sys.executable, blocks["python"])):
+        ran = subprocess.run([program], input=text, cwd=folder, capture_output=True, text=True)
+        assert (ran.stderr, ran.stdout) == ("", want)
 
 
 @pytest.mark.parametrize("name, title", [("Fashion-MNIST", "clothing"), (5, "picture")])
@@ -660,7 +604,7 @@ def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("input, inputs", [(28, 30), (10, 100)])
-def test_benchmarked_engines_give_the_logits_of_their_network(onnx, need, input, inputs):
+def test_benchmarked_engines_give_the_logits_of_their_network(need, input, inputs):
     """The integer ones exactly; the float32 ones those of its unrounded weights."""
     need(engines.find_compiler)
     network = make_network(input=input, sizes=(inputs, 8, 3))
@@ -672,48 +616,3 @@ def test_benchmarked_engines_give_the_logits_of_their_network(onnx, need, input,
     for name in ("JAX float32", "ONNX Runtime float32"):
         assert got[name].dtype == np.float32
         np.testing.assert_allclose(got[name], want, rtol=1e-4, atol=1e-5 * np.abs(want).max())
-
-
-@pytest.fixture
-def few_images(monkeypatch):
-    """Parity on 200 random images instead of 100,000."""
-    monkeypatch.setattr(parity, "CHUNK", 200)
-    monkeypatch.setattr(parity, "RANDOM_IMAGES", 200)
-    monkeypatch.setattr(parity, "SLOW_RANDOM_IMAGES", 0)
-
-
-def test_parity_skips_what_is_missing_and_goes_on(script, few_images, tmp_path, monkeypatch, rng):
-    """A network of 20 x 20 pixels: the page can't draw for it, the others run."""
-    images = rng.integers(0, 256, (100, 400), dtype=np.uint8)
-    split = data.Split(images, np.arange(100, dtype=np.uint8) % 10)
-    write_folder(tmp_path, split, split, side=20)
-    checkpoint.save(tmp_path / "w.npz", make_network(sizes=(400, 16, 10)), {})
-
-    def no_compiler(*_):
-        raise engines.Missing("no gcc")
-    monkeypatch.setattr(parity, "make_c", no_compiler)
-    code, out, err = script(parity.main, f"--WEIGHTS={tmp_path / 'w.npz'}",
-                            f"--DATA_DIR={tmp_path}", f"--CACHE_DIR={CACHE}")
-    assert (code, err) == (0, [])
-    rows = {line.split(" | ")[0].strip("| "): line for line in out if line.startswith("| ")}
-    assert rows["C"] == "| C | skipped: no gcc | – | – |"
-    assert "skipped: the page draws 28 x 28" in rows["JavaScript"]
-    for name in ("training forward (float32)", "NumPy int32", "JAX int8"):
-        assert rows[name].split(" | ")[2] == "0"
-
-
-def test_parity_counts_every_wrong_logit(few_images, monkeypatch):
-    network, images = make_network(sizes=(30, 8, 3)), random_images(8, 30)
-
-    def lie(network):
-        def run(images):
-            acc = parity.oracle(network, images)
-            acc[0, :2] += 1
-            return acc
-        return run
-    monkeypatch.setattr(parity, "make_c", lambda network, *flags: lie(network))
-    monkeypatch.setattr(parity, "make_onnx", lambda network, batch: lie(network))
-    rows, different = parity.compare(network, images, 200)
-    by_name = {row[0]: row for row in rows}
-    assert different == 5 * 2 * 2               # five liars, two chunks, two logits
-    assert by_name["C"][1:3] == ["210", 4] and by_name["JAX int8"][2] == 0

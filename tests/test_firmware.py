@@ -26,6 +26,23 @@ CORE = ("main.cpp", "HardwareSerial.cpp", "HardwareSerial0.cpp", "Print.cpp", "S
         "WString.cpp", "abi.cpp", "new.cpp")
 
 
+BATCH = """
+void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count)
+{
+    for (; count; count--, images += MLP_INPUTS, logits += MLP_CLASSES)
+        mlp_predict(images, logits);
+}
+"""
+
+
+def host_files(network, lanes):
+    """The chips' engine as engines.make_c and make_c_program take it, words of so many bits."""
+    engine = (to_firmware.FOLDER / "chip.c").read_text("utf-8")
+    header = to_firmware.header(network, to_firmware.make_all_tables(network, lanes), lanes)
+    return {"mlp.h": header + BATCH.split("\n{")[0] + ";\n",
+            "mlp.c": engine + BATCH}
+
+
 def extreme_images(pixels=784):
     """Every pattern of digits in all pixels at once: the most rows that a plane can list."""
     codes = np.array([0, 1, 85, 128, 170, 171, 255], np.uint8)
@@ -38,7 +55,7 @@ def test_engine_equals_oracle_at_every_width(need, lanes, weight_bits, activatio
                                              input):
     network = make_network(weight_bits, activation_bits, input)
     images = np.concatenate([random_images(150), extreme_images()])
-    run = need(engines.make_c, firmware.host_files(network, lanes), flags=STRICT)
+    run = need(engines.make_c, host_files(network, lanes), flags=STRICT)
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
@@ -50,7 +67,7 @@ def test_no_carry_is_lost_when_all_weights_pull_one_way(need, lanes, sign):
                           np.full(9, 9, np.int8))
     last = integer.Layer(np.full((9, 3), -3 * sign, np.int8), np.zeros(3, np.int32), None)
     network = integer.make_network([layer, last], 3, 8, 0, 12)
-    run = need(engines.make_c, firmware.host_files(network, lanes), flags=STRICT)
+    run = need(engines.make_c, host_files(network, lanes), flags=STRICT)
     images = extreme_images()
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
@@ -80,7 +97,7 @@ def test_shifts_beyond_the_sums_give_zeros(need, shifts):
                           np.array(shifts, np.int8))
     last = integer.Layer(rng.integers(-3, 4, (9, 3), np.int8), np.arange(3, dtype=np.int32), None)
     network = integer.make_network([layer, last], 3, 8, 0, 12)
-    run = need(engines.make_c, firmware.host_files(network, 32), flags=STRICT)
+    run = need(engines.make_c, host_files(network, 32), flags=STRICT)
     images = random_images(200)
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
@@ -91,7 +108,7 @@ def test_engine_is_clean_under_sanitizers(need, tmp_path, compiler, lanes, bits)
     network = make_network(bits, 8, 12)
     images = np.concatenate([random_images(200), extreme_images()])
     flags = ("-std=c99", "-O1", *engines.SANITIZERS)
-    built = firmware.host_files(network, lanes), tmp_path, compiler, flags
+    built = host_files(network, lanes), tmp_path, compiler, flags
     run = need(engines.make_c_program, *built)
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
@@ -102,7 +119,7 @@ def test_engine_multiplies_nothing_and_takes_nothing_from_libraries(need, tmp_pa
     for chip in CHIPS:
         has = to_firmware.CHIPS[chip]
         compiler = need(firmware.find, f"{has.tools}gcc", has.package)
-        for name, text in to_firmware.export(network, [chip]).items():
+        for name, text in to_firmware.export(network, [chip])[0].items():
             (tmp_path / Path(name).name).write_text(text, "utf-8")
         flags = [*has.flags.split(), *STRICT, "-ffreestanding",
                  "-fno-tree-loop-distribute-patterns"]
@@ -123,7 +140,7 @@ def test_chip_gives_the_oracles_integers_and_needs_what_was_said(need, tmp_path,
     images = np.concatenate([random_images(6), extreme_images()])
     got = need(firmware.measure, network, chip, images, tmp_path)
     assert got["mismatches"] == 0 and got["images"] == len(images)
-    flash, ram = to_firmware.needs(network, chip)
+    flash, ram = to_firmware.export(network, [chip])[1][chip]
     assert flash - 1_500 < got["flash"] <= flash
     assert ram - 200 < got["ram"] <= ram
     assert 1_000 < got.get("instructions", got.get("cycles")) <= got["most"] < 1_000_000
@@ -175,7 +192,8 @@ def build_sketch(network, folder):
     core = ARDUINO / "cores" / "arduino"
     flags = ["-mmcu=atmega328p", "-DF_CPU=16000000L", "-DARDUINO=10819", "-DARDUINO_AVR_UNO", "-Os",
              "-DARDUINO_ARCH_AVR", "-DDECIMAL_DIG=__DECIMAL_DIG__", f"-I{core}",
-             f"-I{ARDUINO / 'variants' / 'standard'}", "-w", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections", "-c"]
+             f"-I{ARDUINO / 'variants' / 'standard'}", "-w", "-ffunction-sections",
+             "-fdata-sections", "-Wl,--gc-sections", "-c"]
     both = ((["-std=gnu11"], ["mlp.c", core / "wiring.c", core / "hooks.c"]),
             (["-std=gnu++11", "-fno-exceptions", "-fno-threadsafe-statics"],
              [*(core / name for name in CORE), "-include", "Arduino.h", "-x", "c++", "uno.ino"]))

@@ -123,3 +123,9 @@ assert jax._src.xla_bridge._backends == {}
     done = subprocess.run([sys.executable, "-c", program % str(ROOT)], capture_output=True,
                           text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_ruff_finds_nothing():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given, strategies as st
 
 import config
+import main_train
 from conftest import CACHE, ROOT, wait_for_epoch
 from machine import devices, facts, runtime
 from machine.files import InputError
-from runner import experiment
+from machine.script import forget_environment
+from runner import experiment, state
 
 # Quick, and few steps: summation order makes data-parallel floats drift apart over many.
 SWITCHES = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=200", "--ABLATION_SEEDS=2",
@@ -151,11 +153,95 @@ def test_a_busy_coordinator_port_is_one_line(tmp_path):
             runtime.set_up("", f"127.0.0.1:{busy.getsockname()[1]}", 2, 0)
 
 
-def test_a_symlink_loop_as_cache_is_one_line(tmp_path):
-    os.symlink(tmp_path / "a", tmp_path / "b")
-    os.symlink(tmp_path / "b", tmp_path / "a")
-    with pytest.raises(InputError, match="CACHE_DIR"):
-        runtime.set_up(str(tmp_path / "a"))
+@pytest.mark.parametrize("place", ["loop", "file", "file/below", "nul\0"])
+def test_a_cache_that_cannot_be_is_one_line_and_not_needed(place, tmp_path, capsys):
+    """A read-only checkout has none."""
+    import jax
+    os.symlink(tmp_path / "loop", tmp_path / "loop")
+    (tmp_path / "file").touch()
+    before = jax.config.jax_compilation_cache_dir
+    runtime.set_up(str(tmp_path / place))
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: CACHE_DIR") and line.isprintable()
+    assert jax.config.jax_compilation_cache_dir == before
+
+
+HEARD = {"JAX_NUM_CPU_DEVICES": "2"}
+DEAF = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_JIT": "1", "JAX_THREEFRY_PARTITIONABLE": "0",
+        "JAX_DEFAULT_PRNG_IMPL": "rbg", "JAX_RANDOM_SEED_OFFSET": "7", "JAX_DEBUG_NANS": "1",
+        "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_NUMPY_RANK_PROMOTION": "nonsense", "JAX_LOG_COMPILES": "neither",
+        "JAX_TRANSFER_GUARD": "disallow", "JAX_USE_DIRECT_LINEARIZE": "0",
+        "EAGER_CONSTANT_FOLDING": "1", "JAX_OF_ANOTHER_VERSION": "1"}
+
+
+def test_the_environment_changes_no_bit_of_training(tmp_path, folder, script):
+    """All at once; two of them are no values at all."""
+    switches = [*SWITCHES, f"--DATA_DIR={folder}", "--MAX_EPOCHS=1"]
+    places = {name: [f"--{kind}_DIR={tmp_path / name}" for kind in ("RUNS", "WEIGHTS", "RESULTS")]
+              for name in ("deaf", "plain")}
+    done = subprocess.run([sys.executable, "-B", ROOT / "main_train.py", *switches,
+                           *places["deaf"]], env=os.environ | DEAF | HEARD, capture_output=True,
+                          text=True)
+    assert done.returncode == 0, done.stderr
+    line, = done.stderr.splitlines()
+    assert all(name in line for name in DEAF) and not any(name in line for name in HEARD)
+    assert script(main_train.main, *switches, *places["plain"])[0] == 0
+    deaf, plain = ((tmp_path / name / "weights_int8.npz").read_bytes() for name in places)
+    assert deaf == plain
+
+
+@pytest.mark.parametrize("count", ["abc", "", "0", "-1", "1.5", "10000"])
+def test_a_number_of_devices_that_is_none_is_one_line(count, monkeypatch, capsys):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", count)
+    with pytest.raises(SystemExit) as stop:
+        forget_environment()
+    line, = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and line.startswith("error: JAX_NUM_CPU_DEVICES")
+
+
+@pytest.mark.parametrize("name", ["cuda", "nonsense"])
+def test_a_device_that_is_not_there_is_one_line(name):
+    environment = os.environ | {"JAX_PLATFORMS": name, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, "-B", ROOT / "main_inference.py", "--CACHE_DIR="],
+                          env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    line, = done.stderr.splitlines()
+    assert line.startswith("error: JAX can't start on JAX_PLATFORMS") and name in line
+
+
+def test_flags_that_may_change_bits_are_part_of_the_machine(monkeypatch):
+    plain = facts.environment()
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=/x  --xla_cpu_enable_fast_math=true")
+    monkeypatch.setenv("NPROC", "1")
+    flagged = facts.environment()
+    assert flagged == plain | {"XLA_FLAGS": "--xla_cpu_enable_fast_math=true", "NPROC": "1"}
+    for there, here in ((plain, flagged), (flagged, plain)):    # named whichever side has them
+        assert "XLA_FLAGS" in state._difference(there, here)
+
+
+@pytest.fixture
+def fresh_options():
+    runtime.compiler_options.cache_clear()
+    yield
+    runtime.compiler_options.cache_clear()
+
+
+def test_compiler_options_are_those_that_this_version_takes(fresh_options, monkeypatch):
+    """XLA 0.10 takes what we ask for; of an option that no version has, nothing is left."""
+    import jax
+    options = runtime.compiler_options()
+    assert options == (runtime.QUICK if jax.__version__.startswith("0.10.") else {})
+    assert jax.jit(lambda: 3, compiler_options=options)() == 3
+    runtime.compiler_options.cache_clear()
+    monkeypatch.setattr(runtime, "QUICK", {"xla_no_such_option": False})
+    assert runtime.compiler_options() == {}
+
+
+def test_a_compiler_that_fails_otherwise_says_why(fresh_options, monkeypatch):
+    monkeypatch.setattr(runtime, "QUICK", {"xla_cpu_enable_fast_math": "neither"})
+    with pytest.raises(Exception, match="xla_cpu_enable_fast_math"):
+        runtime.compiler_options()
 
 
 @pytest.mark.parametrize("lines, fast", [

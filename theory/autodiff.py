@@ -12,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Literal
+from jax.interpreters.ad import Zero
 
 
 def interpret(closed, args, step):
@@ -87,11 +88,11 @@ def _custom_vjp(eqn, xs, tangents):
     sources = eqn.params["out_trees"]()[2]      # of each residual: an input's number; None: new
     residuals = [next(outputs) if source is None else xs[source] for source in sources]
     ys = list(outputs)
-
     def product(*cts):
-        x_cts = enumerate(backward.call_wrapped(*residuals, *cts))     # None became a Zero
-        return sum(jnp.sum(ct * tangents[i]) for i, ct in x_cts
-                   if i in tangents and isinstance(ct, jax.Array))
+        x_cts = backward.call_wrapped(*residuals, *cts)                # None became a Zero
+        x_cts = x_cts[0] if isinstance(x_cts[0], list) else x_cts      # with logs, since JAX 0.12
+        return sum(jnp.sum(ct * tangents[i]) for i, ct in enumerate(x_cts)
+                   if i in tangents and not isinstance(ct, Zero))
     (s,), tape, unknowns = linearize(product, *ys)
     ts = transpose(tape, {s: jnp.ones(())})
     return [Dual(y, ts[u]) if u in ts else y for y, u in zip(ys, unknowns)]
@@ -185,7 +186,6 @@ def vjp(fun, x, rules=DERIVATIVES):
     leaves, tree = jax.tree.flatten(x)
     (y, t_y), tape, unknowns = linearize(
         lambda *ts: jvp(fun, x, tree.unflatten(ts), rules), *leaves)
-
     def pullback(ct):
         cts = transpose(tape, {t_y: ct} if isinstance(t_y, Unknown) else {})
         return tree.unflatten([cts[u] if u in cts else jnp.zeros(u.shape) for u in unknowns])

@@ -136,6 +136,7 @@ def toy_block(cases):
 def jaxpr_block(cases):
     case = cases["float32"]
     text = str(jax.make_jaxpr(case.loss)(*case[1:]))
+    text = text.replace(" out_sharding=None", "")       # versions differ in where they say this
     return fence(*(line if len(line) <= 100 else line[:99] + "…" for line in text.splitlines()))
 
 
@@ -210,14 +211,18 @@ def reverse_block(cases):
     return fence(*lines)
 
 
+def grads_under_rules(loss):
+    """Like grad, but the three gradients under the true and the edited rules."""
+    grads = [autodiff.grad(loss, rules) for rules in (TRUE, EDITED, EDITED_TIES)]
+    return lambda *args: [grad(*args) for grad in grads]
+
+
 def ste_block(cases):
     lines = []
     for name in ("W8A8", "W2A4"):
         case = cases[name]
         project = jitted(jax.grad, case.loss)(*case[1:])
-        true, edited, ties = jax.jit(lambda *args: [
-            autodiff.grad(case.loss, rules)(*args) for rules in (TRUE, EDITED, EDITED_TIES)
-        ])(*case[1:])
+        true, edited, ties = jitted(grads_under_rules, case.loss)(*case[1:])
         moved = sum(np.count_nonzero(leaf) for leaf in jax.tree.leaves(true))
         bits = WIDTHS[name][0]
         codes = [np.asarray(quant.quantize(layer.w, layer.w_scale, bits))
@@ -269,10 +274,14 @@ def largest_residuals_block(cases):
     return fence(*rows)
 
 
+def pullback_of(loss):
+    """A function of a loss's arguments that returns its pullback to the parameters by jax.vjp."""
+    return lambda params, *batch: jax.vjp(lambda p: loss(p, *batch), params)[1]
+
+
 def saved_bytes(loss, params, images, labels):
     """Bytes in the pullback that jax.vjp returns: what JAX itself keeps, op by op."""
-    kept = jax.eval_shape(lambda p, *batch: jax.vjp(lambda p: loss(p, *batch), p)[1],
-                          params, images, labels)
+    kept = jax.eval_shape(pullback_of(loss), params, images, labels)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
 
 
@@ -288,9 +297,7 @@ def jax_bytes_block(cases):
     for name in ("float32", "W8A8"):
         case = cases[name]
         read = sum(residual_bytes(case, len(case.images)).values())
-        vjp = jax.jit(lambda *args: jax.vjp(partial(case.loss, images=args[1], labels=args[2]),
-                                            args[0])[1])
-        leaves = jax.tree.leaves(vjp(*case[1:]))
+        leaves = jax.tree.leaves(jax.jit(pullback_of(case.loss))(*case[1:]))
         kept = sum(leaf.nbytes for leaf in leaves)
         zeros = sum(leaf.nbytes for leaf in leaves if leaf.dtype == np.float32 and not np.any(leaf))
         lines.append(f"{name:8s} our pullback reads {read:9,} bytes; jax.vjp keeps {kept:9,}, "

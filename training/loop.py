@@ -98,10 +98,10 @@ def _update(tree, rows, new):
 
 class Programs(NamedTuple):
     """What an epoch runs, compiled for one number of slots."""
-    train: callable             # epoch.train
-    publish: callable
-    set_scales: callable | None
-    warp: callable | None
+    train: object               # epoch.train
+    publish: object             # epoch.publish
+    set_scales: object          # model.set_scales; None in float32
+    warp: object                # augment.epoch_warp; None without AUGMENT
 
 
 def _compile(mesh, hyper, counts, lanes, data, val_images):
