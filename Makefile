@@ -54,7 +54,8 @@ fuzz: .venv/installed
 	$(PY) -B -m benchmarks.fuzz $(ARGS)
 
 readme: .venv/installed
-	$(PY) -B -m report.tables
+	$(PY) -B ablation.py plots
+	$(PY) -B ablation.py tables
 
 clean:
 	rm -rf .venv .cache deploy/out .pytest_cache .hypothesis

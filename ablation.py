@@ -6,8 +6,9 @@ python3 ablation.py optimizer    SGD, SGD with momentum and AdamW, each over its
 python3 ablation.py bits         QAT and post-training quantization from 8 bits a weight to 1
 python3 ablation.py frontier     accuracy against whole-file bytes, over shape, bits and input
 python3 ablation.py averaging    how much scales that flip disturb the last epochs, and the remedy
+python3 ablation.py compute      whether gradients of bfloat16 products cost accuracy
 python3 ablation.py plots        draw every figure again from results/
-python3 ablation.py tables       write the tables of README.md and docs/ again; --check: only compare
+python3 ablation.py tables       write the tables of README.md and docs/; --check: only compare
 """
 from machine import script
 
@@ -20,7 +21,7 @@ from pathlib import Path
 import config
 from machine.files import InputError, check_writable
 
-# A point is a label and the switches that it changes; each is run with ABLATION_SEEDS seeds. Beside:
+# A point is a label and the switches that it changes, and is run with ABLATION_SEEDS seeds. Beside:
 AFTER = "after"                 # the label of a point before: its float32 weights are rounded
 AGAINST = "against"             # labels of points before, which its rows are compared with
 
@@ -112,9 +113,25 @@ def averaging(settings):
             for words, decay in (("last weights", 0.0), ("averaged weights", 0.998))]
 
 
+DEFAULT = "config.py"           # what the switches give without a recipe
+
+
+def compute(settings):
+    """Products in bfloat16 against float32, of the default network and two of few bits."""
+    plain, points = config.load([]), []
+    for name in (DEFAULT, "recipes/ternary.toml", "recipes/4kB.toml"):
+        recipe = config.load([config.at_home(name)] if name != DEFAULT else [])
+        switches = {key: value for key, value in recipe._asdict().items()
+                    if value != getattr(plain, key)}
+        points += [{"label": name, **switches, "MAX_EPOCHS": settings.ABLATION_MAX_EPOCHS,
+                    "COMPUTE": products} for products in ("float32", "bfloat16")]
+    return points
+
+
 STUDIES = {"lr": ("lr_ablation", learning_rates), "quant": ("quant_vs_unquant", quantized_and_not),
            "optimizer": ("optimizer", optimizers), "bits": ("bits", bits),
-           "frontier": ("frontier", frontier), "averaging": ("averaging", averaging)}
+           "frontier": ("frontier", frontier), "averaging": ("averaging", averaging),
+           "compute": ("compute", compute)}
 
 
 def measure(settings, name, points, data):

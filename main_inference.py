@@ -52,14 +52,13 @@ def evaluate_file(path, network, facts, dataset, settings):
           f"file           {size:,} bytes")
     if facts.sha256 and facts.sha256 != dataset.sha256:         # an .nqat does not say
         print(f"note: this model was trained on {facts.dataset}, not on {dataset.name}")
-    row = {"label": str(path), "network": f"{plan.describe(network.steps)} {integer.name(network)}",
-           **metrics, "images": count, "file_bytes": size}
+    row = {"label": kind, "file": str(path), "engine": engine, **metrics, "images": count,
+           "file_bytes": size, "first_call_seconds": first, "seconds": repeats}
     try:
         write_result(Path(settings.RUNS_DIR) / "inference.json", facts.switches, [row],
                      trained_on={"name": facts.dataset, "sha256": facts.sha256},
                      dataset={"name": dataset.name, "sha256": dataset.sha256,
-                              "classes": len(dataset.classes)},
-                     engine=settings.ENGINE, first_call_seconds=first, seconds=repeats)
+                              "classes": len(dataset.classes)})
     except InputError as error:                 # the answer is on the screen: a read-only folder
         print(f"note: {error}", file=sys.stderr)
 

@@ -181,8 +181,8 @@ def run(networks, images, count=None):
     with tempfile.TemporaryDirectory() as folder:
         for name, (network, accuracy) in networks.items():
             for chip in to_firmware.CHIPS:
-                row = {"name": name, "chip": chip, "model": integer.name(network),
-                       "layer_sizes": plan.sizes(network.steps), "test_acc": accuracy}
+                row = {"label": name, "chip": chip, "test_acc": accuracy,
+                       "network": f"{plan.describe(network.steps)} {integer.name(network)}"}
                 try:
                     part = images[:count or IMAGES.get(chip, len(images))]
                     row |= measure(network, chip, part, Path(folder))
@@ -204,10 +204,11 @@ def main(argv):
         network, _ = checkpoint.load_quantized(Path(settings.WEIGHTS_DIR) / name)
         data.check_fits(dataset, network.steps)
         acc = integer.make_engine(network)(dataset.test.images)
-        networks[name] = network, (acc.argmax(1) == dataset.test.labels).mean()
+        label = Path(name).stem.replace("weights_int8", "default")
+        networks[label] = network, (acc.argmax(1) == dataset.test.labels).mean()
     rows = run(networks, dataset.test.images)
     results.write_result(Path(settings.RESULTS_DIR) / "firmware.json", settings._asdict(),
-                         rows=rows, avr_mhz=AVR_MHZ,
+                         rows, avr_mhz=AVR_MHZ,
                          chips={name: {"flash": chip.flash, "ram": chip.ram}
                                 for name, chip in to_firmware.CHIPS.items()})
     wrong = sum(row.get("mismatches", 0) for row in rows)

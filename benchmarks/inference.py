@@ -21,11 +21,9 @@ from benchmarks import load_network, timing
 from deploy import engines, to_c
 from machine import script
 from machine.files import check_writable
-from report import results
+from report import results, tables
 from runner import experiment
 
-NOTE = ("C runs on one core, called from Python once per batch, plain where a processor has no dot "
-        "product of bytes; the others use every core, unless they say one.")
 REPEATS = 9
 CALLS = {1: 500, 128: 50, 10_000: 1}    # per repeat, by batch: long enough for the clock
 
@@ -79,33 +77,15 @@ def make_contenders(network):
 
 
 def measure(contenders, images):
-    """Seconds per call: {name: {batch: list of REPEATS}}."""
-    seconds = {name: {} for name in contenders}
+    """A row for each engine and batch: "seconds" of REPEATS calls."""
+    rows = []
     for batch, calls in CALLS.items():
         part = np.ascontiguousarray(images[:batch])
         times = timing.in_turns({name: partial(run, part) for name, run in contenders.items()},
                                 REPEATS, calls)
-        for name in contenders:
-            seconds[name][batch] = times[name]
-    return seconds
-
-
-def table(seconds):
-    """Markdown: latency at batch 1 and images a second above it, medians and ranges.
-
-    Args:
-      seconds: as from measure, or read back from JSON, where a batch is text.
-    """
-    batches = [int(batch) for batch in next(iter(seconds.values()))]
-    heads = ["latency, batch 1 (µs)" if batch == 1 else f"images/s, batch {batch:,}"
-             for batch in batches]
-    rows = []
-    for name, by_batch in seconds.items():
-        cells = [timing.spread(np.array(times) * 1e6, 1) if batch == 1
-                 else timing.spread(batch / np.array(times), 0)
-                 for batch, times in zip(batches, by_batch.values())]
-        rows.append([name, *cells])
-    return results.table(["engine", *heads], rows)
+        rows += [{"label": name, "batch": batch, "seconds": seconds}
+                 for name, seconds in times.items()]
+    return rows
 
 
 def main(argv):
@@ -113,13 +93,14 @@ def main(argv):
     check_writable(settings.RESULTS_DIR)
     settings = experiment.set_up(settings)
     network, dataset, path = load_network(settings)
-    seconds = measure(make_contenders(network), dataset.test.images)
-    print(f"{table(seconds)}\n\n{NOTE}")
+    rows = measure(make_contenders(network), dataset.test.images)
     versions = {name: metadata.version(name) for name in ("onnx", "onnxruntime")
-                if "ONNX Runtime int8" in seconds}
-    results.write_result(Path(settings.RESULTS_DIR) / "inference_bench.json", settings._asdict(),
-                         weights=str(path), bits=network[1:3], repeats=REPEATS, seconds=seconds,
-                         export_versions=versions, c_flags=engines.C_FLAGS)
+                if any(row["label"] == "ONNX Runtime int8" for row in rows)}
+    result = results.write_result(
+        Path(settings.RESULTS_DIR) / "inference_bench.json", settings._asdict(), rows,
+        network=f"{plan.describe(network.steps)} {integer.name(network)}", weights=str(path), export_versions=versions,
+        c_flags=engines.C_FLAGS)
+    print(tables.TABLES["inference"]({"inference_bench": result}.get))
 
 
 if __name__ == "__main__":

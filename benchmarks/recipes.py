@@ -25,26 +25,24 @@ def result_name(dataset):
     return RESULTS if dataset == HOME else f"{RESULTS}_{dataset.lower().replace('-', '_')}"
 
 
-def header(entry, path, dataset, environment):
+def header(rows, path, dataset):
     """The comment that opens a recipe: its claim, measured.
 
     Args:
-      entry: of the result's "recipes"; path: of the recipe; dataset: its name; environment: as from
-      results.
+      rows: of the recipe.
+      path: of the recipe.
+      dataset: its name.
     Returns:
       str, lines of a comment.
     """
     from report import stats
-    rows = entry["rows"]
-    accuracy = stats.summarize([row["test_acc"] for row in rows])
-    largest = max(row["file_bytes"] for row in rows)
-    return "\n".join([
-        f"# {stats.spread(accuracy, 2, 100)} % of {dataset}'s test images, {len(rows)} seeds, "
-        f"{largest:,} bytes at most.",
-        f"# {entry['seconds']:.0f} s for all seeds side by side: {environment['cpu']}, "
-        f"{environment['cores']} cores.",
-        f"# One run: python3 main_train.py {path}",
-        f"# The claim: python3 -m benchmarks.recipes {path} --ABLATION_SEEDS={len(rows)}"]) + "\n"
+    accuracy = stats.spread(stats.summarize(rows, "test_acc"), 2, 100)
+    return (f"# {accuracy} % of {dataset}'s test images, {len(rows)} seeds, "
+            f"{max(row['file_bytes'] for row in rows):,} bytes at most.\n"
+            f"# {sum(row['seconds'] for row in rows):.0f} s for all seeds side by side: "
+            f"{rows[0]['machine']}.\n"
+            f"# One run: python3 main_train.py {path}\n"
+            f"# The claim: python3 -m benchmarks.recipes {path} --ABLATION_SEEDS={len(rows)}\n")
 
 
 def _with_header(text, lines):
@@ -55,17 +53,27 @@ def _with_header(text, lines):
 
 
 def measure(path, settings, data):
-    """Train a recipe's seeds: an entry of the result, the first seed's Outcome, and the folder."""
+    """Train a recipe's seeds: its rows, the first seed's Outcome, and the folder."""
     from runner import experiment
-    name = path.stem
-    points = [{"SEED": settings.SEED + i} for i in range(settings.ABLATION_SEEDS)]
-    outcomes, folder, seconds = experiment.run(settings, f"recipe-{name}", points, data)
+    label, default, here = path.stem, config.load([]), facts.environment()
+    points = [{"label": label, "SEED": settings.SEED + i} for i in range(settings.ABLATION_SEEDS)]
+    outcomes, folder, seconds = experiment.run(settings, f"recipe-{label}", points, data)
     for outcome in outcomes:
         experiment.check_usable(outcome.row, folder)
-    return {"name": name, "model": experiment.describe(settings),
-            "layer_sizes": settings.LAYER_SIZES, "input": settings.INPUT,
-            "seconds": sum(seconds.values()),
-            "rows": [outcome.row for outcome in outcomes]}, outcomes[0], folder
+        changes = {key: value for key, value in outcome.settings._asdict().items()
+                   if value != getattr(default, key) and not key.endswith("_DIR")}
+        outcome.row.update(changes=changes, seconds=sum(seconds.values()) / len(points),
+                           machine=f"{here['cpu']}, {here['cores']} cores")
+    return [outcome.row for outcome in outcomes], outcomes[0], folder
+
+
+def _others(path, label):
+    """The rows of the other recipes that a result holds."""
+    from report import results
+    try:
+        return [row for row in results.read_result(path)["rows"] if row["label"] != label]
+    except InputError:
+        return []
 
 
 def main(argv):
@@ -91,24 +99,19 @@ def main(argv):
         data = experiment.load_data(settings)
         print(f"{path} on {data.name}")
         stem = result_name(data.name)
-        weights = Path(settings.WEIGHTS_DIR) / stem
-        entry, outcome, folder = measure(path, settings, data)
+        rows, outcome, folder = measure(path, settings, data)
         target = Path(settings.RESULTS_DIR) / f"{stem}.json"
-        try:
-            others = results.read_result(target)["recipes"]
-        except (InputError, KeyError):
-            others = []
-        entries = [other for other in others if other["name"] != entry["name"]] + [entry]
-        entry["environment"] = facts.environment()
-        results.write_result(target, {}, recipes=sorted(entries, key=lambda e: e["name"]),
+        every = sorted(_others(target, path.stem) + rows, key=lambda row: row["label"])
+        results.write_result(target, {}, every,
                              dataset={"name": data.name, "sha256": data.sha256})
-        text = header(entry, path, data.name, entry["environment"])
+        text = header(rows, path, data.name)
         print(f"{text}# {time.perf_counter() - start:.0f} s with all else")
         if data.name == HOME:
             recipe = read_bytes(path, MAX_BYTES).decode()
             write_atomically(path, _with_header(recipe, text).encode())
-        write_atomically(weights / f"{path.stem}.{settings.FILE_FORMAT}", outcome.content)
-        print(f"wrote {weights / path.stem}.{settings.FILE_FORMAT}")
+        weights = Path(settings.WEIGHTS_DIR) / stem / f"{path.stem}.{settings.FILE_FORMAT}"
+        write_atomically(weights, outcome.content)
+        print(f"wrote {weights}")
         runs.finish(folder)
 
 

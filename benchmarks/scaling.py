@@ -1,6 +1,6 @@
 """What dominates where: seconds per lane-epoch against lanes, batch, hidden width and devices.
 
-python3 -m benchmarks.scaling [--KEY=value ...]   writes results/scaling.json and plots/scaling.png
+python3 -m benchmarks.scaling [--KEY=value ...]   writes results/scaling.json
 
 Each axis varies one thing of the model that the switches describe.
 """
@@ -18,7 +18,7 @@ from benchmarks.training import flops_per_epoch, gemm_rate
 from data import Split
 from machine import script
 from machine.files import InputError, check_writable
-from report import draw, results
+from report import results, tables
 from runner import experiment
 
 IMAGES = 8_192                  # of the train split; times are scaled up to all of it
@@ -48,17 +48,19 @@ def lane_epoch_seconds(settings, data, lanes=1, **axis):
     return (sweep.seconds[1:] * scale).tolist()
 
 
-def device_points(argv):
-    """The points of the device axis, each measured in a process of its own."""
-    points = []
+def device_rows(argv):
+    """The rows of the device axis, each measured in a process of its own."""
+    rows = []
     for count in range(1, len(jax.devices()) + 1):
         child = subprocess.run([sys.executable, "-B", "-m", "benchmarks.scaling", *argv, CHILD],
                                capture_output=True, text=True, cwd=results.ROOT,
                                env={**os.environ, "JAX_NUM_CPU_DEVICES": str(count)})
         if child.returncode:
             raise InputError(f"with {count} devices: {child.stderr.strip().splitlines()[-1]}")
-        points.append({"devices": count, "seconds": json.loads(child.stdout.splitlines()[-1])})
-    return points
+        rows.append({"label": f"devices = {count}, {LANES_PER_DEVICE} lanes on each",
+                     "axis": "devices", "value": count,
+                     "seconds": json.loads(child.stdout.splitlines()[-1])})
+    return rows
 
 
 def main(argv):
@@ -66,26 +68,26 @@ def main(argv):
     settings = config.change(config.load(argv, __doc__, also=(CHILD,)), MAX_EPOCHS=EPOCHS,
                              PATIENCE=EPOCHS, WARMUP_EPOCHS=0.0, LEARNING_RATE=1e-3)
     if CHILD not in argv:
-        check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
+        check_writable(settings.RESULTS_DIR)
     settings = experiment.set_up(settings)
     data = experiment.load_data(settings)
     if CHILD in argv:
         print(json.dumps(lane_epoch_seconds(settings, data, LANES_PER_DEVICE * len(jax.devices()))))
         return
-    points = {axis: [{axis: value, "seconds": lane_epoch_seconds(settings, data, **{axis: value})}
-                     for value in values] for axis, values in AXES.items()}
-    points["devices"] = device_points(argv)
+    rows = [{"label": f"{axis} = {value}", "axis": axis, "value": value,
+             "seconds": lane_epoch_seconds(settings, data, **{axis: value})}
+            for axis, values in AXES.items() for value in values] + device_rows(argv)
     rate = gemm_rate()
-    for entries in points.values():
-        for entry in entries:
-            axis = {key: entry[key] for key in ("batch", "width") if key in entry}
-            point = changes(settings, **axis)
-            batch = point["BATCH_SIZE"]
-            steps = IMAGES // batch * len(data.train.labels) / IMAGES
-            entry["gemm_limit"] = flops_per_epoch(point["LAYER_SIZES"], batch, steps) / rate
-    results.write_result(Path(settings.RESULTS_DIR) / "scaling.json", settings._asdict(),
-                         points=points, gemm_gflops=rate / 1e9)
-    draw.draw("scaling", settings.RESULTS_DIR, settings.PLOTS_DIR)
+    for row in rows:
+        changed = {row["axis"]: row["value"]} if row["axis"] in ("batch", "width") else {}
+        point = changes(settings, **changed)
+        steps = IMAGES // point["BATCH_SIZE"] * len(data.train.labels) / IMAGES
+        row["gemm_limit"] = flops_per_epoch(point["LAYER_SIZES"], point["BATCH_SIZE"], steps) / rate
+    result = results.write_result(
+        Path(settings.RESULTS_DIR) / "scaling.json", settings._asdict(), rows,
+        network=experiment.network_name(settings._replace(QAT_ENABLE=True)),
+        gemm_gflops=rate / 1e9)
+    print(tables.TABLES["scaling"]({"scaling": result}.get))
 
 
 if __name__ == "__main__":

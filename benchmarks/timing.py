@@ -1,8 +1,6 @@
 """The one timing loop: contenders in turns, so that the machine's noise hits all of them alike."""
 import time
 
-import numpy as np
-
 
 def in_turns(contenders, repeats, calls=1):
     """Seconds of one call of each contender.
@@ -24,9 +22,3 @@ def in_turns(contenders, repeats, calls=1):
                 function()
             seconds[name].append((time.perf_counter() - start) / calls)
     return seconds
-
-
-def spread(values, digits):
-    """Median and range in a table's cell: "1.03 (0.82 to 1.57)"."""
-    return (f"{np.median(values):,.{digits}f} "
-            f"({min(values):,.{digits}f} to {max(values):,.{digits}f})")

@@ -23,7 +23,7 @@ import training
 from benchmarks import timing
 from machine import devices, script
 from machine.files import InputError, check_writable
-from report import results
+from report import results, stats
 from runner import experiment, state as runs
 
 REPEATS = 7
@@ -198,12 +198,14 @@ def lane_floors(settings, steps):
             for name, times in timing.in_turns(floors, REPEATS).items()}
 
 
-def whole_run(arguments, seed, cache=""):
-    """main_train.py in its own process: its seconds by part, and what it reached.
+def whole_run(arguments, seed, label="", cache=""):
+    """main_train.py in its own process: a row with its seconds by part, and what it reached.
 
     Args:
-      arguments: recipes and switches; seed: its SEED; cache: folder of compiled programs, empty for
-      a cold start.
+      arguments: recipes and switches.
+      seed: its SEED.
+      label: of the row.
+      cache: folder of compiled programs, empty for a cold start.
     Raises:
       InputError: the run failed.
     """
@@ -216,21 +218,21 @@ def whole_run(arguments, seed, cache=""):
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise InputError(f"main_train.py {' '.join(arguments)}: {reason}")
         result = results.read_result(Path(folder) / "RESULTS_DIR" / "train.json")
-    row = result["row"]
+    (row,) = result["rows"]
     print(f"  {' '.join(arguments) or 'default'} seed {seed}: {result['wall_seconds']:.1f} s, "
           f"test {100 * row['test_acc']:.2f} %", flush=True)
-    return {"seed": seed, "start_to_saved_seconds": result["wall_seconds"],
-            "parts": result["seconds"], "epoch_count": row["epochs"], "test_acc": row["test_acc"],
+    return {"part": "whole run", "label": label, "seed": seed, "seconds": result["wall_seconds"],
+            "parts": result["seconds"], "epochs": row["epochs"], "test_acc": row["test_acc"],
             "file_bytes": row["file_bytes"], "peak_memory_bytes": result["peak_memory_bytes"]}
 
 
-def whole_runs(arguments, seeds, cached=False):
+def whole_runs(label, arguments, seeds, cached=False):
     """whole_run with each seed in turn; cached: after one that fills a cache of programs."""
     if not cached:
-        return [whole_run(arguments, seed) for seed in seeds]
+        return [whole_run(arguments, seed, label) for seed in seeds]
     with tempfile.TemporaryDirectory() as cache:
-        whole_run(arguments, seeds[0], cache)
-        return [whole_run(arguments, seed, cache) for seed in seeds]
+        whole_run(arguments, seeds[0], label, cache)
+        return [whole_run(arguments, seed, label, cache) for seed in seeds]
 
 
 def saving_cost(settings, data):
@@ -272,30 +274,26 @@ def main(argv):
               for name, (_, factor) in contenders.items()}
     ours = f"QAT epoch, products in {settings.COMPUTE}"         # what a run here uses
     epochs = {"QAT epoch": epochs.pop(ours), **epochs}
-    for name, seconds in epochs.items():
-        print(f"{name:40s} {timing.spread(seconds, 3)} s")
-
     lanes = len(settings.LR_ABLATION_RATES) * settings.ABLATION_SEEDS
     sweeps = {"single run": lane_epochs(settings, data, 1),
-              "sweep": lane_epochs(settings, data, lanes),
+              f"sweep of {lanes} runs": lane_epochs(settings, data, lanes),
               **lane_floors(settings, len(data.train.labels) // settings.BATCH_SIZE)}
-    for name, seconds in sweeps.items():
-        print(f"{name}: {np.median(seconds):.3f} s per lane-epoch")
-    saving = saving_cost(settings, data)
-    for name, seconds in saving.items():
-        print(f"epoch, state {name:9s} {timing.spread(seconds, 3)} s")
-    first, fast = settings.SEED, ["recipes/fast.toml", *argv]
-    whole = {"default": whole_runs(argv, range(first, first + 3)),
-             "default_float32": whole_runs([*argv, "--COMPUTE=float32"], range(first, first + 3)),
-             "fast": whole_runs(fast, range(first, first + 5)),
-             "fast_again": whole_runs(fast, range(first, first + 5), cached=True)}
+    rows = [{"part": part, "label": label, "seconds": seconds} for part, times in (
+        ("epoch", epochs), ("lane-epoch", sweeps), ("saving", saving_cost(settings, data)))
+        for label, seconds in times.items()]
+    for row in rows:
+        print(f"{row['part']}: {row['label']}: {stats.median_range(row['seconds'], 3)} s")
+    seeds, fast = range(settings.SEED, settings.SEED + 5), ["recipes/fast.toml", *argv]
+    rows += [*whole_runs("`main_train.py`", argv, seeds[:3]),
+             *whole_runs("the same, `--COMPUTE=float32`", [*argv, "--COMPUTE=float32"], seeds[:3]),
+             *whole_runs("`recipes/fast.toml`", fast, seeds),
+             *whole_runs("the same, compiled before", fast, seeds, cached=True)]
     multiply = epochs["same operations at the GEMM rate"]
     flops = flops_per_epoch(settings.LAYER_SIZES, settings.BATCH_SIZE,
                             len(data.train.labels) // settings.BATCH_SIZE)
     results.write_result(Path(settings.RESULTS_DIR) / "training_bench.json", settings._asdict(),
-                         epochs=epochs, compute=settings.COMPUTE, lanes=lanes,
-                         gemm_gflops=flops / np.median(multiply) / 1e9, lane_epochs=sweeps,
-                         saving=saving, **whole)
+                         rows, compute=settings.COMPUTE,
+                         gemm_gflops=flops / np.median(multiply) / 1e9)
 
 
 if __name__ == "__main__":

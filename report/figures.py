@@ -1,4 +1,4 @@
-"""Figures of accuracy: quantized or not, against a weight's bits, a file's bytes, a chip's flash."""
+"""Figures of accuracy: quantized or not, by a weight's bits, a file's bytes, a chip's flash."""
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no screen is needed, nothing global
 from matplotlib.lines import Line2D
@@ -237,9 +237,9 @@ def _recipe_points(axes, recipes):
         at = _largest_file(rows), np.mean(_errors(rows)[0])
         axes.errorbar(*at, stats.summary(_errors(rows)[0])["std"], fmt="*", color=COLORS[5],
                       markersize=13, capsize=2, markeredgecolor="white", zorder=3)
-        axes.annotate(name, at, (-8, 4) if i % 2 else (8, 0), textcoords="offset points", va="center",
-                      ha="right" if i % 2 else "left", color=COLORS[5], fontweight="bold",
-                      fontsize=9, path_effects=OUTLINE, zorder=4)
+        axes.annotate(name, at, (-8, 4) if i % 2 else (8, 0), textcoords="offset points",
+                      ha="right" if i % 2 else "left", va="center", color=COLORS[5],
+                      fontweight="bold", fontsize=9, path_effects=OUTLINE, zorder=4)
 
 
 def frontier(result):

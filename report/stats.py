@@ -131,8 +131,10 @@ def disagreements(base, other):
     """[examples that base alone gets right, that other alone does], for a row's "against".
 
     Args:
-      base, other: bool [N], which examples each model gets right.
+      base, other: bool [N], which examples each model gets right; None for a run without a model.
     """
+    if base is None or other is None:
+        return None
     return [int(np.sum(base & ~other)), int(np.sum(other & ~base))]
 
 

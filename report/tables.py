@@ -137,9 +137,9 @@ def bits(read):
                 "learned minus calibrated (pp)": _difference(CALIBRATED, LEARNED),
                 "calibrated minus rounded (pp)": _difference(ROUNDED, CALIBRATED)}
     return (f"{table('bits of a weight', widths, columns)}\n\n{result['dataset']['name']}, "
-            f"{style.shape(result)}, activations of "
-            f"{switches['ACTIVATION_BITS']} bits: test accuracy ± standard deviation over seeds; of "
-            "differences over the same seeds the 95 % interval. float32: "
+            f"{style.shape(result)}, activations of {switches['ACTIVATION_BITS']} bits: test "
+            "accuracy ± standard deviation over seeds; of differences over the same seeds the 95 % "
+            "interval. float32: "
             f"{mean('test_acc', 2, 100)(float32)} %. {source(result)}")
 
 
@@ -206,8 +206,8 @@ def findings(read):
     return "\n".join([
         f"- The default run, {label}: {mean('test_acc', 2, 100)(models[label])} % of the test "
         f"images, {len(models[label])} seeds.",
-        f"- {label} minus {base}: {stats.describe(found)}; McNemar: {differ} of {len(images)} seeds "
-        "differ.",
+        f"- {label} minus {base}: {stats.describe(found)}; McNemar: {differ} of {len(images)} "
+        "seeds differ.",
         f"- Learning rate: {stats.best_rate(rates):g} has the least mean validation loss.",
         f"- Optimizers, each at its best rate, val loss in nats: {'; '.join(losses)}.",
         *speed.findings(read)])

@@ -322,10 +322,12 @@ def main(argv):
     share = kept(mnist.test.images)
     print(f"test images that look like one digit: {100 * share:.2f} %")
     if "tuning" not in argv:
-        write_result(Path(settings.RESULTS_DIR) / "photos.json", settings._asdict(),
+        rows = [{"label": condition,
+                 "misread": [i for i, was_read in enumerate(right) if not was_read]}
+                for condition, right in read.items()]
+        write_result(Path(settings.RESULTS_DIR) / "photos.json", settings._asdict(), rows,
                      weights=path.name, sha256=checkpoint.digest(network), drawings=COUNT,
-                     misread={condition: [i for i, was_read in enumerate(right) if not was_read]
-                              for condition, right in read.items()}, kept=share)
+                     kept=share)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from benchmarks import timing
 from machine import script
 from machine.files import check_writable, read_bytes, write_atomically
 from report import draw as figures
-from report.results import MAX_BYTES, fill, read_result, table, write_result
+from report.results import MAX_BYTES, fill, group, read_result, table, write_result
 from runner import experiment
 from theory import autodiff, graph, report
 from theory.autodiff import DERIVATIVES
@@ -62,20 +62,21 @@ def unit_directions(params, count):
 
 
 def measure_modes(case):
-    """Times of the loss, of forward mode and of reverse mode, all under jit."""
+    """Rows of times: of the loss, of forward mode and of reverse mode, all under jit."""
     def along(params, t, images, labels):
         return autodiff.jvp(lambda p: case.loss(p, images, labels), params, t).tangent
     along_many = jax.vmap(along, (None, 0, None, None))
     many = unit_directions(case.params, BLOCK)
     one = jax.tree.map(lambda leaf: leaf[0], many)
     batch = case.images, case.labels
-    return measure({
+    times = measure({
         "loss": (jax.jit(case.loss), (case.params, *batch)),
         "jvp": (jax.jit(along), (case.params, one, *batch)),
         "jvp_block": (jax.jit(along_many), (case.params, many, *batch)),
         "our_grad": (jax.jit(autodiff.grad(case.loss)), (case.params, *batch)),
         "jax_grad": (jax.jit(jax.grad(case.loss)), (case.params, *batch)),
     })
+    return [{"part": "mode", "label": name, **row} for name, row in times.items()]
 
 
 def measure_recomputation(case, train):
@@ -92,7 +93,7 @@ def measure_recomputation(case, train):
             program = jax.jit(jax.value_and_grad(loss)).lower(case.params, *batch).compile()
             programs[name] = program, (case.params, *batch)
         times = measure(programs)
-        rows += [{"policy": name, "batch": images,
+        rows += [{"part": "recomputation", "label": name, "batch": images,
                   "kept_bytes": saved_bytes(losses[name], case.params, *batch),
                   "scratch_bytes": program.memory_analysis().temp_size_in_bytes, **times[name]}
                  for name, (program, _) in programs.items()]
@@ -129,39 +130,40 @@ RULES = {"true gradient of rounding": TRUE, "round edited": EDITED,
 
 
 def measure_training(train, val, settings):
-    """dict of spec name -> rule name -> validation losses in nats, one per epoch from 0."""
+    """Rows of validation losses in nats, one per epoch from 0, by width and rule."""
     val = jax.device_put(tuple(val))
-    return {name: {rule: train_with(rules, report.hyper_of(settings, name), train, val, settings)
-                   for rule, rules in RULES.items()} for name in ("W8A8", "W2A4")}
+    return [{"part": "training", "label": rule, "network": name, "val_loss": train_with(
+                rules, report.hyper_of(settings, name), train, val, settings)}
+            for name in ("W8A8", "W2A4") for rule, rules in RULES.items()]
 
 
-def draw_training(result):
+def draw_training(rows):
     """The Figure of validation loss by epoch under each rule, one panel per width."""
     figure = Figure(figsize=(8.3, 3.6), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     styles = [(graph.GREY, "s", 5, ":"), (graph.BLUE, "o", 9, "--"), (graph.ORANGE, "o", 4, "-")]
-    for axes, (name, losses) in zip(panels, result.items()):
-        for (rule, values), (color, marker, size, line) in zip(losses.items(), styles):
-            axes.plot(values, color=color, marker=marker, markersize=size, linestyle=line,
-                      markerfacecolor="none" if size == 9 else color, label=rule)
+    for axes, (name, own) in zip(panels, group(rows, "network").items()):
+        for row, (color, marker, size, line) in zip(own, styles):
+            axes.plot(row["val_loss"], color=color, marker=marker, markersize=size, linestyle=line,
+                      markerfacecolor="none" if size == 9 else color, label=row["label"])
         axes.set(title=name, xlabel="epoch (32 steps of 128 images)", ylim=(0, None))
     panels[0].set_ylabel("validation loss (nats)")
     panels[1].legend(loc="center right")
     return figure
 
 
-def draw(case, losses, folder):
+def draw(case, rows, folder):
     """Both figures, as PNG in a folder: of a Case's graph, and of training losses."""
     with matplotlib.rc_context(figures.STYLE):
         figures.save(graph.draw(graph.trace(case.loss, *case[1:])), folder / "autodiff_graph.png")
-        figures.save(draw_training(losses), folder / "autodiff_ste.png")
+        figures.save(draw_training(group(rows, "part")["training"]), folder / "autodiff_ste.png")
 
 
 def modes_table(result):
-    modes, parameters = result["modes"], result["parameters"]
+    modes, parameters = group(result["rows"], "label"), result["parameters"]
 
     def row(label, key, count):
-        time_ = modes[key]
+        (time_,) = modes[key]
         total = time_["ms"] * count / 1e3
         text = f"{total / 60:.1f} min, extrapolated" if count > 1 else f"{time_['ms']:.2f} ms"
         return [label, f"{time_['ms']:.2f} ({time_['least']:.2f} to {time_['most']:.2f})", text]
@@ -178,14 +180,14 @@ def modes_table(result):
 def recomputation_table(result):
     return table(["jax.checkpoint", "B", "bytes kept by jax.vjp", "scratch bytes under jit",
                   "loss and gradient under jit, ms: median (range)"],
-                 [[r["policy"], r["batch"], f"{r['kept_bytes']:,}", f"{r['scratch_bytes']:,}",
+                 [[r["label"], r["batch"], f"{r['kept_bytes']:,}", f"{r['scratch_bytes']:,}",
                    f"{r['ms']:.1f} ({r['least']:.1f} to {r['most']:.1f})"]
-                  for r in result["recomputation"]])
+                  for r in group(result["rows"], "part")["recomputation"]])
 
 
 def training_table(result):
-    rows = [[name, rule, f"{values[0]:.3f}", f"{values[-1]:.3f}"]
-            for name, losses in result["training"].items() for rule, values in losses.items()]
+    rows = [[row["network"], row["label"], *(f"{row['val_loss'][at]:.3f}" for at in (0, -1))]
+            for row in group(result["rows"], "part")["training"]]
     return table(["width", "rule", "validation loss before, nats", f"after {STE_EPOCHS} epochs"],
                  rows)
 
@@ -202,13 +204,13 @@ def main(argv):
     plots, path = Path(settings.PLOTS_DIR), Path(settings.RESULTS_DIR) / "autodiff.json"
     case = cases["float32"]
     if "--draw" in argv:
-        draw(case, read_result(path)["training"], plots)
+        draw(case, read_result(path)["rows"], plots)
         return
-    losses = measure_training(data.train, data.val, settings)
-    write_result(path, settings._asdict(), repeats=REPEATS, block=BLOCK, modes=measure_modes(case),
-                 parameters=report.parameter_count(case),
-                 recomputation=measure_recomputation(case, data.train), training=losses)
-    draw(case, losses, plots)
+    rows = [*measure_modes(case), *measure_recomputation(case, data.train),
+            *measure_training(data.train, data.val, settings)]
+    write_result(path, settings._asdict(), rows, repeats=REPEATS, block=BLOCK,
+                 parameters=report.parameter_count(case))
+    draw(case, rows, plots)
     if argv:
         return                                  # the README tells of the default configuration
     blocks = {name: make(cases) for name, make in report.BLOCKS.items()}
