@@ -56,8 +56,8 @@ def _keys(members, path, group):
         keys[2:] = None, None
     for key in [*filter(None, keys), *([group.lower()] if group else [])]:
         if key not in members:
-            raise InputError(f"{path} has no key {key!r}; save x_train, y_train, x_test and y_test, "
-                             "or x and y" + (", and what GROUP names" if group else ""))
+            raise InputError(f"{path} has no key {key!r}; save x_train, y_train, x_test and "
+                             "y_test, or x and y" + (", and what GROUP names" if group else ""))
     return [*keys, group.lower() or None]
 
 
@@ -153,8 +153,8 @@ def read(path, shape=None, label="", group=""):
     if arrays[2] is not None:
         test, test_names, test_places = _split(path, "_test", *arrays[2:])
         if (test.shape[1:], test.dtype) != (train.shape[1:], train.dtype):
-            raise InputError(f"{path}: an example of x_train is {train.dtype} {train.shape[1:]}, of "
-                             f"x_test {test.dtype} {test.shape[1:]}; make them agree")
+            raise InputError(f"{path}: an example of x_train is {train.dtype} {train.shape[1:]}, "
+                             f"of x_test {test.dtype} {test.shape[1:]}; make them agree")
     if groups is not None:
         texts, which = _texts(path, group, groups, len(train))
         groups = np.array(texts)[which]

@@ -104,7 +104,7 @@ def picture_bytes(parts):
 
 
 def _scale(x, scale):
-    """round_half_even(scale * x) as uint8, exactly: in float64, 24 bits times 8, an example each."""
+    """round_half_even(scale * x) as uint8, exactly: float64 holds 24 bits times 8."""
     codes = np.empty(x.shape, np.uint8)
     for code, example in zip(codes, x):
         code[...] = np.rint(example.astype(np.float64) * scale)

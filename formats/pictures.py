@@ -16,7 +16,7 @@ NOT_DATA = ("Thumbs.db", "desktop.ini", "__MACOSX")     # what systems leave in 
 
 
 def _entries(folder, root):
-    """(folders, files) of a folder, sorted by name, without hidden ones; links must stay in root."""
+    """(folders, files) of a folder, sorted, without hidden ones; links must stay in root."""
     try:
         with os.scandir(folder) as entries:
             found = sorted(entry.name for entry in entries
@@ -27,7 +27,7 @@ def _entries(folder, root):
     for path in paths:
         inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
         if path.is_symlink() and not inside:
-            raise InputError(f"{path} is a link out of {root}; copy what it points to, or remove it")
+            raise InputError(f"{path} is a link out of {root}; copy what it points to")
     folders = [path for path in paths if path.is_dir()]
     return folders, [path for path in paths if path not in set(folders)]
 
@@ -87,8 +87,8 @@ def _splits(path, group):
         return _find(path, path, group), None
     other = [folder for folder in folders if folder.name not in ("train", "test")]
     if other:
-        raise InputError(f"{other[0]} is neither train nor test; move it elsewhere, or its pictures "
-                         "into one of them")
+        raise InputError(f"{other[0]} is neither train nor test; move it elsewhere, or its "
+                         "pictures into one of them")
     train = _find(path / "train", path, group)
     return train, _find(path / "test", path, group) if "test" in names else None
 
@@ -140,8 +140,9 @@ def _read_all(files, shape):
         height, width, _ = pictures[-1].shape
         first = pictures[0].shape[:2]
         if (height, width) != first:
-            raise InputError(f"{file} is {height}x{width} pixels, {files[0]} {first[0]}x{first[1]}; "
-                             f"SHAPE = {first[0]}x{first[1]} fits all of them to one size")
+            raise InputError(f"{file} is {height}x{width} pixels, {files[0]} "
+                             f"{raw.show_shape(first)}; SHAPE = {raw.show_shape(first)} fits all "
+                             "to one size")
         if height * width * 3 * len(files) > MAX_BYTES:
             raise InputError(f"{len(files)} pictures of {height}x{width} take over {MAX_BYTES:,} "
                              "bytes; SHAPE = 32x32, say, fits them to a smaller size")

@@ -93,8 +93,8 @@ def _arrange(path, parts, shape):
         raise InputError(f"{path}: SHAPE = {show_shape(shape)} is {math.prod(shape)} numbers, "
                          f"an example has {show_shape(given)}; make them agree")
     if len(shape) > 3 or math.prod(shape) > MAX_NUMBERS:
-        raise InputError(f"{path}: an example of {show_shape(shape)} numbers is no row of features, "
-                         f"HxW, HxWxC or TxC with at most {MAX_NUMBERS:,} numbers; reshape it")
+        raise InputError(f"{path}: an example of {show_shape(shape)} numbers is no row of "
+                         f"features, HxW, HxWxC or TxC, at most {MAX_NUMBERS:,}; reshape it")
     if len(shape) == 2:
         is_picture = parts[0].dtype == np.uint8 or _looks_like_picture(parts)
         shape = (*shape, 1) if is_picture else (1, *shape)
@@ -160,7 +160,7 @@ def make(path, x, y, names, shape, groups=None, note=""):
       names: the names of the classes, each once, in any order.
       shape, groups, note: as in Raw.
     Raises:
-      InputError: no examples, fewer than 2 classes or more than 256, or one without a train example.
+      InputError: no examples, not 2 to 256 classes, or one without a train example.
     """
     if not len(x[0]) or (x[1] is not None and not len(x[1])):
         raise InputError(f"{path} has no {'test' if len(x[0]) else 'train'} examples; add some")
@@ -170,8 +170,8 @@ def make(path, x, y, names, shape, groups=None, note=""):
     train_y, test_y = (None if part is None else place[np.asarray(part, np.int64)] for part in y)
     counts = np.bincount(train_y, minlength=len(classes))
     if not counts.all():
-        raise InputError(f"{path}: class {classes[counts.argmin()]!r} has no train example; add some "
-                         "or leave the class out of the test split")
+        raise InputError(f"{path}: class {classes[counts.argmin()]!r} has no train example; add "
+                         "some or leave the class out of the test split")
     groups = None if groups is None else np.asarray(groups, str)
     return Raw(x[0], train_y, x[1], test_y, tuple(shape), tuple(classes), groups, note)
 

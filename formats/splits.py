@@ -29,27 +29,25 @@ def _hold_groups(y, fraction, groups, rng):
     table = np.zeros((len(names), y.max() + 1))         # examples of each group and class
     np.add.at(table, (which, y), 1)
     sizes = np.maximum(table.sum(0), 1)
-    target, taken = fraction * table.sum(0), np.zeros(len(names), bool)
+    left, held, taken = table.sum(0), np.zeros(len(sizes)), np.zeros(len(names), bool)
 
-    def loss(held):
-        return (((held - target) / sizes)**2).sum()
+    def loss(counts):               # [..., C]
+        return (((counts - fraction * sizes) / sizes)**2).sum(-1)
 
-    def may_take(g):                # every class of it has examples in a group that stays
-        return ((table[~taken].sum(0) > table[g]) | (table[g] == 0)).all()
+    def leaves_all(counts):         # whether each class of a group has examples elsewhere
+        return ((counts < left) | (counts == 0)).all(-1)
 
     order = rng.permutation(len(names))
     order = order[np.argsort(-table[order].sum(1), kind="stable")]      # large ones first
-    left, held = table.sum(0), np.zeros(len(sizes))
     for g in order:
-        stays = ((left > table[g]) | (table[g] == 0)).all()
-        if stays and loss(held + table[g]) < loss(held):
+        if leaves_all(table[g]) and loss(held + table[g]) < loss(held):
             taken[g], held, left = True, held + table[g], left - table[g]
-    # A class may be in few and large groups only: take the one that costs least.
-    for c in np.flatnonzero(held == 0):
-        choices = [g for g in order if table[g, c] and not taken[g] and may_take(g)]
-        if choices and not table[taken, c].any():
-            best = min(choices, key=lambda g: loss(table[taken].sum(0) + table[g]))
-            taken[best] = True
+    # A class may lie in few and large groups: take the one that costs least.
+    for c in range(len(sizes)):
+        choices = order[~taken[order] & (table[order, c] > 0) & leaves_all(table[order])]
+        if held[c] == 0 and len(choices):
+            g = choices[loss(held + table[choices]).argmin()]
+            taken[g], held, left = True, held + table[g], left - table[g]
     return taken[which]
 
 
@@ -58,8 +56,8 @@ def split(y, fraction, seed, groups=None):
 
     Args:
       y: int [N], classes.
-      fraction: to hold out, over 0 and under 1; of each class with two or more examples at least one
-        is held out and one stays.
+      fraction: to hold out, over 0 and under 1; of each class with two or more examples at least
+        one is held out and one stays.
       seed: int.
       groups: [N] or None; all examples of a group stay or are held out together. A class that lies
         in one group only is on one side then.
@@ -72,7 +70,7 @@ def split(y, fraction, seed, groups=None):
     if groups is None:
         held = _hold_examples(y, fraction, rng)
     else:
-        held = _hold_groups(y, fraction, np.asarray(groups), rng)
+        held = _hold_groups(y, fraction, groups, rng)
     if not held.any():
         raise InputError("the data can't be split: " + (
             "no class has two examples; add some" if groups is None else

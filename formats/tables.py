@@ -31,8 +31,8 @@ def _files(path):
     if "train" in stems:
         return [stems["train"], stems.get("test")]
     if len(found) > 1:
-        raise InputError(f"{path} has {len(found)} tables; call two of them train.csv and test.csv, "
-                         f"or name one: DATA_DIR = {str(path / found[0])!r}")
+        raise InputError(f"{path} has {len(found)} tables; call two of them train.csv and "
+                         f"test.csv, or name one: DATA_DIR = {str(path / found[0])!r}")
     return [path / found[0], None] if found else []
 
 
@@ -62,8 +62,8 @@ def _class_name(path, line, name, text):
     if whole:
         return str(int(whole[1]))
     if columns.is_number(text):
-        raise InputError(f"{path} line {line}: the label {text!r} in column {name!r} is no name and "
-                         "no whole number; say which column is the label by LABEL")
+        raise InputError(f"{path} line {line}: the label {text!r} in column {name!r} is no name "
+                         "and no whole number; say which column is the label by LABEL")
     return text
 
 
@@ -88,8 +88,8 @@ def _refuse_cells(path, content, layout, line, cells):
         if not columns.is_number(cells[i]):
             what = "is empty" if not cells[i].strip() else f"holds {cells[i][:40]!r}, no number"
             hint = ": write 1.5, not 1,5" if re.fullmatch(r"\s*-?\d+,\d+\s*", cells[i]) else ""
-            raise InputError(f"{path} line {line}: column {layout.names[i]!r} {what}{hint}; fill it "
-                             "in or leave the row out")
+            raise InputError(f"{path} line {line}: column {layout.names[i]!r} {what}{hint}; fill "
+                             "it in or leave the row out")
 
 
 def _check_finite(path, layout, x, lines):
@@ -159,8 +159,8 @@ def _refuse_last(path, layout, labels):
     count = len(set(labels))
     if layout.is_last and len(labels) >= LEAST_ROWS and 2 * count > len(labels):
         raise InputError(f"{path}: the last column, {layout.names[layout.label]!r}, has {count} "
-                         f"different values in {len(labels)} rows; say which column is the label by "
-                         "LABEL")
+                         f"different values in {len(labels)} rows; say which column is the label "
+                         "by LABEL")
 
 
 def _read_test(path, layout, label, group):
@@ -169,7 +169,7 @@ def _read_test(path, layout, label, group):
     try:
         other = columns.layout(path, content, label, group)
     except InputError as error:
-        raise InputError(f"{error}; without it a part of train.csv becomes the test split") from None
+        raise InputError(f"{error}; or remove it: a part of train.csv is held out then") from None
     if other.names != layout.names or other.label != layout.label:
         differ = [name for name in layout.names if name not in other.names] or other.names
         raise InputError(f"{path} does not have the columns of train.csv, in their order: see "
@@ -181,8 +181,8 @@ def read(path, shape=None, label="", group=""):
     """The Raw of a table, or of two.
 
     Args:
-      path: a .csv or .tsv file, or a folder with train.csv, and test.csv where there is one. Commas,
-        semicolons or tabs; a header or none.
+      path: a .csv or .tsv file, or a folder with train.csv, and test.csv where there is one.
+        Commas, semicolons or tabs; a header or none.
       shape: of raw.parse_shape; the columns in order are then the pixels row by row, or the window
         moment by moment. None: the columns are features.
       label: name of the column with the classes, or its number from 1 without a header. "": label,
