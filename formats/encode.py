@@ -4,7 +4,7 @@ from typing import NamedTuple
 import numpy as np
 
 LEAST, MOST = -100, 121         # exponents for which 2^-e is a normal float32, and covers float32
-REACH, SHARE = 3, 0.9           # of fit: codes reach REACH times as far as SHARE of the values
+REACH, SHARE = 2, 0.9           # of fit: codes reach REACH times as far as SHARE of the values
 
 
 class Encoding(NamedTuple):
@@ -19,17 +19,18 @@ class Encoding(NamedTuple):
 
 
 def _side(distances):
-    """How far codes reach on one side of the median."""
-    distances = distances[distances > 0]
-    if distances.size == 0:
+    """How far codes reach on one side of the median; ascending distances over 0."""
+    if len(distances) == 0:
         return 0.0
-    return min(distances.max(), REACH * np.quantile(distances, SHARE))
+    return min(distances[-1], REACH * distances[int(SHARE * (len(distances) - 1))])
 
 
 def _fit_one(values):
-    """(low, exponent) of one feature's values, float64 [N]."""
-    middle = np.median(values)
-    below, above = _side(middle - values), _side(values - middle)
+    """(low, exponent) of one feature's values, float32 [N]."""
+    values = np.sort(values).astype(np.float64)
+    middle = values[(len(values) - 1) // 2]
+    below = _side(middle - values[values < middle][::-1])
+    above = _side(values[values > middle] - middle)
     if below + above == 0:
         # Whatever it is some day, training has not seen it: a step so large that the code is 0.
         return middle, MOST
@@ -45,12 +46,16 @@ def _fit_one(values):
 def fit(train_x):
     """The Encoding of features, robust to outliers.
 
-    Codes reach from the median as far as the values do, on each side, but at most 3 times as far as
-    nine tenths of the values on that side: normal, uniform and exponential values are covered to
-    the last or nearly so, an outlier saturates instead of squeezing the others into few codes.
-    Values equal to the median don't count, so rare ones among many zeros keep their codes. The step
-    is the next power of two, so that the reach takes 128 to 255 codes, in the middle of 0..255.
-    A feature that is constant gets code 0, also for other values later.
+    On each side of the median, codes reach as far as the values do, but at most twice as far as nine
+    tenths of the values on that side: of normal, uniform and exponential values 99.5 % or more are
+    covered, an outlier saturates instead of squeezing the others into few codes. Values equal to
+    the median don't count, so rare ones among many zeros keep their codes. The step is the next
+    power of two, so that the reach takes 128 to 255 codes, in the middle of 0..255. A feature that
+    is constant gets code 0, also for other values later.
+
+    Twice: on iris, wine, breast cancer and digits, codes cost a linear model and 5 nearest
+    neighbours nothing measurable with 1.5 to 4 or without a limit; with 0.5 % of outliers they cost
+    it 20 pp without one, and on log-normal features 2 is among the best.
 
     Args:
       train_x: float32 [N, ..., F], finite: rows of F features, or maps of F channels.
@@ -58,7 +63,7 @@ def fit(train_x):
       Encoding.
     """
     flat = train_x.reshape(-1, train_x.shape[-1])
-    table = [_fit_one(flat[:, f].astype(np.float64)) for f in range(flat.shape[1])]
+    table = [_fit_one(flat[:, f]) for f in range(flat.shape[1])]
     low, exponent = (np.array(column) for column in zip(*table))
     largest = np.finfo(np.float32).max
     return Encoding(np.clip(low, -largest, largest).astype(np.float32), exponent.astype(np.int64))
@@ -76,9 +81,10 @@ def encode(x, encoding):
     Returns:
       uint8 of x's shape.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # inf saturates; inf - inf cannot be
-        difference = np.asarray(x, np.float32) - encoding.low
-    codes = np.rint(np.ldexp(difference.astype(np.float64), -encoding.exponent))
+    with np.errstate(all="ignore"):             # inf saturates; what underflows is code 0
+        codes = np.asarray(x, np.float32) - encoding.low
+        codes *= np.exp2(-encoding.exponent).astype(np.float32)
+        np.rint(codes, out=codes)
     return np.where(codes > 0, np.minimum(codes, 255), 0).astype(np.uint8)
 
 

@@ -15,21 +15,26 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", "
 NOT_DATA = ("Thumbs.db", "desktop.ini", "__MACOSX")     # what systems leave in folders
 
 
+def _is_inside(path, root):
+    """Whether a link leads to something in root."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+
+
 def _entries(folder, root):
     """(folders, files) of a folder, sorted, without hidden ones; links must stay in root."""
+    folders, files = [], []
     try:
         with os.scandir(folder) as entries:
-            found = sorted(entry.name for entry in entries
-                           if not entry.name.startswith(".") and entry.name not in NOT_DATA)
+            found = sorted(entries, key=lambda entry: entry.name)
+        for entry in found:
+            if entry.name.startswith(".") or entry.name in NOT_DATA:
+                continue
+            if entry.is_symlink() and not _is_inside(entry.path, root):
+                raise InputError(f"{entry.path} is a link out of {root}; copy what it points to")
+            (folders if entry.is_dir() else files).append(Path(entry.path))
     except (OSError, ValueError) as error:
         raise InputError(f"can't read {folder}: {getattr(error, 'strerror', error)}") from None
-    paths = [Path(folder, name) for name in found]
-    for path in paths:
-        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
-        if path.is_symlink() and not inside:
-            raise InputError(f"{path} is a link out of {root}; copy what it points to")
-    folders = [path for path in paths if path.is_dir()]
-    return folders, [path for path in paths if path not in set(folders)]
+    return folders, files
 
 
 def matches(path):
