@@ -52,7 +52,8 @@ def rows(path, content, delimiter):
         for line in iter(partial(text.readline, MAX_ROW + 1), ""):
             used += len(line)
             if used > MAX_ROW:
-                raise csv.Error(f"a row of over {MAX_ROW:,} characters")
+                raise InputError(f"{path} has a row of over {MAX_ROW:,} characters after line "
+                                 f"{reader.line_num}; end its lines, or close its quotes")
             yield line
 
     reader = csv.reader(lines(), delimiter=delimiter, skipinitialspace=True, strict=True)
@@ -65,8 +66,8 @@ def rows(path, content, delimiter):
         raise InputError(f"{path} is not UTF-8 after line {reader.line_num}; save it as CSV in "
                          "UTF-8") from None
     except csv.Error as error:
-        raise InputError(f"{path} line {reader.line_num + 1}: {error}; close its quotes, or end "
-                         "its lines") from None
+        raise InputError(f"{path} line {reader.line_num}: {error}; close the quotes, and double those "
+                         "inside") from None
 
 
 def _sample(path, content, delimiter):
@@ -81,7 +82,7 @@ def _cut(path, content):
         try:
             sample = _sample(path, content, delimiter)
         except InputError as error:             # quotes look damaged with another delimiter
-            damage = damage or error
+            damage = error
             continue
         widths = [len(cells) for cells in sample] or [0]
         rank = (len(set(widths)) == 1 and widths[0] > 1, widths[0])
