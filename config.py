@@ -121,7 +121,7 @@ Hyper = namedtuple("Hyper", [name for name in _TYPES if _TYPES[name].in_run])
 Config.__getattr__ = Hyper.__getattr__ = _lost
 _HOME = Path(__file__).resolve().parent
 _MAX_RECIPE = 10_000            # bytes; tomllib takes the square of the time for a key of many dots
-_NOW_LAYERS = ("write LAYERS; inputs and classes follow from the data: '256 128' for 784,256,128,10; "
+_NOW_LAYERS = ("write LAYERS, as inputs and classes follow from the data: '256 128' for 784,256,128,10, "
                "'mean2 ...' for INPUT = 14, 'crop24 mean2 ...' for 12, 'crop20 mean2 ...' for 10")
 _GONE = {"LAYER_SIZES": _NOW_LAYERS, "INPUT": _NOW_LAYERS}
 _AS_IT_WAS = "write NAME: TYPE = VALUE, as `git diff config.py` shows it"

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import config
 import integer
+import plan
 from deploy import to_c, to_firmware, to_web
 from formats import checkpoint
 from machine.files import InputError, write_atomically
+from runner import keep
 
 OUT = Path(config.at_home("deploy/out"))
 
@@ -28,7 +30,7 @@ def export_onnx(network):
         from deploy import to_onnx
     except ImportError:
         raise InputError("onnx is missing: pip install -r requirements-dev.txt") from None
-    pixels = integer.pixels(network.input, integer.sizes(network)[0])
+    pixels = plan.inputs(network.steps)
     return {"mlp.onnx": to_onnx.export(network)}, f"""\
 uint8 image [N, {pixels}] in; int32 logits (accumulators) and int64 class out:
   session = onnxruntime.InferenceSession("{OUT}/mlp.onnx")
@@ -86,11 +88,9 @@ def main(argv):
     for chip in chips:
         if chip not in to_firmware.CHIPS:
             raise InputError(f"there is no chip {chip!r}; name {', '.join(to_firmware.CHIPS)}")
-    path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
-                                              settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS,
-                           settings.FILE_FORMAT)
+    path = keep.find(settings, keep.hash_of_data(settings))
     network, facts = checkpoint.load_quantized(path)
-    extra = {"web": {"dataset": str(facts.get("dataset", {}).get("name", ""))},     # what to draw
+    extra = {"web": {"dataset": facts.dataset},         # what to draw
              "firmware": {"chips": chips or list(to_firmware.CHIPS)}}.get(form, {})
     try:
         files, usage = FORMATS[form](network, **extra)      # all made before any is written
@@ -99,7 +99,7 @@ def main(argv):
     for name, content in files.items():
         write_atomically(OUT / name, content)
         print(f"wrote {OUT / name} ({len(content):,} bytes)")
-    print(f"{path}: {integer.name(network)}, {'-'.join(map(str, integer.sizes(network)))}\n{usage}")
+    print(f"{path}: {integer.name(network)}, {plan.describe(network.steps)}\n{usage}")
 
 
 if __name__ == "__main__":

@@ -11,22 +11,24 @@ import sys
 import time
 from pathlib import Path
 
-import config  # NumPy and JAX are imported below, once the switches are legal
+import numpy as np
+
+import config  # JAX is imported below, if it is needed at all
+import data
+import integer
+import plan
+import predict
+from formats import checkpoint, photo
 from machine.files import InputError
+from report.results import write_result
+from runner import keep
 
 NAME_WIDTH = 28                 # of a file in a line of 80 columns; of a longer one the end
 
 
-def evaluate_file(path, network, facts, settings):
+def evaluate_file(path, network, facts, dataset, settings):
     """Print and write what the model does on the test split."""
-    import numpy as np
-
-    import data
-    import integer
-    import predict
-    from report.results import write_result
-    dataset = data.load(settings.DATA_DIR)
-    data.check_fits(dataset, integer.sizes(network), network.input)
+    data.check_fits(dataset, network.steps)
     predictor = predict.make_predictor(network, settings.ENGINE)
     start = time.perf_counter()
     metrics, correct = predict.evaluate(predictor, test=dataset.test)
@@ -41,21 +43,24 @@ def evaluate_file(path, network, facts, settings):
     kind = f"{integer.name(network)}{' integer-only' if quantized else ''}"
     size = Path(path).stat().st_size
     speed = count / np.median(repeats)
-    print(f"{path}: {kind}, engine {settings.ENGINE if quantized else 'jax'}\n"
+    engine = settings.ENGINE if quantized else "jax"
+    print(f"{path}, written {keep.age(path)}: {kind}, engine {engine}\n"
           f"data           {dataset.name}, {count:,} test images\n"
           f"test accuracy  {100 * metrics['test_acc']:.2f} %\n"
           f"test loss      {metrics['test_loss']:.6f} nats\n"
           f"speed          {speed:,.0f} images/s ({first:.2f} s for the first call)\n"
           f"file           {size:,} bytes")
-    trained_on = facts.get("dataset", {})       # an .nqat does not say
-    if trained_on.get("sha256", dataset.sha256) != dataset.sha256:
-        print(f"note: this model was trained on {trained_on.get('name', 'other data')}, "
-              f"not on {dataset.name}")
-    row = {"label": kind, "file": str(path), "engine": settings.ENGINE, **metrics, "images": count,
+    if facts.sha256 and facts.sha256 != dataset.sha256:         # an .nqat does not say
+        print(f"note: this model was trained on {facts.dataset}, not on {dataset.name}")
+    row = {"label": kind, "file": str(path), "engine": engine, **metrics, "images": count,
            "file_bytes": size, "first_call_seconds": first, "seconds": repeats}
-    write_result(Path(settings.RUNS_DIR) / "inference.json", facts.get("switches", {}), [row],
-                 trained_on=trained_on,
-                 dataset={"name": dataset.name, "sha256": dataset.sha256})
+    try:
+        write_result(Path(settings.RUNS_DIR) / "inference.json", facts.switches, [row],
+                     trained_on={"name": facts.dataset, "sha256": facts.sha256},
+                     dataset={"name": dataset.name, "sha256": dataset.sha256,
+                              "classes": len(dataset.classes)})
+    except InputError as error:                 # the answer is on the screen: a read-only folder
+        print(f"note: {error}", file=sys.stderr)
 
 
 def classify(network, files, settings):
@@ -66,10 +71,8 @@ def classify(network, files, settings):
     """
     import numpy as np
 
-    import integer
     import predict
-    from formats import photo
-    pixels, inputs, doubts = integer.pixels(network.input, integer.sizes(network)[0]), {}, {}
+    pixels, inputs, doubts = plan.inputs(network.steps), {}, {}
     for file in files:
         try:
             inputs[file], doubts[file] = photo.read_digit(file, pixels)
@@ -97,10 +100,10 @@ def classify(network, files, settings):
 def main(argv):
     files = config.words(argv)
     settings = config.load(argv, __doc__, also=files)
-    from formats import checkpoint
-    path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
-                                              settings.WEIGHTS_DIR),
-                           settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
+    dataset = None
+    if not files:
+        dataset = data.load(settings.DATA_DIR)
+    path = keep.find(settings, dataset.sha256 if dataset else keep.hash_of_data(settings))
     network, facts = checkpoint.load(path)
     if settings.ENGINE == "jax":
         from machine import runtime
@@ -109,7 +112,7 @@ def main(argv):
         if not classify(network, files, settings):
             sys.exit(2)
     else:
-        evaluate_file(path, network, facts, settings)
+        evaluate_file(path, network, facts, dataset, settings)
 
 
 if __name__ == "__main__":

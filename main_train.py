@@ -51,7 +51,7 @@ def train(settings):
                "evaluate and save": wall - (loaded - START) - seconds["compile"]
                - seconds["epochs"]}
     write_result(folder / "train.json", settings._asdict(), [row],
-                 dataset=experiment.facts_of(given), seconds=seconds, wall_seconds=wall,
+                 dataset=experiment.dataset_of(given), seconds=seconds, wall_seconds=wall,
                  peak_memory_bytes=peak_memory())
     keep.publish(folder / "train.json", settings.RESULTS_DIR)
     state.finish(folder)

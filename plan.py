@@ -168,12 +168,34 @@ def from_sizes(side, sizes):
     return " ".join([*OLD_SIDES[side].split(), *map(str, hidden)]), shape
 
 
+def inputs(steps):
+    """How many bytes an example has."""
+    return math.prod(steps[0].before)
+
+
+def sizes(steps):
+    """(inputs of the first weights, hidden widths, classes) of a network of dense layers."""
+    dense = [step for step in steps if step.has_weights]
+    if any(step.kind == "conv" for step in dense):
+        raise ValueError("it has convolutions, which this export does not know yet; export to onnx")
+    return dense[0].weights[0], *(step.after[0] for step in dense)
+
+
+def pooled_side(steps):
+    """The side of the pooled image, of OLD_SIDES; 28: images of any size as they are."""
+    first = next(i for i, step in enumerate(steps) if step.has_weights)
+    line = to_line(steps).split()[:first]
+    for side, words in OLD_SIDES.items():
+        if line == words.split() and (side == 28 or steps[0].before == (28, 28, 1)):
+            return side
+    raise ValueError(f"it pools by {' '.join(line)!r}, which this export does not know yet")
+
+
 def describe(steps):
     """784-256-128-10, or the words of LAYERS where there are convolutions: what a table says."""
     if any(step.kind == "conv" for step in steps):
         return to_line(steps)
-    dense = [step for step in steps if step.kind == "dense"]
-    return "-".join(map(str, (dense[0].weights[0], *(step.after[0] for step in dense))))
+    return "-".join(map(str, sizes(steps)))
 
 
 def shift_half_even(acc, shift):

@@ -1,9 +1,7 @@
 """Measurements, and the pages that show them."""
-from pathlib import Path
-
 import data
-import integer
 from formats import checkpoint
+from runner import keep
 
 
 def load_network(settings):
@@ -14,10 +12,8 @@ def load_network(settings):
     Raises:
       InputError: no such file, float32 weights, or images that don't fit it.
     """
-    path = checkpoint.find(settings.WEIGHTS, (Path(settings.RUNS_DIR) / "latest",
-                                              settings.WEIGHTS_DIR), True, settings.WEIGHT_BITS,
-                           settings.FILE_FORMAT)
-    network, _ = checkpoint.load_quantized(path)
     dataset = data.load(settings.DATA_DIR)
-    data.check_fits(dataset, integer.sizes(network), network.input)
+    path = keep.find(settings, dataset.sha256)
+    network, _ = checkpoint.load_quantized(path)
+    data.check_fits(dataset, network.steps)
     return network, dataset, path

@@ -202,7 +202,7 @@ def main(argv):
     dataset, networks = data.load(settings.DATA_DIR), {}
     for name in NETWORKS:
         network, _ = checkpoint.load_quantized(Path(settings.WEIGHTS_DIR) / name)
-        data.check_fits(dataset, integer.sizes(network), network.input)
+        data.check_fits(dataset, network.steps)
         acc = integer.make_engine(network)(dataset.test.images)
         label = Path(name).stem.replace("weights_int8", "default")
         networks[label] = network, (acc.argmax(1) == dataset.test.labels).mean()

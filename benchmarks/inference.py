@@ -33,8 +33,9 @@ def float_onnx(network):
     from onnx import TensorProto
 
     from deploy.to_onnx import Graph
-    graph, (inputs, *_, classes) = Graph(), integer.sizes(network)
-    codes = graph.node("Cast", [graph.pool(network.input)], "bytes", to=TensorProto.FLOAT)
+    graph, classes = Graph(), network.steps[-1].after[0]
+    pooled = graph.pool(plan.pooled_side(network.steps))
+    codes = graph.node("Cast", [pooled], "bytes", to=TensorProto.FLOAT)
     scale = graph.constant("pixel_scale", np.float32(quant.PIXEL_SCALE))
     x = graph.node("Mul", [codes, scale], "x0")
     for i, (w, b) in enumerate(network.layers):
@@ -43,14 +44,14 @@ def float_onnx(network):
         x = graph.node("Gemm", operands, "logits" if last else f"acc{i}")
         if not last:
             x = graph.node("Relu", [x], f"x{i + 1}")
-    return graph.model(integer.pixels(network.input, inputs),
+    return graph.model(plan.inputs(network.steps),
                        {"logits": (TensorProto.FLOAT, ["N", classes])})
 
 
 def make_contenders(network):
     """Name to function from images to logits; engines that are missing are named and left out."""
     unrounded = integer.FloatNetwork(
-        tuple((layer.w, layer.b) for layer in model.from_network(network)[0]), network.input)
+        tuple((layer.w, layer.b) for layer in model.from_network(network)[0]), network.steps)
 
     def onnx_int8(threads=0):
         from deploy import to_onnx

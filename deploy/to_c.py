@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 import integer
+import plan
 
 # Bits of the field that a weight takes: powers of two, so that no field straddles a word.
 FIELD_BITS = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
@@ -58,14 +59,14 @@ def _array(kind, name, values):
 
 def title(network):
     """What the files of a network begin with."""
-    return (f"nanoQAT {integer.name(network)}, {'-'.join(map(str, integer.sizes(network)))}; "
+    return (f"nanoQAT {integer.name(network)}, {plan.describe(network.steps)}; "
             "made by main_export.py.")
 
 
 def pooling(network):
     """The line that has an engine pool the image, or none."""
-    return "" if network.input == integer.IMAGE_SIDE else (
-        f"#define MLP_POOLED {network.input}      /* side of the pooled image */\n")
+    side = plan.pooled_side(network.steps)
+    return "" if side == 28 else f"#define MLP_POOLED {side}      /* side of the pooled image */\n"
 
 
 def _header(network):
@@ -83,10 +84,10 @@ void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count);
 
 def declarations(network, more=""):
     """What a caller in C or C++ needs of any engine, and `more` of one of them."""
-    sizes = integer.sizes(network)
+    sizes = plan.sizes(network.steps)
     return f"""#include <stdint.h>
 
-#define MLP_INPUTS {integer.pixels(network.input, sizes[0])}      /* bytes of an image */
+#define MLP_INPUTS {plan.inputs(network.steps)}      /* bytes of an image */
 #define MLP_CLASSES {sizes[-1]}
 
 #ifdef __cplusplus
@@ -104,7 +105,7 @@ int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES]);
 
 def _weights(network):
     """(mlp_weights.h: the tables, and what mlp.c needs to know; bytes of the packed tables)."""
-    bits, sizes = network.weight_bits, integer.sizes(network)
+    bits, sizes = network.weight_bits, plan.sizes(network.steps)
     packed, lanes, rest, table, flash = [], [], [], [], 0
     for i, layer in enumerate(network.layers):
         words = pack_words(layer.w_q, bits)
@@ -146,13 +147,13 @@ static const struct mlp_layer mlp_layers[MLP_LAYERS] = {{
 
 def _max_codes(network):
     """Codes that the engine keeps at a time; pooling makes codes of the pixels, too."""
-    sizes = integer.sizes(network)
-    return max(sizes[1:] if network.input == integer.IMAGE_SIDE else sizes)
+    sizes = plan.sizes(network.steps)
+    return max(sizes[1:] if plan.pooled_side(network.steps) == 28 else sizes)
 
 
 def _example(network):
     """example.c: the least program, which is a test: an image and its logits by NumPy."""
-    count = integer.pixels(network.input, integer.sizes(network)[0])
+    count = plan.inputs(network.steps)
     ramp = 97 * np.arange(count) % 512          # half of the bytes 0, the others of all kinds
     image = np.maximum(ramp - 256, 0).astype(np.uint8)
     logits = integer.make_engine(network, "numpy")(image[None])[0]
@@ -185,7 +186,7 @@ def export(network):
       (files, flash, ram): {name: text}; bytes of constant tables, code on top; bytes of stack that
       mlp_predict needs at most, buffers and calls.
     """
-    sizes, fields = integer.sizes(network), 32 // FIELD_BITS[network.weight_bits]
+    sizes, fields = plan.sizes(network.steps), 32 // FIELD_BITS[network.weight_bits]
     weights, flash = _weights(network)
     sums = max(fields * math.ceil(outputs / fields) for outputs in sizes[1:])
     ram = 4 * sums + _max_codes(network) + min(256, max(sizes[:-1])) + FRAMES

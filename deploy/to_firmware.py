@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 import integer
+import plan
 from deploy import to_c
 
 FOLDER = Path(__file__).parent
@@ -155,7 +156,7 @@ def _layer_row(i, table, lanes):
 
 def header(network, tables, lanes):
     """mlp.h: what a caller needs and, for chip.c alone, the tables."""
-    sizes = integer.sizes(network)
+    sizes = plan.sizes(network.steps)
     rows, arrays = zip(*(_layer_row(i, table, lanes) for i, table in enumerate(tables)))
     return f"""/* {to_c.title(network)} */
 #ifndef MLP_H
@@ -196,12 +197,12 @@ def needs(network, tables, chip):
     Raises:
       ValueError: the chip has less; one line with both numbers.
     """
-    has, sizes = CHIPS[chip], integer.sizes(network)
+    has, sizes = CHIPS[chip], plan.sizes(network.steps)
     groups, sums = max(t.groups for t in tables), max(t.start.size for t in tables)
     words = sum(t.w.size + t.start.size + t.places.size for t in tables)
     flash = has.code + words * has.lanes // 8
     ram = ((11 * groups + sums) * has.lanes // 8 + 2 * (max(sizes[:-1]) + 1) + 4 * sizes[-1]
-           + has.stack + integer.pixels(network.input, sizes[0]))
+           + has.stack + plan.inputs(network.steps))
     for need, there, kind in ((flash, has.flash, "flash"), (ram, has.ram, "ram")):
         if need > there:
             raise ValueError(f"it needs about {need:,} bytes of {kind}, {chip} has {there:,}")

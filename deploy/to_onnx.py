@@ -4,6 +4,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import integer
+import plan
 
 OPSET = 28                      # the newest that the pinned onnx and onnxruntime both know
 # Weights are stored as uint8 with this zero point, not as int8: for uint8 x int8 on x86 CPUs
@@ -28,10 +29,10 @@ class Graph:
 
     def pool(self, side):
         """`image`, uint8 [N, 784], to the first layer's codes, uint8 [N, side**2]."""
-        if side == integer.IMAGE_SIDE:
+        if side == 28:
             return "image"
-        middle = integer.IMAGE_SIDE // 2
-        shape = self.constant("image_shape", [-1, 1, integer.IMAGE_SIDE, integer.IMAGE_SIDE])
+        middle = 28 // 2
+        shape = self.constant("image_shape", [-1, 1, 28, 28])
         crop = [self.constant(name, np.full(2, at)) for name, at in
                 (("crop_start", middle - side), ("crop_end", middle + side))]
         square = self.node("Reshape", ["image", shape], "square")
@@ -68,10 +69,10 @@ def export(network):
     below 2**24, so the float rescaling between layers is exact, and rounds half to even. Saturation
     to uint8 at zero point 0 is the ReLU; below 8 bits a Clip saturates lower.
     """
-    graph, (inputs, *_, classes) = Graph(), integer.sizes(network)
+    graph, classes = Graph(), network.steps[-1].after[0]
     node, constant = graph.node, graph.constant
     qmax = integer.code_range(network.activation_bits, signed=False)[1]
-    x = graph.pool(network.input)
+    x = graph.pool(plan.pooled_side(network.steps))
     x_scale, x_zero = constant("x_scale", np.float32(1)), constant("x_zero", np.uint8(0))
     for i, layer in enumerate(network.layers):
         w_q = constant(f"w{i}_q", (layer.w_q.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8))
@@ -91,5 +92,5 @@ def export(network):
         x = node("QuantizeLinear", [acc, x_scale, x_zero], f"h{i}_q")
         if qmax < 255:
             x = node("Clip", [x, "", constant(f"h{i}_qmax", np.uint8(qmax))], f"h{i}_clipped")
-    return graph.model(integer.pixels(network.input, inputs), {
+    return graph.model(plan.inputs(network.steps), {
         "logits": (TensorProto.INT32, ["N", classes]), "class": (TensorProto.INT64, ["N"])})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import data
 import integer
+import plan
 from formats import checkpoint
 
 
@@ -18,9 +19,9 @@ def export(network, dataset=""):
     Raises:
       ValueError: the network does not read 28 x 28 images.
     """
-    sizes, bits = integer.sizes(network), network.weight_bits
-    pixels = integer.pixels(network.input, sizes[0])
-    if pixels != integer.IMAGE_SIDE**2:
+    sizes, bits = plan.sizes(network.steps), network.weight_bits
+    pixels = plan.inputs(network.steps)
+    if pixels != 28**2:
         raise ValueError(f"the page draws 28 x 28 = 784 pixels, the network reads {pixels}; "
                          "export it to onnx or c")
     embedded, size = [], 0
@@ -32,7 +33,8 @@ def export(network, dataset=""):
         size += len(packed) + layer.b_q.nbytes + len(shifts)
     subject, classes = data.classes(dataset, sizes[-1])
     model = {"dataset": dataset, "subject": subject, "classes": classes, "sizes": sizes,
-             "input": network.input, "weightBits": bits, "activationBits": network.activation_bits,
+             "input": plan.pooled_side(network.steps), "weightBits": bits,
+             "activationBits": network.activation_bits,
              "activationMax": integer.code_range(network.activation_bits, signed=False)[1],
              "bytes": size, "logitScale": 2.0**network.logit_exponent, "layers": embedded}
     template = (Path(__file__).parent / "page.html").read_text("utf-8")

@@ -136,7 +136,7 @@ def _text(value):
 
 
 def parse_facts(meta, names):
-    """Facts without arrays, from the JSON of a file of any format; ValueError says what is wrong."""
+    """Facts without arrays, from a file's JSON of any format; ValueError says what is wrong."""
     facts = _typed(meta, "facts", dict)
     dataset, switches = facts.get("dataset", ""), _typed(facts, "switches", dict, {})
     sha256 = facts.get("sha256", "")

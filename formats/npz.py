@@ -25,7 +25,7 @@ def encode(meta, arrays, compress=True):
     return buffer.getvalue()
 
 
-def _read_member(archive, info, limit):
+def read_member(archive, info, limit):
     """The bytes of one member: stored or deflated, at most `limit`, and as many as it claims."""
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"{info.filename} is compressed by a method that npz files do not use")
@@ -38,9 +38,9 @@ def _read_member(archive, info, limit):
     return content
 
 
-def _parse_npy(content, name, dtype=None, shape=()):
-    """An array from .npy bytes, of exactly this dtype and shape; without a dtype, one text."""
-    stream = io.BytesIO(content)
+def parse_header(content, name):
+    """(shape, whether in Fortran's order, dtype, where the numbers start) of .npy bytes."""
+    stream = io.BytesIO(content[:2 * HEADER])
     version = np.lib.format.read_magic(stream)
     reader = {(1, 0): np.lib.format.read_array_header_1_0,
               (2, 0): np.lib.format.read_array_header_2_0}[version]
@@ -48,13 +48,19 @@ def _parse_npy(content, name, dtype=None, shape=()):
         claimed, fortran, kind = reader(stream, max_header_size=HEADER)
     if kind.hasobject:
         raise ValueError(f"{name} holds a pickle")
-    if claimed != shape or fortran or (kind.kind != "U" if dtype is None else kind != dtype):
-        wanted = "text" if dtype is None else f"{np.dtype(dtype)} {shape}"
-        raise ValueError(f"{name} is {kind} {claimed}, not {wanted}")
     if math.prod(claimed) * kind.itemsize != len(content) - stream.tell():
         raise ValueError(f"{name} claims {claimed} of {kind} in "
                          f"{len(content) - stream.tell()} bytes")
-    return np.frombuffer(content, kind, offset=stream.tell()).reshape(claimed)
+    return claimed, fortran, kind, stream.tell()
+
+
+def _parse_npy(content, name, dtype=None, shape=()):
+    """An array from .npy bytes, of exactly this dtype and shape; without a dtype, one text."""
+    claimed, fortran, kind, start = parse_header(content, name)
+    if claimed != shape or fortran or (kind.kind != "U" if dtype is None else kind != dtype):
+        wanted = "text" if dtype is None else f"{np.dtype(dtype)} {shape}"
+        raise ValueError(f"{name} is {kind} {claimed}, not {wanted}")
+    return np.frombuffer(content, kind, offset=start).reshape(claimed)
 
 
 def reason(error):
@@ -71,7 +77,7 @@ def _open(content):
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
     if len(members) != len(archive.infolist()) or "meta" not in members:
         raise ValueError("a key is there twice, or meta is missing")
-    text = _parse_npy(_read_member(archive, members.pop("meta"), MAX_META), "meta")
+    text = _parse_npy(read_member(archive, members.pop("meta"), MAX_META), "meta")
     meta = json.loads(str(text))
     if not isinstance(meta, dict):
         raise ValueError("meta is not a JSON object")
@@ -102,5 +108,5 @@ def decode(content, claim):
     arrays = {}
     for name, (dtype, shape) in wanted.items():
         limit = math.prod(shape) * np.dtype(dtype).itemsize + HEADER
-        arrays[name] = _parse_npy(_read_member(archive, members[name], limit), name, dtype, shape)
+        arrays[name] = _parse_npy(read_member(archive, members[name], limit), name, dtype, shape)
     return meta, arrays

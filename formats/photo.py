@@ -30,7 +30,7 @@ SPECK = 0.05                    # of the largest piece of ink; less is a speck
 # What does not look like one digit: a rule that keeps over 99 % of the MNIST train images.
 FAINT = 0.25                    # the least ink that counts
 MOST_INK = 0.65                 # of the square around it
-PIECE = 0.2                     # of the largest piece of ink: a second one so large is a second sign
+PIECE = 0.2                     # of the largest piece of ink: a second so large is another sign
 # Pillow logs some damage before it raises: a second line where nobody has set logging up.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -82,8 +82,8 @@ def _flatten(image):
     return (gray - gray.min()) / (np.ptp(gray) or 1)
 
 
-def _open_gray(path):
-    """The image as float32 [H, W] in 0..1, upright, at most WORK_SIDE pixels a side."""
+def read_image(path, convert):
+    """What `convert` makes of a Pillow image, which is read safely; it may raise InputError."""
     from PIL import Image
     content = read_bytes(path, MAX_BYTES)
     if content.startswith(JPEG) and content.count(JPEG_SCAN) > MAX_SCANS:
@@ -93,7 +93,7 @@ def _open_gray(path):
             warnings.simplefilter("ignore")     # the size is judged here
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 _check_size(image, path)
-                return _flatten(image)
+                return convert(image)
     except InputError:
         raise
     except Exception:               # Pillow raises many kinds on damage
@@ -272,5 +272,5 @@ def read_digit(path, pixels):
     if pixels != SIDE * SIDE:
         raise InputError(f"this network reads {pixels} pixels, image files give {SIDE * SIDE}; "
                          "train with LAYER_SIZES[0] = 784")
-    ink = _ink(_open_gray(path))
+    ink = _ink(read_image(path, _flatten))
     return centre(ink).reshape(-1), doubt(ink)

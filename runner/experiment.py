@@ -19,7 +19,7 @@ from formats import checkpoint
 from machine import interrupt, runtime
 from machine.facts import environment, has_fast_bfloat16
 from machine.files import InputError
-from runner import progress
+from runner import keep, progress
 from runner.state import (
     Recorder,
     announce_others,
@@ -33,11 +33,9 @@ from runner.state import (
 )
 from training import loop, stopping
 
-USABLE = ("stopped", "capped")  # how a run ends whose model is worth keeping
 REASONS = {"diverged": "the loss left the finite numbers",
            "guessing": "it got no better than guessing",
            "inexact": "its weights outgrew their scales: an accumulator could reach 2**24"}
-SWITCHES = ("LEARNING_RATE", "SEED", "VAL_EXAMPLES")    # besides Hyper, what decides the weights
 
 
 class Data(NamedTuple):
@@ -107,7 +105,7 @@ def hyper_of(settings, data):
     return config.hyper(settings)._replace(LAYERS=steps)
 
 
-def facts_of(data):
+def dataset_of(data):
     """What a result says of its data set, as JSON."""
     return {"name": data.name, "sha256": data.sha256, "classes": len(data.classes)}
 
@@ -116,17 +114,6 @@ def describe(settings):
     """W8A8, or float32: what these switches train."""
     return (integer.kind(settings.WEIGHT_BITS, settings.ACTIVATION_BITS) if settings.QAT_ENABLE
             else integer.kind())
-
-
-def switches_of(settings):
-    """The switches that decide a model's weights, as JSON; they go into the weights file."""
-    return config.hyper(settings)._asdict() | {key: getattr(settings, key) for key in SWITCHES}
-
-
-def model_facts(settings, data, val_loss):
-    """The Facts that go into a weights file."""
-    return checkpoint.Facts(data.name, data.sha256, data.classes,
-                            switches=switches_of(settings), val_loss=val_loss)
 
 
 def _machine():
@@ -197,7 +184,7 @@ def judge(settings, layers, data, row):
         network = (model.to_network(layers, hyper) if hyper.QAT_ENABLE
                    else integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers),
                                              hyper.LAYERS))
-        facts = model_facts(settings, data, row.get("val_loss"))
+        facts = keep.facts_of(settings, data, row.get("val_loss"))
         content = checkpoint.encode(network, facts, settings.FILE_FORMAT)
         network, _ = checkpoint.decode(content)
         row = row | {"file_bytes": len(content), "sha256": checkpoint.digest(network)}
@@ -223,7 +210,7 @@ def _new_row(settings, point, status, data):
     name = network_name(settings, hyper_of(settings, data).LAYERS)
     return {"label": point.get("label", name), "changes": _switches(point), "network": name,
             "rate": settings.LEARNING_RATE, "seed": settings.SEED, "status": status,
-            "usable": status in USABLE}
+            "usable": status in stopping.USABLE}
 
 
 def _outcome(settings, point, sweep, lane, data):
@@ -281,7 +268,8 @@ def run(settings, study, points, data):
     groups = {}                                 # hyperparameters -> indices of points
     for i, point in enumerate(changed):
         groups.setdefault(hyper_of(point, data), []).append(i)
-    folder = Path(settings.RUNS_DIR) / folder_name(study, data.sha256, map(switches_of, changed))
+    name = folder_name(study, data.sha256, map(keep.switches_of, changed))
+    folder = Path(settings.RUNS_DIR) / name
     outcomes, seconds = [None] * len(points), {"compile": 0.0, "epochs": 0.0}
     with locked(folder) if runtime.is_first() else nullcontext():
         if runtime.is_first():
@@ -318,7 +306,7 @@ def quantize_after(outcome, point, settings, data):
 
 def check_usable(row, folder):
     """Raise InputError, and end the run, unless this row ended with a model worth keeping."""
-    if row["status"] not in USABLE:
+    if row["status"] not in stopping.USABLE:
         finish(folder)                          # its state could only fail again
         raise InputError(f"nothing was saved: at LEARNING_RATE = {row['rate']:g}, seed "
                          f"{row['seed']}, {REASONS[row['status']]}; choose another rate")

@@ -6,17 +6,31 @@ folder in any case, and that is where these switches find it.
 """
 import contextlib
 import json
+import os
 import time
 from pathlib import Path
 
 import config
+import data
 from formats import checkpoint
 from machine.files import InputError, read_bytes, write_atomically
 from report import results
-from runner import experiment, state
+from training.stopping import USABLE
 
+SWITCHES = ("LEARNING_RATE", "SEED", "VAL_EXAMPLES")    # besides Hyper, what decides the weights
 MAX_FACTS = 100_000             # bytes of what lies beside an .nqat
 BY_MACHINE = ("COMPUTE",)       # of the switches, what the processor decides
+
+
+def switches_of(settings):
+    """The switches that decide a model's weights, as JSON; they go into the weights file."""
+    return config.hyper(settings)._asdict() | {key: getattr(settings, key) for key in SWITCHES}
+
+
+def facts_of(settings, given, val_loss):
+    """The Facts of a model of these switches, trained on a Data."""
+    return checkpoint.Facts(given.name, given.sha256, given.classes,
+                            switches=switches_of(settings), val_loss=val_loss)
 
 
 def _facts_path(path):
@@ -72,7 +86,7 @@ def find(settings, sha256=None):
         return Path(settings.WEIGHTS)
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     trained = Path(settings.RUNS_DIR).glob(f"train-*/{name}")
-    reference, wanted = Path(settings.WEIGHTS_DIR) / name, experiment.switches_of(settings)
+    reference, wanted = Path(settings.WEIGHTS_DIR) / name, switches_of(settings)
     why = ""
     for path in [*sorted(trained, key=lambda path: -path.stat().st_mtime), reference]:
         with contextlib.suppress(InputError):   # what can't be read answers for nothing
@@ -82,6 +96,14 @@ def find(settings, sha256=None):
     beside = f" ({reference}: {why})" if why else ""
     raise InputError(f"no model was trained with these switches{beside}; run main_train.py with "
                      "them, or give --WEIGHTS=FILE")
+
+
+def hash_of_data(settings):
+    """The SHA-256 of the data set that the switches name; None where it is not on this disk."""
+    with contextlib.suppress(InputError):
+        if data.is_there(settings.DATA_DIR):
+            return data.load(settings.DATA_DIR).sha256
+    return None
 
 
 def age(path):
@@ -94,22 +116,33 @@ def age(path):
     return "just now"
 
 
-def save(outcome, folder, data):
+def _link_latest(folder):
+    """Make `latest`, beside the folder, a link to it, where the file system has links."""
+    folder = Path(folder)
+    with contextlib.suppress(OSError):
+        for left in folder.parent.glob(".latest.*"):    # by a process that was killed here
+            left.unlink()
+        temporary = folder.with_name(f".latest.{os.getpid()}")
+        temporary.symlink_to(folder.name)
+        temporary.replace(folder.with_name("latest"))
+
+
+def save(outcome, folder, given):
     """Write the weights file into the run's folder and, if it may be there, into WEIGHTS_DIR.
 
     Args:
       outcome: Outcome.
       folder: Path of the run.
-      data: Data.
+      given: Data.
     Returns:
       a line that says where it lies, to print.
     """
     settings, size = outcome.settings, f"{len(outcome.content):,} bytes"
-    facts = experiment.model_facts(settings, data, outcome.row["val_loss"])
+    facts = facts_of(settings, given, outcome.row["val_loss"])
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     path = Path(settings.WEIGHTS_DIR) / name
     _write_weights(folder / name, outcome.content, facts)
-    state.link_latest(folder)
+    _link_latest(folder)
     why = ""
     with contextlib.suppress(InputError):       # what is missing or can't be read is not better
         kept = load(path)[1]
@@ -124,7 +157,7 @@ def save(outcome, folder, data):
 
 def _recipe(result):
     """What has to agree for two results to be of the same study; the seeds apart."""
-    names = {*config.Hyper._fields, *experiment.SWITCHES} - {"SEED", *BY_MACHINE}
+    names = {*config.Hyper._fields, *SWITCHES} - {"SEED", *BY_MACHINE}
     switches = {name: result["config"].get(name) for name in names}
     points = {json.dumps([row.get("label"), {key: value for key, value in row["changes"].items()
                                              if key != "SEED"}], sort_keys=True)
@@ -136,7 +169,7 @@ def _worth(result):
     """(seeds, runs that ended by the rule itself, -mean val loss): what a result must not lose."""
     rows = result["rows"]
     losses = [row["val_loss"] for row in rows
-              if row.get("status") in experiment.USABLE and row.get("val_loss") is not None]
+              if row.get("status") in USABLE and row.get("val_loss") is not None]
     mean = sum(losses) / len(losses) if losses else float("inf")
     return (len({row["seed"] for row in rows}),
             sum(row.get("status") == "stopped" for row in rows), -mean)

@@ -95,17 +95,6 @@ def finish(folder):
         path.unlink(missing_ok=True)
 
 
-def link_latest(folder):
-    """Make `latest`, beside the folder, a link to it, where the file system has links."""
-    folder = Path(folder)
-    with contextlib.suppress(OSError):
-        for left in folder.parent.glob(".latest.*"):    # by a process that was killed here
-            left.unlink()
-        temporary = folder.with_name(f".latest.{os.getpid()}")
-        temporary.symlink_to(folder.name)
-        temporary.replace(folder.with_name("latest"))
-
-
 def _encode(sweep, machine):
     """A Sweep as the bytes of a state file."""
     leaves = jax.tree.leaves(sweep)

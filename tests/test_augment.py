@@ -1,9 +1,8 @@
 """augment: warps against a slow float64 resampling, and maps that can be told in advance."""
+import augment
 import jax
 import numpy as np
 import pytest
-
-import augment
 
 warp = jax.jit(augment.warp, static_argnames="strength")
 resample = jax.jit(jax.vmap(augment._resample))

@@ -5,6 +5,7 @@ import numpy as np
 
 STATUS = ("running", "stopped", "capped", "diverged", "guessing", "inexact")
 RUNNING, STOPPED, CAPPED, DIVERGED, GUESSING, INEXACT = range(len(STATUS))
+USABLE = ("stopped", "capped")  # how a run ends whose model is worth keeping
 METRICS = ("train_loss", "val_loss", "val_acc")     # mean nats, mean nats, fraction
 
 
