@@ -32,12 +32,11 @@ def _errors(rows):
 
 def _values_panel(axes, groups):
     """One value per seed, mean and standard deviation beside it, and their numbers above."""
-    every = np.concatenate(groups)
-    low, room = every.min(), np.ptp(every) or 1
-    digits = 4 if every.max() < 1 else 2
+    low, high = np.nanmin(np.concatenate(groups)), np.nanmax(np.concatenate(groups))
+    room, digits = (high - low) or 1, 4 if high < 1 else 2
     axes.set_ylim(low - 0.08 * room, low + 1.35 * room)
     for x, (values, color) in enumerate(zip(groups, COLORS)):
-        dodge = np.linspace(-0.22, 0.06, len(values)) if len(values) > 1 else np.zeros(len(values))
+        dodge = np.linspace(-0.22, 0.06, len(values)) if len(values) > 1 else 0
         axes.plot(x + dodge, values, "o", color=color, alpha=0.55, markersize=4.5)
         found = stats.summary(values)
         if found["n"]:
@@ -50,9 +49,9 @@ def _values_panel(axes, groups):
 
 def _sizes_panel(axes, groups):
     """The bytes of each whole file, and how many times smaller than the first it is."""
-    sizes = [np.mean(values) if len(values) else 0 for values in groups]
+    sizes = [stats.summary(values)["mean"] for values in groups]
     for x, (size, color) in enumerate(zip(sizes, COLORS)):
-        if not size:                            # free scales have no file
+        if size is None:                        # free scales have no file
             continue
         axes.bar(x, size, 0.65, color=color)
         text = f"{size:,.1f} kB"
@@ -70,8 +69,7 @@ def quant_vs_unquant(result):
               ("file_bytes", "Whole file (kB)", 1e-3))
     figure = Figure(figsize=(8.3, 4.4), layout="constrained")
     for axes, (key, title, unit) in zip(figure.subplots(1, 3), panels):
-        values = [np.array([v for v in stats.values(rows, key) if v is not None]) * unit
-                  for rows in groups.values()]
+        values = [np.array(stats.values(rows, key), np.float64) * unit for rows in groups.values()]
         (_sizes_panel if key == "file_bytes" else _values_panel)(axes, values)
         axes.set_xticks(range(len(groups)), [label.replace(" ", "\n") for label in groups],
                         fontsize=9)

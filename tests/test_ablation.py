@@ -9,8 +9,8 @@ from test_scripts import TINY, assert_refused, places
 import ablation
 import config
 import main_train
-from machine.files import InputError
-from report import draw, figures, published, results, stats
+import plan
+from report import draw, figures, published, results, stats, style
 from runner import experiment
 
 
@@ -27,14 +27,15 @@ def study(folder, tmp_path_factory):
 def test_learning_rate_study_holds_every_run_and_the_best_rate(study):
     path = study(main_train.main, "--LR_ABLATION_MODE=True", "--LR_ABLATION_RATES=0.1,0.001,1000",
                  "--ABLATION_SEEDS=2", "--ABLATION_MAX_EPOCHS=2", "--QAT_ENABLE=False")
-    result = json.loads((path / "lr_ablation.json").read_text())
-    rows = result["rows"]
-    assert [(row["rate"], row["seed"]) for row in rows] == [
-        (rate, seed) for rate in (0.1, 0.001, 1000) for seed in (0, 1)]
-    assert {row["status"] for row in rows if row["rate"] == 1000} <= {"diverged", "guessing"}
+    rows = json.loads((path / "lr_ablation.json").read_text())["rows"]
+    assert [(row["rate"], row["seed"], row["label"]) for row in rows] == [
+        (rate, seed, f"{rate:g}") for rate in (0.1, 0.001, 1000) for seed in (0, 1)]
+    failed = [row for row in rows if row["rate"] == 1000]
+    assert {row["status"] for row in failed} <= {"diverged", "guessing"}
+    assert [row["usable"] for row in rows] == [row not in failed for row in rows]
     means = {rate: np.mean([row["val_loss"] for row in rows if row["rate"] == rate])
              for rate in (0.1, 0.001)}
-    assert result["best_rate"] == min(means, key=means.get)
+    assert stats.best_rate(rows) == min(means, key=means.get)
     for row in rows:
         assert len(row["history"]["val_loss"]) == row["epochs"] <= 2
         assert row["test_acc"] is None or 0 <= row["test_acc"] <= 1
@@ -45,45 +46,49 @@ def test_learning_rate_study_holds_every_run_and_the_best_rate(study):
 def test_quantization_study_judges_files(study, seeds):
     path = study(ablation.main, "quant", f"--ABLATION_SEEDS={seeds}")
     result = json.loads((path / "quant_vs_unquant.json").read_text())
-    assert set(result["models"]) == {"float32", "ptq", "qat"}
-    assert result["seeds"] == list(range(seeds))
-    for name, model in result["models"].items():
-        accuracies = [row["test_acc"] for row in model["rows"]]
-        assert len(accuracies) == seeds
-        assert model["test_acc"]["mean"] == pytest.approx(np.mean(accuracies))
-        for row in model["rows"]:
+    models = results.group(result["rows"], "label")
+    assert list(models) == ["float32", "W8A8 after training", "W8A8 QAT"]
+    for rows in models.values():
+        assert [row["seed"] for row in rows] == list(range(seeds))
+        for row in rows:
             assert 0 <= row["test_acc"] <= 1 and row["file_bytes"] > 0
             assert row.get("reload_change", 0) == 0
-    bytes_of = {name: model["rows"][0]["file_bytes"] for name, model in result["models"].items()}
-    assert bytes_of["qat"] < bytes_of["float32"] / 2
-    for pair, comparison in result["comparisons"].items():
-        name, base = pair.split(" - ")
-        gains = [a["test_acc"] - b["test_acc"] for a, b in zip(result["models"][name]["rows"],
-                                                               result["models"][base]["rows"])]
-        assert comparison["test_acc"]["mean"] == pytest.approx(np.mean(gains))
-    assert list(result["comparisons"]) == ["ptq - float32", "qat - float32", "qat - ptq"]
+            assert row["network"].endswith("float32" if row["label"] == "float32" else "W8A8")
+    float32, rounded, qat = models.values()
+    assert qat[0]["file_bytes"] < float32[0]["file_bytes"] / 2
+    assert rounded[0]["changes"]["post_training"] and rounded[0]["status"] == float32[0]["status"]
+    for label, base, found in stats.comparisons(result["rows"], "test_acc"):
+        gains = [a["test_acc"] - b["test_acc"] for a, b in zip(models[label], models[base])]
+        assert found["mean"] == pytest.approx(np.mean(gains), abs=1e-12)
+        for row, gain in zip(models[label], gains):     # over the 200 test images
+            only_base, only_this = row["against"][base]
+            assert only_this - only_base == round(200 * gain)
+    assert [list(rows[0].get("against", {})) for rows in models.values()] == [
+        [], ["float32"], ["float32", "W8A8 after training"]]
     assert list(path.glob("*.png"))
 
 
 def test_free_scales_are_judged_as_they_are_and_have_no_file(study):
     path = study(ablation.main, "quant", "--ABLATION_SEEDS=1", "--POWER_OF_TWO_SCALES=False")
-    models = json.loads((path / "quant_vs_unquant.json").read_text())["models"]
-    assert "file_bytes" not in models["qat"]["rows"][0]
-    # The float predictor is the training forward itself.
-    assert models["qat"]["rows"][0]["reload_change"] == 0
+    row = json.loads((path / "quant_vs_unquant.json").read_text())["rows"][-1]
+    assert row["label"] == "W8A8 QAT" and "file_bytes" not in row
+    assert row["reload_change"] == 0            # the float predictor is the training forward itself
 
 
 def test_study_files_are_those_of_main_train(study, folder, tmp_path):
     """The same switches, the same bytes, so the same size in every table."""
     path = study(ablation.main, "quant", "--ABLATION_SEEDS=1")
     main_train.main([*TINY, *places(folder, tmp_path)])
-    row = json.loads((path / "quant_vs_unquant.json").read_text())["models"]["qat"]["rows"][0]
-    single = json.loads((tmp_path / "train.json").read_text())["row"]
-    assert {**row, "changes": {}} == {**single, "changes": {}}
+    row = json.loads((path / "quant_vs_unquant.json").read_text())["rows"][-1]
+    (single,) = json.loads((tmp_path / "train.json").read_text())["rows"]
+    own = {"changes", "label", "against"}
+    assert {key: row[key] for key in row.keys() - own} == {
+        key: single[key] for key in single.keys() - own}
 
 
 def accuracy_of(point):
     """A made-up test accuracy, different for every point."""
+    point = {key: value for key, value in point.items() if key != "label"}
     return 1 - (zlib.crc32(str(sorted(point.items())).encode()) % 9_999 + 1) / 100_000
 
 
@@ -92,130 +97,162 @@ def fake_runs(monkeypatch):
     """experiment.run replaced: made-up rows, the points noted; every 1-bit run of seed 1 fails."""
     calls = []
 
+    def new_row(point, **measured):
+        changes = {key: value for key, value in point.items() if key != "label"}
+        return {"label": point["label"], "changes": changes, "seed": point["SEED"],
+                "status": "stopped", "usable": True, "network": "784-256-128-10 W8A8", **measured}
+
     def run(settings, study, points, data):
         calls.append((study, points))
         outcomes = []
         for point in points:
-            failed = point["SEED"] == 1 and point.get("WEIGHT_BITS") == 1
-            row = {"seed": point["SEED"], "status": "diverged", "test_acc": None,
-                   "val_acc": None}
-            if not failed:
-                row |= {"status": "stopped", "test_acc": accuracy_of(point),
-                        "val_acc": point["SEED"] / 10 + point.get("INPUT", 0) / 100,
-                        "file_bytes": 9 + len(outcomes)}
-            outcomes.append(experiment.Outcome(config.change(settings, **point), None, None, row,
-                                               None))
+            if point["SEED"] == 1 and point.get("WEIGHT_BITS") == 1:
+                row = new_row(point, status="diverged", usable=False, test_acc=None, val_acc=None)
+            else:
+                row = new_row(point, test_acc=accuracy_of(point), file_bytes=9 + len(outcomes),
+                              val_acc=point["SEED"] / 10 + point.get("WEIGHT_BITS", 0) / 100)
+            outcomes.append(experiment.Outcome(config.change(settings, **row["changes"]), None, None,
+                                               row, np.array([len(outcomes) % 2 == 0])))
         return outcomes, "folder", {"epochs": 1.0}
 
-    def quantize_after(outcome, settings, data):
-        assert settings.SEED == outcome.row["seed"] and not outcome.settings.QAT_ENABLE
-        assert settings.QAT_ENABLE and settings.SCALES == "calibrated"
-        row = {"seed": settings.SEED, "test_acc": settings.WEIGHT_BITS / 10 + settings.SEED / 100}
-        return experiment.Outcome(settings, None, None, row, None)
+    def quantize_after(outcome, point, settings, data):
+        assert point["SEED"] == outcome.row["seed"] and not outcome.settings.QAT_ENABLE
+        assert point["QAT_ENABLE"] and point["SCALES"] == "calibrated"
+        row = new_row(point, test_acc=point["WEIGHT_BITS"] / 10 + point["SEED"] / 100)
+        return experiment.Outcome(settings, None, None, row, np.array([True]))
     monkeypatch.setattr(experiment, "run", run)
     monkeypatch.setattr(experiment, "quantize_after", quantize_after)
     return calls
 
 
+def rows_of(study, settings):
+    """The rows of a study, by name."""
+    name, make_points = ablation.STUDIES[study]
+    return ablation.measure(settings, name, make_points(settings), None)[0]
+
+
+ROUNDED, CALIBRATED, LEARNED = style.ROUNDED, style.CALIBRATED, style.LEARNED
+
+
 def test_bits_study_compares_models_of_the_same_seeds(fake_runs):
     settings = config.load(["--ABLATION_SEEDS=3", "--FILE_FORMAT=nqat", "--PER_CHANNEL=False"])
-    name, _, content = ablation.bits(settings, None)
+    rows = rows_of("bits", settings)
     ((study, points),) = fake_runs
-    assert name == study == "bits" and content["seeds"] == [0, 1, 2]
+    assert study == "bits" and len(rows) == 3 * (1 + 6 * 5)
     assert len(points) == 3 * (1 + 6 * 4) == len({str(point) for point in points})
-    assert [row["test_acc"] for row in content["float32"]["rows"]] == [
-        accuracy_of({"QAT_ENABLE": False, **ablation.NO_CODES, "SEED": seed}) for seed in range(3)]
-    assert [width["weight_bits"] for width in content["widths"]] == [8, 6, 4, 3, 2, 1]
-    for width in content["widths"]:
-        given = {}
-        for kind, changes in ablation.TRAININGS.items():
-            point = {**ablation.QAT, **changes, "WEIGHT_BITS": width["weight_bits"]}
-            given[kind] = [None if width["weight_bits"] == 1 and seed == 1
-                           else accuracy_of({**point, "SEED": seed}) for seed in range(3)]
-        given["ptq"] = [width["weight_bits"] / 10 + seed / 100 for seed in range(3)]
-        assert set(width["models"]) == set(given)
-        for kind, entry in width["models"].items():
-            assert [row["test_acc"] for row in entry["rows"]] == given[kind]
-            assert entry["test_acc"] == stats.summarize(given[kind])
-        assert width["comparisons"] == {
-            "learned - calibrated": stats.compare_seeds(given["calibrated"], given["learned"]),
-            "calibrated - PTQ": stats.compare_seeds(given["ptq"], given["calibrated"]),
-            "free - power-of-two": stats.compare_seeds(given["learned"], given["free"]),
-            "per-tensor - per-channel": stats.compare_seeds(given["learned"], given["per-tensor"])}
-        assert width["comparisons"]["calibrated - PTQ"]["missing"] == (width["weight_bits"] == 1)
+    widths = results.group(rows, "WEIGHT_BITS")
+    float32 = widths.pop(None)
+    assert [row["test_acc"] for row in float32] == [
+        accuracy_of({**ablation.FLOAT32, "SEED": seed}) for seed in range(3)]
+    assert list(widths) == [8, 6, 4, 3, 2, 1]
+    for width, own in widths.items():
+        models = results.group(own, "label")
+        assert [row["test_acc"] for row in models.pop(ROUNDED)] == [
+            width / 10 + seed / 100 for seed in range(3)]
+        given = {label: [None if width == 1 and seed == 1 else accuracy_of(
+            {**ablation.QAT, **changes, "WEIGHT_BITS": width, "SEED": seed}) for seed in range(3)]
+            for label, changes in CHANGES.items()}
+        assert {label: stats.values(rows, "test_acc") for label, rows in models.items()} == given
+        given[ROUNDED] = [width / 10 + seed / 100 for seed in range(3)]
+        pairs = {(label, base): found for label, base, found in stats.comparisons(own, "test_acc")}
+        assert pairs == {pair: stats.compare_seeds(given[pair[1]], given[pair[0]]) for pair in (
+            (CALIBRATED, ROUNDED), (LEARNED, CALIBRATED), ("QAT, per-tensor scales", LEARNED),
+            ("QAT, free scales", LEARNED))}
+        assert pairs[CALIBRATED, ROUNDED]["missing"] == (width == 1)
+
+
+CHANGES = {CALIBRATED: {"SCALES": "calibrated"}, LEARNED: {},
+           "QAT, per-tensor scales": {"PER_CHANNEL": False},
+           "QAT, free scales": {"POWER_OF_TWO_SCALES": False, **ablation.NO_CODES}}
+
+
+def test_rows_count_the_images_on_which_two_models_differ(fake_runs):
+    """Against the model of the same seed and width that was trained last, in numbers by hand."""
+    rows = rows_of("bits", config.load(["--ABLATION_SEEDS=1"]))
+    right = {"float32": 1}                      # as in fake_runs: every other run is right
+    trained = [row for row in rows if row["label"] != ROUNDED]
+    for row in rows:
+        right[row["label"]] = 1 if row["label"] == ROUNDED else 1 - trained.index(row) % 2
+        for base, counts in row.get("against", {}).items():
+            mine, its = right[row["label"]], right[base]
+            assert counts == [int(its > mine), int(mine > its)]
 
 
 def test_models_of_the_bits_study_differ_in_what_they_are_named_after():
     settings = config.load(["--SCALES=calibrated", "--PER_CHANNEL=False"])
-    learned, *others = [config.change(settings, **ablation.QAT, WEIGHT_BITS=2)._replace(**changes)
-                        for changes in ablation.TRAININGS.values()]
+    points = {point["label"]: config.change(settings, **{
+        key: value for key, value in point.items() if key.isupper()})
+        for point in ablation.bits(settings) if point.get("WEIGHT_BITS") == 2}
+    learned = points.pop(LEARNED)
     assert (learned.SCALES, learned.PER_CHANNEL, learned.POWER_OF_TWO_SCALES) == (
         "learned", True, True)
-    assert [{key for key, a, b in zip(config.Config._fields, learned, other) if a != b}
-            for other in others] == [{"SCALES"}, {"PER_CHANNEL"}, {"POWER_OF_TWO_SCALES"}]
+    differing = {label: {key for key, a, b in zip(config.Config._fields, learned, other) if a != b}
+                 for label, other in points.items()}
+    assert differing == {ROUNDED: {"SCALES"}, CALIBRATED: {"SCALES"},
+                         "QAT, per-tensor scales": {"PER_CHANNEL"},
+                         "QAT, free scales": {"POWER_OF_TWO_SCALES"}}
 
 
-SMALL = ({"INPUT": 10, "WEIGHT_BITS": 2, "ACTIVATION_BITS": 4, "LAYER_SIZES": (100, 10)},
-         {"INPUT": 28, "WEIGHT_BITS": 1, "ACTIVATION_BITS": 4, "LAYER_SIZES": (784, 8, 10)})
+SMALL = ({"WEIGHT_BITS": 2, "ACTIVATION_BITS": 4, "LAYERS": "crop20 mean2"},
+         {"WEIGHT_BITS": 1, "ACTIVATION_BITS": 4, "LAYERS": "8"})
 
 
 def test_frontier_study_marks_failed_runs_and_keeps_their_networks(fake_runs, monkeypatch):
     monkeypatch.setattr(ablation, "FRONTIER", SMALL)
-    name, _, content = ablation.frontier(config.load(["--ABLATION_SEEDS=2"]), None)
-    first, second = content["networks"]
-    assert name == "frontier" and [first["LAYER_SIZES"], second["INPUT"]] == [(100, 10), 28]
-    assert first["file_bytes"] == 10 and second["file_bytes"] == 11     # the largest that there is
-    assert (first["test_acc"]["n"], second["test_acc"]["missing"]) == (2, 1)
-    assert second["rows"][1]["status"] == "diverged"
+    networks = results.group(rows_of("frontier", config.load(["--ABLATION_SEEDS=2"])), "LAYERS")
+    first, second = networks["crop20 mean2"], networks["8"]
+    assert [stats.summarize(rows, "test_acc")["missing"] for rows in (first, second)] == [0, 1]
+    assert [row["file_bytes"] for row in first] == [9, 10] and "file_bytes" not in second[1]
+    assert second[1]["status"] == "diverged"
 
 
 def test_frontier_study_measures_whole_files(study, monkeypatch):
-    monkeypatch.setattr(ablation, "FRONTIER", ({"WEIGHT_BITS": 8, "ACTIVATION_BITS": 8, "INPUT": 28,
-                                                "LAYER_SIZES": (784, 16, 10)},))    # as in TINY
+    monkeypatch.setattr(ablation, "FRONTIER", ({"WEIGHT_BITS": 8, "ACTIVATION_BITS": 8,
+                                                "LAYERS": "16"},))     # as in TINY
     monkeypatch.setattr(ablation, "BRIEFLY", {})
     path = study(ablation.main, "frontier", "--ABLATION_SEEDS=1", "--FILE_FORMAT=nqat")
-    (network,) = results.read_result(path / "frontier.json")["networks"]
-    assert 8_000 < network["file_bytes"] < 13_000           # 12,704 codes, in less than 8 bits each
-    assert network["rows"][0]["file_bytes"] == network["file_bytes"]
+    (row,) = results.read_result(path / "frontier.json")["rows"]
+    assert 8_000 < row["file_bytes"] < 13_000   # 12,704 codes, in less than 8 bits each
     assert (path / "frontier.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_averaging_study_measures_the_last_epochs(monkeypatch):
-    """Their mean and spread, by hand."""
-    histories = iter(np.random.default_rng(0).uniform(0.9, 1, (12, 22)))
+def test_averaging_study_differs_in_scales_and_averaging_alone():
+    points = ablation.averaging(config.load([]))
+    assert [point["SCALES"] for point in points] == 2 * ["calibrated"] + 4 * ["learned"]
+    assert [point.get("FREEZE_SCALES") for point in points[2:]] == 2 * [1.0] + 2 * [0.25]
+    assert [point["AVERAGING"] for point in points] == 3 * [0.0, 0.998]
+    named = {"label", "SCALES", "FREEZE_SCALES", "AVERAGING"}
+    assert len({str(sorted((key, value) for key, value in point.items() if key not in named))
+                for point in points}) == 1
 
-    def run(settings, study, points, data):
-        assert [point["SCALES"] for point in points] == 4 * ["calibrated"] + 8 * ["learned"]
-        assert [point.get("FREEZE_SCALES") for point in points[4:]] == 4 * [1.0] + 4 * [0.25]
-        return [experiment.Outcome(settings, None, None, {
-            "status": "capped", "test_acc": 0.9, "history": {"val_acc": list(next(histories))}},
-            None) for _ in points], "folder", {}
-    monkeypatch.setattr(experiment, "run", run)
-    _, _, content = ablation.averaging(config.load(["--ABLATION_SEEDS=2"]), None)
-    expected = np.random.default_rng(0).uniform(0.9, 1, (12, 22))[:2, 2:]
-    first = content["models"][0]
-    assert first["late_mean"]["mean"] == pytest.approx(expected.mean())
-    assert first["late_std"]["mean"] == pytest.approx(expected.std(axis=1).mean())
+
+def test_compute_study_differs_in_the_products_alone():
+    points = ablation.compute(config.load([]))
+    for a, b in zip(points[::2], points[1::2]):
+        assert {key for key in a if a[key] != b[key]} == {"COMPUTE"} and a.keys() == b.keys()
+        assert (a["COMPUTE"], b["COMPUTE"], a["MAX_EPOCHS"]) == ("float32", "bfloat16", 30)
+    assert [point["label"] for point in points[::2]] == [
+        "config.py", "recipes/ternary.toml", "recipes/4kB.toml"]
+    assert points[2]["WEIGHT_BITS"] == 2 and "WEIGHT_BITS" not in points[0]
 
 
 def test_networks_of_the_frontier_fit_mnist():
-    settings = config.load([])
     assert len(ablation.FRONTIER) == len({str(point) for point in ablation.FRONTIER})
     for switches in ablation.FRONTIER:
-        assert config.change(settings, **switches).LAYER_SIZES[-1] == 10
+        line = config.change(config.load([]), **switches).LAYERS
+        assert plan.parse(line, (28, 28, 1), 10)[-1].after == (10,)
 
 
 def test_plots_show_recipes_and_published_points(fake_runs, monkeypatch, script, tmp_path):
     settings = config.load(["--ABLATION_SEEDS=2"])
-    for study in (ablation.bits, ablation.frontier):
-        name, _, content = study(settings, None)
-        results.write_result(tmp_path / f"{name}.json", settings._asdict(), **content,
-                             dataset={"name": "MNIST"})
-    (tmp_path / "recipes.json").write_text(json.dumps({"recipes": [
-        {"name": "tiny", "rows": [{"test_acc": 0.98, "status": "capped", "file_bytes": 3_900}]}]}))
+    for study in ("bits", "frontier"):
+        results.write_result(tmp_path / f"{study}.json", settings._asdict(), rows_of(study, settings),
+                             dataset={"name": "MNIST", "classes": 10})
+    (tmp_path / "recipes.json").write_text(json.dumps({"rows": [
+        {"label": "tiny", "test_acc": 0.98, "status": "capped", "file_bytes": 3_900}]}))
     drawn, function = [], figures.frontier
-    monkeypatch.setitem(draw.PLOTS, "frontier",
-                        (lambda result: drawn.append(function(result)) or drawn[0], "frontier.png"))
+    monkeypatch.setitem(draw.FIGURES, "frontier",
+                        lambda result: drawn.append(function(result)) or drawn[0])
     code, lines, errors = script(ablation.main, "plots", f"--RESULTS_DIR={tmp_path}",
                                  f"--PLOTS_DIR={tmp_path}")
     assert (code, errors) == (0, [])
@@ -223,28 +260,20 @@ def test_plots_show_recipes_and_published_points(fake_runs, monkeypatch, script,
     for name in ("bits", "frontier"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = drawn[0].axes
-    texts = [text.get_text() for text in axes.texts]
-    assert sorted(texts) == sorted(["tiny", *(point.name for point in published.POINTS)])
+    letters = "ABCDEFG"[:len(published.POINTS)]
+    assert [text.get_text() for text in axes.texts] == [*letters, "tiny"]
+    (legend,) = [text for text in axes.get_legend().texts if text.get_text().startswith("A")]
+    assert legend.get_text().endswith(published.POINTS[0].name)
     assert "selected on the test set; ours were not" in drawn[0].get_supxlabel()
     (line,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
-    networks = results.read_result(tmp_path / "frontier.json")["networks"]
-    chosen = [min((n for n in networks if n["INPUT"] == side), key=lambda n: n["file_bytes"])
-              for side in (10, 12, 14, 28)]     # the made-up validation accuracy grows with INPUT
-    np.testing.assert_array_equal(line.get_xdata(), [n["file_bytes"] for n in chosen])
-    np.testing.assert_allclose(line.get_ydata(), [100 * (1 - n["test_acc"]["mean"])
-                                                  for n in chosen])
-
-
-def make_row(rate, val_loss, status="stopped"):
-    return {"rate": rate, "val_loss": val_loss, "status": status}
-
-
-def test_best_rate_needs_a_usable_run_of_every_seed(tmp_path):
-    rows = [make_row(1.0, 0.1), make_row(1.0, None, "diverged"), make_row(0.1, 0.3),
-            make_row(0.1, 0.2), make_row(500.0, 5.0, "guessing"), make_row(500.0, 5.0, "guessing")]
-    assert ablation.best_rate(rows, tmp_path) == 0.1
-    with pytest.raises(InputError, match="500"):
-        ablation.best_rate(rows[4:], tmp_path)
+    networks = results.group(results.read_result(tmp_path / "frontier.json")["rows"], "label")
+    found = sorted((max(row["file_bytes"] for row in rows), rows) for rows in networks.values())
+    chosen, best = [], -1
+    for size, rows in found:                    # the best on validation of at most this size
+        if np.mean([row["val_acc"] for row in rows]) > best:
+            best = np.mean([row["val_acc"] for row in rows])
+            chosen.append((size, 100 * (1 - np.mean([row["test_acc"] for row in rows]))))
+    np.testing.assert_allclose(line.get_xydata(), chosen)
 
 
 def test_a_smaller_study_does_not_replace_a_larger_one(study, script, folder):
@@ -264,8 +293,16 @@ def test_nothing_to_draw_is_said(script, tmp_path):
     assert "no result to draw" in result[2][0]
 
 
-def test_seeds_of_a_study_count_up_from_the_seed():
-    assert ablation.seeds_of(config.load(["--SEED=5", "--ABLATION_SEEDS=3"])) == [5, 6, 7]
+def test_seeds_of_a_study_count_up_from_the_seed(fake_runs):
+    rows = rows_of("lr", config.load(["--SEED=5", "--ABLATION_SEEDS=3", "--LR_ABLATION_RATES=0.1"]))
+    assert [row["seed"] for row in rows] == [5, 6, 7]
+
+
+def test_rates_without_a_usable_model_end_the_study_in_one_line(study, script, folder, tmp_path):
+    result = script(ablation.main, "lr", *TINY, *places(folder, tmp_path), "--ABLATION_SEEDS=1",
+                    "--LR_ABLATION_RATES=1000", "--QAT_ENABLE=False")
+    assert_refused(result)
+    assert "1000" in result[2][0] and not list((tmp_path / "runs").glob("*/state*.npz"))
 
 
 @pytest.mark.parametrize("arguments", [[], ["nothing"], ["lr", "extra"], ["quant", "--SEED=x"]])

@@ -6,37 +6,42 @@ import pytest
 
 import config
 import integer
+import plan
 from benchmarks import recipes
 from conftest import ROOT
 from formats import checkpoint
 from machine.files import InputError
+from report import results
 
 PATHS = sorted((ROOT / "recipes").glob("*.toml"))
 RESULT = json.loads((ROOT / "results" / "recipes.json").read_text("utf-8"))
-ENTRIES = {entry["name"]: entry for entry in RESULT["recipes"]}
+ROWS = results.group(RESULT["rows"], "label")
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_header_of_a_recipe_is_its_result(path):
-    text = path.read_text("utf-8")
-    entry = ENTRIES[path.stem]
-    assert text.startswith(recipes.header(entry, Path("recipes") / path.name, recipes.HOME,
-                                          entry["environment"]) + "\n")
+    text, rows = path.read_text("utf-8"), ROWS[path.stem]
+    assert text.startswith(recipes.header(rows, Path("recipes") / path.name, recipes.HOME) + "\n")
     settings = config.load([str(path)])
-    assert entry["layer_sizes"] == list(settings.LAYER_SIZES)
-    assert entry["input"] == settings.INPUT
-    assert len({row["seed"] for row in entry["rows"]}) == len(entry["rows"]) >= 5
+    steps = plan.parse(settings.LAYERS, (28, 28, 1), 10)
+    kind = integer.kind(settings.WEIGHT_BITS, settings.ACTIVATION_BITS)
+    assert {row["network"] for row in rows} == {f"{plan.describe(steps)} {kind}"}
+    for row in rows:
+        given = {**row["changes"], "SEED": 0}
+        assert given == {**{key: value for key, value in settings._asdict().items()
+                            if key in given}, "SEED": 0}
+    assert len({row["seed"] for row in rows}) == len(rows) >= 5
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_weights_of_a_recipe_are_its_first_seeds(path):
-    row = ENTRIES[path.stem]["rows"][0]
+    row = ROWS[path.stem][0]
     (weights,) = (ROOT / "weights" / "recipes").glob(f"{path.stem}.*")
     network, _ = checkpoint.load(weights)
     assert checkpoint.digest(network) == row["sha256"]
     assert weights.stat().st_size == row["file_bytes"]
-    settings = config.load([str(path)])
-    assert integer.sizes(network) == settings.LAYER_SIZES and network.input == settings.INPUT
+    steps = plan.parse(config.load([str(path)]).LAYERS, (28, 28, 1), 10)
+    assert network.steps == steps
 
 
 def test_recipe_is_measured_into_result_header_and_weights(folder, tmp_path, script, monkeypatch):
@@ -45,7 +50,7 @@ def test_recipe_is_measured_into_result_header_and_weights(folder, tmp_path, scr
     monkeypatch.setattr(config, "_HOME", tmp_path)
     Path("recipes").mkdir()
     Path("recipes/small.toml").write_text("# old claim\n\n# why\nMAX_EPOCHS = 1\n"
-                                          "LAYER_SIZES = [100, 10]\nINPUT = 10\n"
+                                          'LAYERS = "crop20 mean2"\n'
                                           'FILE_FORMAT = "nqat"\nVAL_EXAMPLES = 200\n')
     before = Path("recipes/small.toml").read_text()
     arguments = ["recipes/small.toml", f"--DATA_DIR={folder}", "--ABLATION_SEEDS=2",
@@ -53,19 +58,20 @@ def test_recipe_is_measured_into_result_header_and_weights(folder, tmp_path, scr
     code, _, errors = script(recipes.main, *arguments)
     assert (code, errors) == (0, [])
     (path,) = Path("results").glob("recipes_*.json")
-    (entry,) = json.loads(path.read_text())["recipes"]
-    assert [row["seed"] for row in entry["rows"]] == [0, 1] and entry["name"] == "small"
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["label"], row["seed"]) for row in rows] == [("small", 0), ("small", 1)]
+    assert rows[0]["changes"]["LAYERS"] == "crop20 mean2"
     assert Path("recipes/small.toml").read_text() == before and not Path("weights/recipes").exists()
     network, _ = checkpoint.load(Path("weights") / path.stem / "small.nqat")
-    assert checkpoint.digest(network) == entry["rows"][0]["sha256"]
+    assert checkpoint.digest(network) == rows[0]["sha256"]
 
     monkeypatch.setattr(recipes, "HOME", json.loads(path.read_text())["dataset"]["name"])
     assert script(recipes.main, *arguments)[0] == 0
     text = Path("recipes/small.toml").read_text()
     assert text.endswith("\n\n" + before.split("\n\n", 1)[1])
-    assert "2 seeds" in text.splitlines()[0] and f"{entry['rows'][0]['file_bytes']:,}" in text
+    assert "2 seeds" in text.splitlines()[0] and f"{max(row['file_bytes'] for row in rows):,}" in text
     network, _ = checkpoint.load("weights/recipes/small.nqat")
-    assert checkpoint.digest(network) == entry["rows"][0]["sha256"]
+    assert checkpoint.digest(network) == rows[0]["sha256"]
 
 
 def test_recipe_that_learns_nothing_is_refused_in_one_line(folder, tmp_path, script, monkeypatch):

@@ -18,20 +18,20 @@ def write(tmp_path, monkeypatch):
     """write(content, settings, argv) -> what json reads back from the file."""
     def call(content=None, settings=None, argv=("main_train.py",)):
         monkeypatch.setattr(sys, "argv", list(map(str, argv)))
-        results.write_result(tmp_path / "a.json", settings or {}, **(content or {}))
+        results.write_result(tmp_path / "a.json", settings or {}, **{"rows": [], **(content or {})})
         return json.loads((tmp_path / "a.json").read_text("utf-8"))
     return call
 
 
 def test_result_has_its_content_switches_and_environment(write, tmp_path, capsys):
-    content = {"runs": [{"seed": 0, "val_loss": 0.1 + 0.2}], "best": None, "text": "é"}
+    content = {"rows": [{"seed": 0, "val_loss": 0.1 + 0.2}], "best": None, "text": "é"}
     stored = write(content, {"LAYER_SIZES": (784, 10), "SEED": 3})
     assert capsys.readouterr().out == f"wrote {tmp_path / 'a.json'}\n"
     assert stored.pop("config") == {"LAYER_SIZES": [784, 10], "SEED": 3}
     assert stored.pop("command") == "python3 main_train.py"
     assert stored.pop("environment") == json.loads(json.dumps(facts.environment()))
     assert stored == content                    # floats keep every bit
-    assert results.read_result(tmp_path / "a.json")["runs"] == content["runs"]
+    assert results.read_result(tmp_path / "a.json")["rows"] == content["rows"]
 
 
 def test_environment_names_machine_and_versions():
@@ -44,7 +44,7 @@ def test_environment_names_machine_and_versions():
 PEAK = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from report import results
+from machine import facts
 before = facts.peak_memory()
 block = bytearray(b"1") * 100_000_000
 del block
@@ -87,10 +87,11 @@ def test_command_regenerates_the_result_on_any_machine(write, tmp_path, monkeypa
 def test_result_that_cannot_be_written_gives_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="can't write"):
-        results.write_result(tmp_path / "file" / "a.json", {})
+        results.write_result(tmp_path / "file" / "a.json", {}, [])
 
 
 BAD = {"missing": None, "empty": b"", "text": b"not json", "half": b'{"a": [1, 2',
+       "without rows": b'{"row": {}}', "rows that are none": b'{"rows": 3}',
        "not UTF-8": b'{"a": "\xff"}', "list": b"[1]", "number": b"3", "null": b"null",
        "nested": b"[" * 100_000, "nested and closed": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
        "long integer": b'{"a": ' + b"9" * 10_000 + b"}", "too large": b" " * 64_000_001}
@@ -111,7 +112,17 @@ def test_committed_results_can_be_read():
     paths = sorted((ROOT / "results").glob("*.json"))
     assert paths
     for path in paths:
-        assert {"config", "environment"} <= set(results.read_result(path))
+        result = results.read_result(path)
+        assert {"config", "environment"} <= set(result)
+        assert all(type(row) is dict and row["label"] for row in result["rows"])
+
+
+def test_rows_are_grouped_by_a_field_or_a_switch_in_their_order():
+    rows = [{"label": label, "changes": {"WEIGHT_BITS": bits}} for label, bits in (
+        ("b", 8), ("a", 2), ("b", 2))] + [{"label": "c"}]
+    assert results.group(rows, "label") == {"b": [rows[0], rows[2]], "a": [rows[1]], "c": [rows[3]]}
+    assert list(results.group(rows, "label")) == ["b", "a", "c"]
+    assert results.group(rows, "WEIGHT_BITS") == {8: rows[:1], 2: rows[1:3], None: rows[3:]}
 
 
 def test_table_aligns_the_first_column_left_and_others_right():

@@ -13,7 +13,7 @@ import main_inference
 import main_train
 from conftest import CACHE, ROOT, write_folder
 
-TINY = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1", "--BATCH_SIZE=32",
+TINY = ["--LAYERS=16", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1", "--BATCH_SIZE=32",
         f"--CACHE_DIR={CACHE}"]
 
 

@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 
 import oracle
 import predict
+from machine.files import InputError
 from report import stats
 
 
@@ -58,21 +59,21 @@ def test_shift_of_all_logits_changes_nothing(rng):
 
 
 def test_summary_has_the_sample_deviation_and_student_interval():
-    summary = stats.summarize([1.0, 2.0, 4.0, 5.0])
+    summary = stats.summary([1.0, 2.0, 4.0, 5.0])
     std = math.sqrt((4 + 1 + 1 + 4) / 3)
     assert (summary["mean"], summary["n"]) == (3, 4)
     assert summary["std"] == pytest.approx(std, rel=1e-12)
     half = 3.182446305284263 * std / 2          # t at 97.5 % and 3 degrees: any printed table
     assert (summary["low"], summary["high"]) == pytest.approx((3 - half, 3 + half), rel=1e-9)
-    assert stats.summarize([2.0]) == {"mean": 2, "std": None, "n": 1, "low": None, "high": None,
+    assert stats.summary([2.0]) == {"mean": 2, "std": None, "n": 1, "low": None, "high": None,
                                       "missing": 0}
 
 
 def test_summary_is_of_the_surviving_values_and_counts_the_others():
-    whole = stats.summarize([1.0, 2.0, 4.0])
-    assert stats.summarize([1.0, None, 2.0, math.nan, 4.0, math.inf]) == {**whole, "missing": 3}
+    whole = stats.summary([1.0, 2.0, 4.0])
+    assert stats.summary([1.0, None, 2.0, math.nan, 4.0, math.inf]) == {**whole, "missing": 3}
     for nothing in ([None], [math.nan, None], []):
-        summary = stats.summarize(nothing)
+        summary = stats.summary(nothing)
         assert (summary["n"], summary["missing"]) == (0, len(nothing))
         assert all(summary[key] is None for key in ("mean", "std", "low", "high"))
 
@@ -81,15 +82,15 @@ def test_summary_is_of_the_surviving_values_and_counts_the_others():
     ([0.979, 0.9796], "97.93 ± 0.04"), ([0.9793], "97.93"), ([None, math.nan], "–"),
     ([0.979, None, 0.9796], "97.93 ± 0.04 (2 of 3)"), ([0.9793, None], "97.93 (1 of 2)")])
 def test_spread_shows_mean_deviation_and_missing_seeds(values, text):
-    assert stats.spread(stats.summarize(values), 2, 100) == text
+    assert stats.spread(stats.summary(values), 2, 100) == text
 
 
 def test_spread_has_the_digits_asked_for():
-    assert stats.spread(stats.summarize([1.0, 2.0]), 4) == "1.5000 ± 0.7071"
+    assert stats.spread(stats.summary([1.0, 2.0]), 4) == "1.5000 ± 0.7071"
 
 
 def test_interval_covers_the_mean_95_times_in_100(rng):
-    hits = sum(s["low"] < 0 < s["high"] for s in map(stats.summarize, rng.normal(0, 1, (2_000, 5))))
+    hits = sum(s["low"] < 0 < s["high"] for s in map(stats.summary, rng.normal(0, 1, (2_000, 5))))
     assert abs(hits / 2_000 - 0.95) < 5 * math.sqrt(0.05 * 0.95 / 2_000)
 
 
@@ -152,13 +153,45 @@ def test_least_detectable_difference_is_where_significance_begins(rng):
 
 @given(a=arrays(bool, 40), b=arrays(bool, 40))
 def test_mcnemar_is_a_two_sided_coin_test(a, b):
-    result = stats.mcnemar(a, b)
     only_a, only_b = sum(a & ~b), sum(b & ~a)
-    assert (result["only_a"], result["only_b"]) == (only_a, only_b)
+    assert stats.disagreements(a, b) == [only_a, only_b]
     n, least = only_a + only_b, min(only_a, only_b)
     tail = sum(math.comb(n, k) for k in range(least + 1)) / 2**n
-    assert result["p"] == pytest.approx(min(1, 2 * tail), rel=1e-9)
-    assert result["measured"] == (result["p"] < 0.05)
+    assert stats.mcnemar(only_a, only_b) == pytest.approx(min(1, 2 * tail), rel=1e-9)
+    assert stats.disagreements(None, b) is stats.disagreements(a, None) is None
+
+
+def make_rows(label, accuracies, **fields):
+    return [{"label": label, "seed": seed, "test_acc": value, **fields}
+            for seed, value in enumerate(accuracies)]
+
+
+def test_rows_are_summarized_without_those_that_are_not_usable():
+    rows = make_rows("a", [0.1, 0.3]) + make_rows("a", [0.9], usable=False)
+    assert stats.summarize(rows, "test_acc") == stats.summary([0.1, 0.3, None])
+    assert stats.summarize(rows, "file_bytes") == stats.summary([None] * 3)
+
+
+def test_rows_are_compared_by_seed_in_any_order():
+    base, other = make_rows("a", [0.1, 0.2, 0.5]), make_rows("b", [0.2, 0.25, 0.3, 0.9])
+    other[2]["usable"] = False
+    other[0]["against"] = {"a": None}
+    want = {**stats.compare_seeds([0.1, 0.2], [0.2, 0.25]), "missing": 2}
+    assert stats.compare(base, other[::-1], "test_acc") == want
+    assert stats.comparisons(base + other, "test_acc") == [("b", "a", want)]
+
+
+def test_best_rate_needs_a_usable_run_of_every_seed():
+    rows = [{"rate": rate, "val_loss": loss, "usable": usable} for rate, loss, usable in (
+        (1.0, 0.1, True), (1.0, 0.01, False), (0.1, 0.3, True), (0.1, 0.2, True), (0.2, 0.3, True),
+        (500.0, 0.05, False), (500.0, None, False))]
+    assert stats.best_rate(rows) == 0.1
+    with pytest.raises(InputError, match="500"):
+        stats.best_rate(rows[5:])
+
+
+def test_times_show_median_and_range():
+    assert stats.median_range([0.5, 0.25, 1.5, 0.75], 2) == "0.62 (0.25 to 1.50)"
 
 
 def test_description_says_sign_unit_and_what_could_have_been_seen():

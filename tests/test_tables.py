@@ -8,133 +8,107 @@ import jax
 import numpy as np
 import pytest
 
+import ablation
 import config
 import main_train
-from benchmarks import scaling, tables, timing, training
+from benchmarks import scaling, timing, training
 from conftest import CACHE, ROOT
 from machine.files import InputError
-from report import results, stats
+from report import results, speed, tables
 
 MADE = {"command": "python3 study.py --X=1",
         "environment": {"cpu": "Abacus", "cores": 2, "python": "3.11.7", "jax": "0.10.2",
                         "numpy": "2.4.6"},
-        "config": {"QAT_ENABLE": True, "WEIGHT_BITS": 8, "ACTIVATION_BITS": 8}}
-FROM_RESULTS = [name for name in tables.TABLES if name not in ("expected_output", "switches",
-                                                                "findings", "reliability")]
+        "config": {"QAT_ENABLE": True, "WEIGHT_BITS": 8, "ACTIVATION_BITS": 8},
+        "dataset": {"name": "MNIST", "classes": 10}}
+FROM_RESULTS = [name for name in tables.TABLES if name not in ("expected_output", "findings")]
+TIMES = [0.5, 0.4, 0.6]
 
 
-def entry_of(label, accuracies):
-    """A model of quant_vs_unquant with one row by accuracy; None for a seed that failed."""
-    rows = [{"test_acc": value, "val_loss": None if value is None else 1 - value,
-             "file_bytes": 207_041, "reload_change": 0.0} for value in accuracies]
-    return {"label": label, "rows": rows,
-            **{key: stats.summarize([row[key] for row in rows])
-               for key in ("test_acc", "val_loss")}}
+def make_rows(label, accuracies, network="784-256-128-10 W8A8", changes=None, **fields):
+    """A row by accuracy; None for a seed that failed."""
+    return [{"label": label, "changes": changes or {}, "network": network, "seed": seed,
+             "status": "diverged" if value is None else "stopped", "usable": value is not None,
+             "rate": 0.1, "epochs": 9 + seed, "test_acc": value, "val_acc": value,
+             "val_loss": None if value is None else 1 - value, "file_bytes": 3_900 + seed,
+             "reload_change": 0.0, "history": {"val_acc": [value] * 30, "val_loss": [value] * 30},
+             **fields} for seed, value in enumerate(accuracies)]
 
 
-def quant_result(float32, qat):
-    """results/quant_vs_unquant.json of these test accuracies; free scales have no file."""
-    ptq = entry_of("W8A8\nafter training", qat)
-    for row in ptq["rows"]:
+def quant_rows(float32, qat):
+    """Of results/quant_vs_unquant.json, with these test accuracies; free scales have no file."""
+    rounded = make_rows("W8A8 after training", qat)
+    for row in rounded:
         del row["file_bytes"], row["reload_change"]
-    tests = [stats.mcnemar(np.array([True, False]), np.array([True, True])) for _ in qat]
-    return {"dataset": {"name": "MNIST"}, "seeds": list(range(len(qat))),
-            "models": {"float32": entry_of("float32", float32), "ptq": ptq,
-                       "qat": entry_of("W8A8\nQAT", qat)},
-            "comparisons": {"qat - ptq": {"test_acc": stats.compare_seeds(float32, qat),
-                                          "mcnemar": tests}}, **MADE}
+    return [*make_rows("float32", float32, file_bytes=207_041), *rounded,
+            *make_rows("W8A8 QAT", qat, file_bytes=207_041,
+                       against={"W8A8 after training": [0, 8]})]
 
 
-def optimizer_result(losses):
-    """results/optimizer.json with the same validation losses for both optimizers."""
-    entry = {"rows": [], "best_rate": 0.1, **{key: stats.summarize(losses)
-                                              for key in ("val_loss", "test_acc", "epochs")}}
-    return {"optimizers": {"SGD": entry, "AdamW": entry},
-            "val_loss_against_sgd": {"AdamW": stats.compare_seeds(losses, losses)}, **MADE}
+def bits_rows(values, learned):
+    """Of results/bits.json of one width with these test accuracies; None for a failed seed."""
+    rows = make_rows("float32", values)
+    for label in ("rounded after training", "QAT, calibrated scales", "QAT, learned scales", "free"):
+        rows += make_rows(label, learned if "learned" in label else values,
+                          changes={"WEIGHT_BITS": 2})
+    return rows
 
 
-def rate_row(rate, seed, val_loss, status="stopped"):
-    return {"rate": rate, "seed": seed, "val_loss": val_loss, "status": status, "epochs": 9 + seed,
-            "test_acc": None if val_loss is None else 1 - val_loss,
-            "history": {"val_loss": [val_loss and 2 * val_loss] * 20 + [val_loss]}}
-
-
-def run_of(seed):
-    """A whole run of training_bench."""
-    return {"seed": seed, "start_to_saved_seconds": 20.0, "parts": {"imports": 1.0, "epochs": 15.0},
-            "epoch_count": 22 + seed, "test_acc": 0.98 + seed / 1000, "file_bytes": 207_041,
-            "peak_memory_bytes": None}
-
-
-def bits_result(values, learned):
-    """results/bits.json of one width with these test accuracies; None for a seed that failed."""
-    models = dict.fromkeys(tables.BITS_MODELS, {"test_acc": stats.summarize(values)})
-    models["learned"] = {"test_acc": stats.summarize(learned)}
-    return {"seeds": list(range(len(values))), "float32": {"test_acc": stats.summarize(values)},
-            "widths": [{"weight_bits": 2, "models": models, "comparisons": dict.fromkeys(
-                tables.BITS_DIFFERENCES, stats.compare_seeds(values, learned))}],
-            "dataset": {"name": "MNIST"},
-            **MADE, "config": {**MADE["config"], "LAYER_SIZES": [784, 256, 128, 10]}}
-
-
-def network_of(values, size):
+def network_rows(values, size, label="100-10 W3A4"):
     """A network of results/frontier.json."""
-    return {"LAYER_SIZES": [100, 10], "INPUT": 10, "WEIGHT_BITS": 3, "ACTIVATION_BITS": 4,
-            "rows": [{}] * len(values), "test_acc": stats.summarize(values), "file_bytes": size}
+    rows = make_rows(label, values, network=label)
+    for row in rows:
+        if size is None:
+            del row["file_bytes"]
+        else:
+            row["file_bytes"] = size
+    return rows
 
 
-def recipes_result(values):
-    """results/recipes.json of one recipe."""
-    rows = [{"val_acc": value, "test_acc": value, "file_bytes": 3_900 + seed}
-            for seed, value in enumerate(values)]
-    return {"recipes": [{"name": "tiny", "model": "W3A4", "layer_sizes": [100, 64, 10],
-                         "seconds": 61.4, "rows": rows}], **MADE}
+def recipe_rows(values):
+    """Of results/recipes.json, of one recipe."""
+    return make_rows("tiny", values, network="100-64-10 W3A4", seconds=61.4 / len(values))
+
+
+def run_rows(seeds):
+    """Whole runs of training_bench."""
+    return [{"part": "whole run", "label": label, "seed": seed, "seconds": 20.0,
+             "parts": {"imports": 1.0, "epochs": 15.0}, "epochs": 22 + seed,
+             "test_acc": 0.98 + seed / 1000, "peak_memory_bytes": None}
+            for label in ("`main_train.py`", "`recipes/fast.toml`") for seed in range(seeds)]
 
 
 def made_up(seeds):
     """Every result that a table shows, with this many seeds."""
     values = [0.97 + seed / 1000 for seed in range(seeds)]
-    times = [0.5, 0.4, 0.6]
-    runs = [run_of(seed) for seed in range(seeds)]
-    return {
-        "quant_vs_unquant": quant_result(values, values[::-1]),
-        "lr_ablation": {"rows": [rate_row(0.1, seed, value) for seed, value in enumerate(values)],
-                        "best_rate": 0.1, **MADE},
-        "optimizer": optimizer_result(values),
-        "bits": bits_result(values, values[::-1]),
-        "frontier": {"networks": [network_of(values, 3_900)], "dataset": {"name": "MNIST"}, **MADE},
-        "averaging": {"models": [{"scales": "calibrated", "weights": "last", **dict.fromkeys(
-                          ("late_mean", "late_std", "test_acc"), stats.summarize(values))}],
-                      "late_epochs": 10, "network": network_of(values, 1), **MADE},
-        "recipes": recipes_result(values), "recipes_fashion_mnist": recipes_result(values),
-        "training_bench": {"epochs": dict.fromkeys(
-                               ("QAT epoch", "matrix products and update alone"), times),
-                           "lane_epochs": {"single run": times, "sweep": times}, "lanes": 27,
-                           "saving": {"saved": times, "not saved": times},
-                           "gemm_gflops": 100.0, "default": runs, "default_float32": runs, "fast": runs,
-                           "fast_again": runs, "compute": "bfloat16", **MADE},
-        "compute": {"entries": [{"name": "config.py", "model": "W8A8", "seeds": list(range(seeds)),
-                                 "float32": values, "bfloat16": values[::-1],
-                                 "comparison": stats.compare_seeds(values, values[::-1])}], **MADE},
-        "inference_bench": {"seconds": {"C": {"1": times, "10000": times}}, "bits": [8, 8],
-                            "repeats": 3, **MADE},
-        "firmware": {"rows": [{"name": "recipes/tiny.nqat", "chip": chip, "model": "W3A4",
-                               "layer_sizes": [100, 64, 10], "test_acc": 0.97, "flash": 9_000,
-                               "ram": 1_784, "image": 784, unit: 32_000.0, "most": 40_000,
-                               "images": seeds, "mismatches": 0}
-                              for chip, unit in (("rv32ec", "instructions"),
-                                                 ("atmega328p", "cycles"))], "avr_mhz": 16, **MADE},
-        "scaling": {"points": {"lanes": [{"lanes": 1, "seconds": times, "gemm_limit": 0.25}]},
-                    "gemm_gflops": 100.0, **MADE},
-        "photos": {"drawings": 48, "misread": {"clean": [], "a speck": [3, 5]}, "kept": 0.995,
-                   **MADE},
-        "drill": {"rows": [{"fault": fault, "times": 5, "survived": 4} for fault in (
-            "kill -9 of a run", "kill -9 of a sweep", "disk full in a run", "clock back")]},
-        "fuzz": {"loaders": [{"loader": name, "inputs": 100_000, "failed": 1}
-                             for name in ("weights", "recipes")]},
-        "soak": {"growth": 0.01, "memory_bytes": [1] * 200, "before": {"files": 6, "threads": 9},
-                 "after": {"files": 6, "threads": 9}},
-    }
+    timed = [{"part": part, "label": label, "seconds": TIMES} for part, labels in (
+        ("epoch", ("QAT epoch", "matrix products and update alone")),
+        ("lane-epoch", ("single run", "sweep of 27 runs")), ("saving", ("not saved", "saved")))
+        for label in labels]
+    firmware = [{"label": "tiny", "chip": chip, "network": "100-64-10 W3A4", "test_acc": 0.97,
+                 "flash": 9_000, "ram": 1_784, "image": 784, unit: 32_000.0, "most": 40_000,
+                 "images": seeds, "mismatches": 0}
+                for chip, unit in (("rv32ec", "instructions"), ("atmega328p", "cycles"))]
+    rows = {
+        "quant_vs_unquant": quant_rows(values, values[::-1]),
+        "lr_ablation": make_rows("0.1", values),
+        "optimizer": make_rows("SGD", values) + make_rows("AdamW", values),
+        "bits": bits_rows(values, values[::-1]),
+        "frontier": network_rows(values, 3_900), "averaging": make_rows("calibrated", values),
+        "recipes": recipe_rows(values), "recipes_fashion_mnist": recipe_rows(values),
+        "training_bench": timed + run_rows(seeds),
+        "compute": [row for compute in ("float32", "bfloat16") for row in make_rows(
+            "config.py", values, changes={"COMPUTE": compute})],
+        "inference_bench": [{"label": "C", "batch": batch, "seconds": TIMES}
+                            for batch in (1, 10_000)],
+        "firmware": firmware,
+        "scaling": [{"label": "lanes = 1", "axis": "lanes", "seconds": TIMES, "gemm_limit": 0.25}],
+        "photos": [{"label": "clean", "misread": []}, {"label": "a speck", "misread": [3, 5]}]}
+    facts = {"training_bench": {"gemm_gflops": 100.0, "compute": "bfloat16"},
+             "inference_bench": {"network": "784-10 W8A8"}, "firmware": {"avr_mhz": 16},
+             "scaling": {"network": "784-10 W8A8", "gemm_gflops": 100.0},
+             "photos": {"drawings": 48, "kept": 0.995}}
+    return {name: {"rows": own, **facts.get(name, {}), **MADE} for name, own in rows.items()}
 
 
 def test_every_mark_has_its_table_and_every_table_its_mark():
@@ -158,65 +132,90 @@ def test_table_is_whole_and_says_how_to_make_it_again(name, seeds):
 
 def test_one_seed_has_no_spread():
     read = made_up(1).__getitem__
-    assert "| float32 | 97.00 | 1 | 0.0300 | 207,041 | 0 |" in tables.models(read)
-    assert "| W8A8, after training | 97.00 | 1 | 0.0300 | – | – |" in tables.models(read)
-    assert "| 0.1 | 0.9700 | 3.00 | 9 | 1 stopped | 1.9400 |" in tables.learning_rates(read)
-    assert "| 98.00 | 1 | – |" in tables.training_speed(read)
+    text = tables.quant_vs_unquant(read)
+    assert "| float32 | 97.00 | 1 | 0.0300 | 207,041 | 0 |" in text
+    assert "| W8A8 after training | 97.00 | 1 | 0.0300 | – | – |" in text
+    assert "| 0.1 | 0.0300 | 97.00 | 9 | 1 stopped | 0.9700 |" in tables.lr_ablation(read)
+    assert "| 98.00 | 1 | – |" in speed.training(read)
 
 
 def test_only_surviving_seeds_are_averaged_and_the_table_says_so():
-    quant = quant_result([0.97, 0.98, 0.99], [0.97, None, 0.99])
-    text = tables.models({"quant_vs_unquant": quant}.__getitem__)
-    assert "| W8A8, QAT | 98.00 ± 1.41 (2 of 3) | 2 | 0.0200 ± 0.0141 (2 of 3) |" in text
-    rows = [rate_row(1.0, 0, None, "diverged"), rate_row(1.0, 1, 0.9, "diverged"),
-            rate_row(0.1, 0, 0.1), rate_row(0.1, 1, 0.3, "capped"),
-            rate_row(0.1, 2, None, "inexact"), rate_row(1e-4, 0, 2.3, "guessing")]
-    text = tables.learning_rates({"lr_ablation": {"rows": rows, "best_rate": 0.1, **MADE}}.get)
-    assert "| 1 | – | 10.00 (1 of 2) | 9 to 10 | 2 diverged | 1.8000 (1 of 2) |" in text
-    assert ("| 0.1 | 0.2000 ± 0.1414 (2 of 3) | 80.00 ± 14.14 (2 of 3) | 9 to 11 | "
-            "1 stopped, 1 capped, 1 inexact | 0.4000 ± 0.2828 (2 of 3) |") in text
-    assert "| 0.0001 | – | -130.00 | 9 | 1 guessing | 4.6000 |" in text
+    rows = quant_rows([0.97, 0.98, 0.99], [0.97, None, 0.99])
+    text = tables.quant_vs_unquant({"quant_vs_unquant": {"rows": rows, **MADE}}.get)
+    assert "| W8A8 QAT | 98.00 ± 1.41 (2 of 3) | 3 | 0.0200 ± 0.0141 (2 of 3) |" in text
+    rows = make_rows("1", [0.1, None], rate=1.0, status="diverged", usable=False)
+    rows += make_rows("0.1", [0.9, 0.7]) + make_rows("0.0001", [0.2], rate=1e-4, status="guessing",
+                                                     usable=False)
+    rows[3]["status"] = "capped"
+    rows[2]["history"]["val_loss"] = [None] * 3 + [0.4] * 20 + [0.1]
+    text = tables.lr_ablation({"lr_ablation": {"rows": rows, **MADE}}.get)
+    assert "| 1 | – | – | 9 to 10 | 2 diverged | 0.1000 (1 of 2) |" in text
+    assert ("| 0.1 | 0.2000 ± 0.1414 | 80.00 ± 14.14 | 9 to 10 | 1 stopped, 1 capped | "
+            "0.5500 ± 0.2121 |") in text
+    assert "| 0.0001 | – | – | 9 | 1 guessing | 0.2000 |" in text
+    assert "Least mean validation loss: 0.1." in text
+
+
+def test_optimizers_are_compared_at_the_rates_that_are_best_for_them():
+    rows = make_rows("SGD", [0.5, 0.6], rate=1.0) + make_rows("SGD", [0.9, 0.8], rate=0.1)
+    rows += make_rows("AdamW", [0.9, 0.7], rate=0.01) + make_rows("AdamW", [0.99, None], rate=0.02)
+    text = tables.optimizer({"optimizer": {"rows": rows, **MADE}}.get)
+    assert "| SGD | 0.1 | 0.1500 ± 0.0707 | 9.5 ± 0.7 | 85.00 ± 7.07 | 2 |" in text
+    assert "| AdamW | 0.01 | 0.2000 ± 0.1414 |" in text
+    assert "- AdamW minus SGD, validation loss: +0.050 nats (" in text
 
 
 def test_differences_are_of_the_seeds_that_survived():
-    result = bits_result([0.97, 0.98, 0.99], [0.98, None, 0.998])
+    result = {"rows": bits_rows([0.97, 0.98, 0.99], [0.98, None, 0.998]), **MADE}
     text = tables.bits({"bits": result}.get)
-    assert ("| 2 | 98.00 ± 1.00 | 98.00 ± 1.00 | 98.90 ± 1.27 (2 of 3) | 98.00 ± 1.00 | "
-            "98.00 ± 1.00 | 3 | +0.90 (-0.37 to +2.17) | +0.90 (-0.37 to +2.17) |") in text
+    assert ("| 2 | 98.00 ± 1.00 | 98.00 ± 1.00 | 98.90 ± 1.27 (2 of 3) | 98.00 ± 1.00 | 3 | "
+            "+0.90 (-0.37 to +2.17) | +0.00 (+0.00 to +0.00) |") in text
     assert "784-256-128-10, activations of 8 bits" in text and "float32: 98.00 ± 1.00 %" in text
-    text = tables.bits({"bits": bits_result([0.9], [None])}.get)
-    assert "| 90.00 | – | 90.00 | 90.00 | 1 | – | – |" in text
+    text = tables.bits({"bits": {"rows": bits_rows([0.9], [None]), **MADE}}.get)
+    assert "| 90.00 | 90.00 | – | 90.00 | 1 | – | +0.00 |" in text
+
+
+def test_last_epochs_are_averaged_and_their_spread_is_measured():
+    histories = np.random.default_rng(0).uniform(0.9, 1, (2, 22))
+    rows = make_rows("calibrated", [0.9, 0.9])
+    for row, values in zip(rows, histories):
+        row["history"] = {"val_acc": list(values)}
+    late = histories[:, 2:]
+    means, stds = 100 * late.mean(1), 100 * late.std(1)
+    assert (f"| {means.mean():.2f} ± {means.std(ddof=1):.2f} | {stds.mean():.3f} ± "
+            f"{stds.std(ddof=1):.3f} |") in tables.averaging({"averaging": {"rows": rows,
+                                                                            **MADE}}.get)
 
 
 def test_frontier_lists_networks_by_size_and_those_without_a_file():
-    networks = [network_of([0.98, 0.99], 3_900), network_of([None, None], None),
-                network_of([0.97, None], 2_500)]
-    result = {"networks": networks, "dataset": {"name": "MNIST"}, **MADE}
-    lines = tables.frontier({"frontier": result}.get).splitlines()
-    assert lines[2:5] == ["| 100-10 | 10 × 10 | W3A4 | – | – | 2 |",
-                          "| 100-10 | 10 × 10 | W3A4 | 2,500 | 97.00 (1 of 2) | 2 |",
-                          "| 100-10 | 10 × 10 | W3A4 | 3,900 | 98.50 ± 0.71 | 2 |"]
+    rows = [*network_rows([0.98, 0.99], 3_900, "a"), *network_rows([None, None], None, "b"),
+            *network_rows([0.97, None], 2_500, "c")]
+    lines = tables.frontier({"frontier": {"rows": rows, **MADE}}.get).splitlines()
+    assert lines[2:5] == ["| b | – | – | 2 |", "| c | 2,500 | 97.00 (1 of 2) | 2 |",
+                          "| a | 3,900 | 98.50 ± 0.71 | 2 |"]
     assert "| 12,608 | 99.02 |" in lines[lines.index("") + 5]
     assert "selected on the test set; ours were not" in lines[-1]
 
 
 def test_photos_are_counted():
-    text = tables.photos(made_up(1).__getitem__)
+    text = speed.photos(made_up(1).__getitem__)
     assert "| clean | 48 of 48 |" in text and "| a speck | 46 of 48 |" in text
     assert "keeps 99.50 %" in text
 
 
 def test_recipes_need_no_other_data_set():
+    mnist = {"rows": recipe_rows([0.97, 0.98]), **MADE}
+
     def read(name):
         if name != "recipes":
             raise InputError("no such file")
-        return recipes_result([0.97, 0.98])
+        return mnist
     row = ("| `recipes/tiny.toml` | 100-64-10 W3A4 | 3,901 | 97.50 ± 0.71 | 97.50 ± 0.71 | 2 | 61 "
            "| {} |")
     assert row.format("–") in tables.recipes(read)
+    fashion = {"rows": recipe_rows([0.97, 0.971]), **MADE}
     assert row.format("97.05 ± 0.07") in tables.recipes(
-        {"recipes": recipes_result([0.97, 0.98]),
-         "recipes_fashion_mnist": recipes_result([0.97, 0.971])}.get)
+        {"recipes": mnist, "recipes_fashion_mnist": fashion}.get)
 
 
 def test_a_finding_is_a_line():
@@ -224,23 +223,9 @@ def test_a_finding_is_a_line():
     assert len(lines) == 6 and all(line.startswith("- ") for line in lines)
 
 
-def test_reliability_counts_what_did_not_survive():
-    text = tables.reliability(made_up(1).__getitem__)
-    assert "| `kill -9`, half of them inside a save | 10 | 8 | `make drill` |" in text
-    assert "| disk full | 5 | 4 | `make drill` |" in text
-    assert "clock, compile cache | 5 | 4 | `make drill` |" in text
-    assert "| hostile files: weights, recipes | 200,000 | 199,998 | `make fuzz` |" in text
-    assert "memory +1.0 %, 0 open files and 0 threads more | 200 | 200 |" in text
-
-
-def test_switches_are_those_of_the_configuration():
-    lines = tables.switches(None).splitlines()
-    assert [line.split("`")[1] for line in lines[2:]] == list(config.Config._fields)
-
-
 def test_result_without_what_a_table_shows_is_an_input_error():
     with pytest.raises(InputError, match="table scaling") as caught:
-        tables.render("", ["scaling"], {"scaling": {"points": {}}}.__getitem__)
+        tables.render("", ["scaling"], {"scaling": {"rows": [{}]}}.__getitem__)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -254,30 +239,31 @@ def test_results_in_the_project_have_what_their_tables_show(page):
 
 
 def test_rendering_replaces_a_block_and_nothing_else(monkeypatch):
-    monkeypatch.setitem(tables.TABLES, "models", lambda read: "fresh")
-    text = "before\n<!-- models -->\nstale\nlines\n<!-- /models -->\nafter"
-    once = tables.render(text, ["models"], None)
-    assert once == "before\n<!-- models -->\nfresh\n<!-- /models -->\nafter"
-    assert tables.render(once, ["models"], None) == once
+    monkeypatch.setitem(tables.TABLES, "bits", lambda read: "fresh")
+    text = "before\n<!-- bits -->\nstale\nlines\n<!-- /bits -->\nafter"
+    once = tables.render(text, ["bits"], None)
+    assert once == "before\n<!-- bits -->\nfresh\n<!-- /bits -->\nafter"
+    assert tables.render(once, ["bits"], None) == once
 
 
 def test_check_tells_a_stale_page_and_writing_mends_it(script, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "ROOT", tmp_path)
-    monkeypatch.setattr(tables, "PAGES", {"docs/switches.md": ["switches"]})
+    monkeypatch.setattr(tables, "PAGES", {"docs/photos.md": ["photos"]})
     (tmp_path / "docs").mkdir()
-    page = Path(shutil.copy(ROOT / "docs" / "switches.md", tmp_path / "docs"))
-    assert script(tables.main)[0] == 0
+    page = Path(shutil.copy(ROOT / "docs" / "photos.md", tmp_path / "docs"))
+    assert script(ablation.main, "tables")[0] == 0
     fresh = page.read_text("utf-8")
-    assert "`LEARNING_RATE`" in fresh and script(tables.main, "--check") == (0, [], [])
-    page.write_text(fresh.replace("LEARNING_RATE", "OLD_RATE"), "utf-8")
-    assert script(tables.main, "--check") == (1, [], [f"{page} is stale"])
-    assert "OLD_RATE" in page.read_text("utf-8")
-    assert script(tables.main) == (0, [f"wrote {page}"], []) and page.read_text("utf-8") == fresh
+    assert "| clean |" in fresh and script(ablation.main, "tables", "--check") == (0, [], [])
+    page.write_text(fresh.replace("| clean |", "| dirty |"), "utf-8")
+    assert script(ablation.main, "tables", "--check") == (1, [], [f"{page} is stale"])
+    assert "| dirty |" in page.read_text("utf-8")
+    assert script(ablation.main, "tables") == (0, [f"wrote {page}"], [])
+    assert page.read_text("utf-8") == fresh
 
 
 def test_expected_output_is_what_training_prints(script, folder, tmp_path):
     code, out, _ = script(
-        main_train.main, "--LAYER_SIZES=784,10", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1",
+        main_train.main, "--LAYERS=", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1",
         "--BATCH_SIZE=32", f"--CACHE_DIR={CACHE}", f"--DATA_DIR={folder}",
         *(f"--{name}={tmp_path / name}" for name in training.FOLDERS))
     path = tmp_path / "RESULTS_DIR" / "train.json"
@@ -335,7 +321,7 @@ def fake_training(monkeypatch):
         if given["SEED"] == "13":
             return subprocess.CompletedProcess(command, 2, "", "noise\nerror: bad luck\n")
         row = {"epochs": 4, "test_acc": 0.98, "file_bytes": 1}
-        results.write_result(f"{given['RESULTS_DIR']}/train.json", {}, row=row,
+        results.write_result(f"{given['RESULTS_DIR']}/train.json", {}, [row],
                              seconds={"data": 1.0}, wall_seconds=2.0, peak_memory_bytes=3)
         return subprocess.CompletedProcess(command, 0, "", "")
     monkeypatch.setattr(subprocess, "run", run)
@@ -343,9 +329,10 @@ def fake_training(monkeypatch):
 
 
 def test_whole_runs_use_the_given_switches_and_folders_of_their_own(fake_training):
-    runs = training.whole_runs(["recipes/fast.toml", "--WEIGHT_BITS=4", "--RESULTS_DIR=mine"],
+    runs = training.whole_runs("fast", ["recipes/fast.toml", "--WEIGHT_BITS=4", "--RESULTS_DIR=mine"],
                                range(5, 7))
-    assert [run["seed"] for run in runs] == [5, 6] and runs[0]["epoch_count"] == 4
+    assert [(run["label"], run["seed"]) for run in runs] == [("fast", 5), ("fast", 6)]
+    assert runs[0]["epochs"] == 4
     for command, given in fake_training:
         assert "recipes/fast.toml" in command and given["WEIGHT_BITS"] == "4"
         assert given["CACHE_DIR"] == ""
@@ -354,7 +341,7 @@ def test_whole_runs_use_the_given_switches_and_folders_of_their_own(fake_trainin
 
 
 def test_cached_runs_share_a_cache_that_one_more_run_fills(fake_training):
-    assert len(training.whole_runs([], range(2), cached=True)) == 2
+    assert len(training.whole_runs("", [], range(2), cached=True)) == 2
     caches = [given["CACHE_DIR"] for _, given in fake_training]
     assert len(caches) == 3 and len(set(caches)) == 1 and caches[0]
 
