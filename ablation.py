@@ -8,9 +8,11 @@ python3 ablation.py frontier     accuracy against whole-file bytes, over shape, 
 python3 ablation.py averaging    how much scales that flip disturb the last epochs, and the remedy
 python3 ablation.py plots        draw every plot again from results/
 """
-from machine import script
-
 if __name__ == "__main__":
+    import os
+    import sys
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))     # not with PYTHONSAFEPATH
+    from machine import script
     script.begin()
 
 from pathlib import Path

@@ -18,7 +18,7 @@ import training
 from formats import checkpoint
 from machine import interrupt, runtime
 from machine.facts import environment, has_fast_bfloat16
-from machine.files import InputError, write_atomically
+from machine.files import InputError, link, locked, write_atomically
 from runner import progress, state as runs
 
 USABLE = ("stopped", "capped")  # how a run ends whose model is worth keeping
@@ -122,10 +122,10 @@ def _train(lanes, data, hyper, folder, group, part):
         for sweep in training.epochs(sweep, data.train, data.val, hyper):
             stop = runtime.any_process(asked())
             ended = not (sweep.status == training.RUNNING).any()
-            show(sweep, last=stop or ended)
-            if recorder:
+            if recorder:                        # saved before it is shown
                 due = sweep.epoch % settings.CHECKPOINT_EVERY == 0
                 recorder.record(sweep, due, must=stop or ended)
+            show(sweep, last=stop or ended)
             if stop and not ended:
                 raise interrupt.Stopped(f"stopped after epoch {sweep.epoch}; the same command goes "
                                         "on from there")
@@ -208,7 +208,7 @@ def run(settings, study, points, data):
         check_fits(data, point)
     folder = Path(settings.RUNS_DIR) / runs.name(study, [facts(point, data) for point in changed])
     outcomes, seconds = [None] * len(points), {"compile": 0.0, "epochs": 0.0}
-    with runs.locked(folder) if runtime.is_first() else nullcontext():
+    with locked(folder) if runtime.is_first() else nullcontext():
         if runtime.is_first():
             runs.announce_others(folder, study)
         sweeps = [_train([changed[i] for i in members], data, hyper, folder, group, part)
@@ -281,7 +281,7 @@ def save(outcome, folder, data):
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     path = Path(settings.WEIGHTS_DIR) / name
     write_atomically(folder / name, outcome.content)
-    runs.link_latest(folder)
+    link(folder.with_name("latest"), folder.name)
     kept = _kept_loss(path, data, settings.ENGINE)
     if kept < outcome.row["val_loss"]:
         print(f"wrote {folder / name} ({size}); {path} stays: its val loss {kept:.6f} is lower")

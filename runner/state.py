@@ -2,12 +2,10 @@
 
 One state file for each group of lanes that share their hyperparameters.
 """
-import contextlib
 import csv
 import hashlib
 import io
 import json
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,31 +26,6 @@ def name(study, facts):
     return f"{study}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-@contextlib.contextmanager
-def locked(folder):
-    """Keep other processes out of a run's folder; a killed one lets go of it by itself.
-
-    Raises:
-      InputError: another process is at work there.
-    """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:                         # not on Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder} is in use: another process runs the same switches; wait "
-                             "for it") from None
-        yield
-    finally:
-        os.close(handle)
-
-
 def announce_others(folder, study):
     """Say which unfinished runs of this study stay aside because their switches differ."""
     folder = Path(folder)
@@ -66,17 +39,6 @@ def finish(folder):
     """Remove the state files of a run that has ended well."""
     for path in Path(folder).glob("state*.npz"):
         path.unlink(missing_ok=True)
-
-
-def link_latest(folder):
-    """Make `latest`, beside the folder, a link to it, where the file system has links."""
-    folder = Path(folder)
-    with contextlib.suppress(OSError):
-        for left in folder.parent.glob(".latest.*"):    # by a process that was killed here
-            left.unlink()
-        temporary = folder.with_name(f".latest.{os.getpid()}")
-        temporary.symlink_to(folder.name)
-        temporary.replace(folder.with_name("latest"))
 
 
 def _encode(sweep, machine):
