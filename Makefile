@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: setup train inference ablation test test-all parity bench firmware drill soak fuzz readme clean
+.PHONY: setup train inference ablation test test-all test-newest parity bench firmware drill soak fuzz readme clean
 
 setup: .venv/installed
 .venv/installed: requirements.txt
@@ -13,6 +13,13 @@ setup: .venv/installed
 
 .venv/installed-%: requirements-%.txt .venv/installed
 	$(INSTALL) $<
+	@touch $@
+
+# The newest of everything, in a place of its own: what is pinned here, without its pins.
+.venv-newest/installed: requirements.txt requirements-dev.txt requirements-export.txt
+	$(PYTHON) -m venv .venv-newest
+	sed -n 's/==[^ ]*//p' $^ > .venv-newest/requirements.txt
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-newest/requirements.txt
 	@touch $@
 
 train: .venv/installed
@@ -30,6 +37,9 @@ test: .venv/installed-dev
 
 test-all: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" $(ARGS)
+
+test-newest: .venv-newest/installed
+	.venv-newest/bin/python -B -m pytest -p no:cacheprovider $(ARGS)
 
 parity: .venv/installed-export
 	$(PY) -B -m benchmarks.parity $(ARGS)
@@ -57,5 +67,5 @@ readme: .venv/installed
 	$(PY) -B -m report.tables
 
 clean:
-	rm -rf .venv .cache deploy/out .pytest_cache .hypothesis
+	rm -rf .venv .venv-newest .cache deploy/out .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
