@@ -1,6 +1,5 @@
 """Readers of pictures, arrays and tables: what they take, and one line for all that they don't."""
 import csv
-import io
 import os
 import re
 import struct
