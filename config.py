@@ -57,7 +57,11 @@ ABLATION_SEEDS: whole(1, 1_000) = 3             # runs per point, with seeds SEE
 ABLATION_MAX_EPOCHS: whole(1, 1_000_000) = 30   # of lr and optimizer studies; slow rates meet it
 
 # Data
-DATA_DIR: path = "datasets/mnist"               # idx files; datasets/kmnist, if empty, is fetched
+DATA_DIR: path = "datasets/mnist"               # idx files, pictures, an .npz, a .csv: own_data.md
+SHAPE: text = ""                                # of an example, if the data don't say: 28x28, 100x6
+LABEL: text = ""                                # column of labels; empty: label, class ..., the last
+GROUP: text = ""                                # column or folder of recordings: each in one split
+ADAPT: flag = True                              # small data set what no recipe and no --KEY sets
 VAL_EXAMPLES: whole(1, 1_000_000) = 5_000       # held out of train; test is read once, at the end
 
 # Files

@@ -299,6 +299,16 @@ def to_network(layers, hyper, zero=None):
                                 steps)
 
 
+def to_float_network(layers, hyper, zero=None):
+    """What is saved of float32 Layers: an integer.FloatNetwork; zero as for to_network."""
+    pairs, steps = [(layer.w, layer.b) for layer in layers], hyper.LAYERS
+    if plan.is_centred(steps):
+        steps, (w, b) = steps[1:], pairs[0]
+        inputs = np.resize(np.float64(zero), len(w)) * quant.PIXEL_SCALE
+        pairs[0] = w, (b - inputs @ np.float64(w)).astype(np.float32)
+    return integer.FloatNetwork(tuple(pairs), steps)
+
+
 class Known(NamedTuple):
     """What forward needs of hyper to run a deployed network."""
     LAYERS: tuple

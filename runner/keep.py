@@ -28,8 +28,8 @@ def switches_of(settings):
 
 def facts_of(settings, given, val_loss):
     """The Facts of a model of these switches, trained on a Data."""
-    return checkpoint.Facts(given.name, given.sha256, given.classes,
-                            switches=switches_of(settings), val_loss=val_loss)
+    return checkpoint.Facts(given.name, given.sha256, given.classes, *(given.encoding or (None, None)),
+                            switches_of(settings), val_loss)
 
 
 def _facts_path(path):
@@ -101,7 +101,8 @@ def hash_of_data(settings):
     """The SHA-256 of the data set that the switches name; None where it is not on this disk."""
     with contextlib.suppress(InputError):
         if data.is_there(settings.DATA_DIR):
-            return data.load(settings.DATA_DIR).sha256
+            return data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL,
+                             settings.GROUP).sha256
     return None
 
 
