@@ -125,8 +125,9 @@ Hyper = namedtuple("Hyper", [name for name in _TYPES if _TYPES[name].in_run])
 Config.__getattr__ = Hyper.__getattr__ = _lost
 _HOME = Path(__file__).resolve().parent
 _MAX_RECIPE = 10_000            # bytes; tomllib takes the square of the time for a key of many dots
-_NOW_LAYERS = ("write LAYERS, as inputs and classes follow from the data: '256 128' for 784,256,128,10, "
-               "'mean2 ...' for INPUT = 14, 'crop24 mean2 ...' for 12, 'crop20 mean2 ...' for 10")
+_NOW_LAYERS = ("write LAYERS, as inputs and classes follow from the data: '256 128' for "
+               "784,256,128,10, 'mean2 ...' for INPUT = 14, 'crop24 mean2 ...' for 12, 'crop20 "
+               "mean2 ...' for 10")
 _GONE = {"LAYER_SIZES": _NOW_LAYERS, "INPUT": _NOW_LAYERS}
 _AS_IT_WAS = "write NAME: TYPE = VALUE, as `git diff config.py` shows it"
 
@@ -225,9 +226,10 @@ def _given_here():
     given = []
     for name, (line, _) in _read_constants().items():
         origin, value = f"config.py line {line}: ", globals().get(name)
-        if name in _TYPES:
-            is_path = _TYPES[name].is_path and isinstance(value, str)
-            given.append((origin, name, at_home(value) if is_path else value))
+        if name in _TYPES and _TYPES[name].is_path and isinstance(value, str):
+            value = at_home(value)
+        if name in _TYPES or name in _GONE:
+            given.append((origin, name, value))
         elif name[0] != "_" and not isinstance(value, (_Type, type)):
             raise InputError(f"{origin}{name} has no type; {_AS_IT_WAS}{_nearest(name)}")
     return given
