@@ -86,7 +86,7 @@ def affine(x, layer, hyper):
         b = quant.fake_quantize(b, acc_scale, quant.BIAS_BITS)
         acc = quant.dot(rows, layer.w, layer.x_scale, layer.w_scale, hyper.WEIGHT_BITS,
                         hyper.COMPUTE) + b
-    return acc.reshape(*x.shape[:-1], -1)
+    return acc.reshape(*x.shape[:-1], acc.shape[1])
 
 
 def activate(acc, scale, hyper):

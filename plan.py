@@ -266,7 +266,7 @@ def walk(steps, x, apply):
             if step.kind == "conv":             # a patch is the inputs of a position
                 x = numpy.concatenate(_windows(x, step), axis=-1)
             else:
-                x = x.reshape(len(x), -1)
+                x = x.reshape(len(x), math.prod(step.before))
             x = apply(index, x)
             index += 1
     return x

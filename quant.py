@@ -17,7 +17,7 @@ from integer import PIXEL_BITS, align, check_whole, code_range
 PIXEL_SCALE = 2.0**-PIXEL_BITS
 MIN_SCALE = 2.0**-20        # of an all-zero channel, so that no scale is zero
 MAX_EXPONENT = 60.0         # of a learned scale, far above any in use: float32 holds it
-BIAS_BITS = 24              # bias codes stay where float32 is exact
+BIAS_BITS = 25              # every bias below 2**24, where float32 is exact
 COMPUTES = ("float32", "bfloat16")     # what products may be computed in
 ACC_TARGET = 2.0**23        # calibration's bound on |accumulator|; a factor 2 is left for drift
 
