@@ -164,6 +164,10 @@ def _check(name, value, origin):
     items = value if kind.is_list else [value]
     if not isinstance(items, (list, tuple)) or not items or not all(map(kind.is_legal, items)):
         _refuse(origin, name, value, kind.advice)
+    if kind.is_path:
+        value = os.path.expanduser(value)       # no shell does it after --KEY=
+        if value.startswith("~"):
+            _refuse(origin, name, value, "a user's folder that is there, or ./~NAME")
     return tuple(map(kind.of, items)) if kind.is_list else kind.of(value)
 
 
@@ -259,7 +263,8 @@ def load(argv, about="", also=()):
         recipe, or switches that don't go together.
     """
     if "--help" in argv or "-h" in argv:
-        print(f"{about.strip()}\n\nArguments: any number of recipes/NAME.toml and --KEY=value; the "
+        about = (about or "").strip()           # python -OO has no docstrings
+        print(f"{about}\n\nArguments: any number of recipes/NAME.toml and --KEY=value; the "
               "last one wins.\nSwitches of config.py, with their values and reasons:\n")
         print("\n".join(f"  --{name}={text}\n        {reason}" for name, text, reason in rows()),
               flush=True)                       # a closed pipe shows here, not at the exit

@@ -424,7 +424,7 @@ def run(plans, bar):
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     settings, start = vars(parser.parse_args(argv)), time.monotonic()

@@ -45,7 +45,7 @@ def small_data():
 
 
 def main(argv):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=200)
     options, start, marks = vars(parser.parse_args(argv)), time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ import predict
 from formats import checkpoint
 from machine import interrupt, runtime
 from machine.facts import environment, has_fast_bfloat16
-from machine.files import InputError
+from machine.files import InputError, locked
 from runner import keep, progress
 from runner.state import (
     Recorder,
@@ -28,7 +28,6 @@ from runner.state import (
     folder_name,
     hash_of_code,
     load_state,
-    locked,
     read_state,
 )
 from training import loop, stopping

@@ -6,14 +6,13 @@ folder in any case, and that is where these switches find it.
 """
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 
 import config
 import data
 from formats import checkpoint
-from machine.files import InputError, read_bytes, write_atomically
+from machine.files import InputError, link, read_bytes, write_atomically
 from report import results
 from training.stopping import USABLE
 
@@ -116,17 +115,6 @@ def age(path):
     return "just now"
 
 
-def _link_latest(folder):
-    """Make `latest`, beside the folder, a link to it, where the file system has links."""
-    folder = Path(folder)
-    with contextlib.suppress(OSError):
-        for left in folder.parent.glob(".latest.*"):    # by a process that was killed here
-            left.unlink()
-        temporary = folder.with_name(f".latest.{os.getpid()}")
-        temporary.symlink_to(folder.name)
-        temporary.replace(folder.with_name("latest"))
-
-
 def save(outcome, folder, given):
     """Write the weights file into the run's folder and, if it may be there, into WEIGHTS_DIR.
 
@@ -142,7 +130,7 @@ def save(outcome, folder, given):
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     path = Path(settings.WEIGHTS_DIR) / name
     _write_weights(folder / name, outcome.content, facts)
-    _link_latest(folder)
+    link(folder.with_name("latest"), folder.name)
     why = ""
     with contextlib.suppress(InputError):       # what is missing or can't be read is not better
         kept = load(path)[1]

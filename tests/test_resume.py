@@ -195,7 +195,7 @@ def test_a_second_process_with_the_same_switches_is_refused(folder, tmp_path, sc
     settings = config.load(SHORT + places(folder, tmp_path))
     data = experiment.load_data(settings)
     name = runs.name("train", [experiment.facts(settings, data)])
-    with runs.locked(tmp_path / "runs" / name):
+    with files.locked(tmp_path / "runs" / name):
         result = script(main_train.main, *SHORT, *places(folder, tmp_path))
     assert_refused(result)
     assert "in use" in result[2][0]
