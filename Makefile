@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: setup train inference ablation test test-all parity bench firmware drill soak fuzz readme clean
+.PHONY: setup train inference ablation test test-all test-newest parity bench firmware drill soak fuzz readme clean
 
 setup: .venv/installed
 .venv/installed: requirements.txt
@@ -15,6 +15,13 @@ setup: .venv/installed
 	$(INSTALL) $<
 	@touch $@
 .venv/installed-bench: requirements-dev.txt
+
+# The newest of everything, in a place of its own: what is pinned here, without its pins.
+.venv-newest/installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv-newest
+	sed -n 's/==[^ ]*//p' $^ > .venv-newest/requirements.txt
+	$(subst .venv,.venv-newest,$(INSTALL)) .venv-newest/requirements.txt
+	@touch $@
 
 train: .venv/installed
 	$(PY) -B main_train.py $(ARGS)
@@ -31,6 +38,9 @@ test: .venv/installed-dev
 
 test-all: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" $(ARGS)
+
+test-newest: .venv-newest/installed
+	.venv-newest/bin/python -B -m pytest -p no:cacheprovider $(ARGS)
 
 parity: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" tests/test_parity.py $(ARGS)
@@ -58,5 +68,5 @@ readme: .venv/installed
 	$(PY) -B ablation.py tables
 
 clean:
-	rm -rf .venv .cache deploy/out .pytest_cache .hypothesis
+	rm -rf .venv .venv-newest .cache deploy/out .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
