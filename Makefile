@@ -20,7 +20,7 @@ setup: .venv/installed
 .venv-newest/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv-newest
 	sed -n 's/==[^ ]*//p' $^ > .venv-newest/requirements.txt
-	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check -r .venv-newest/requirements.txt
+	$(subst .venv,.venv-newest,$(INSTALL)) .venv-newest/requirements.txt
 	@touch $@
 
 train: .venv/installed
@@ -38,6 +38,9 @@ test: .venv/installed-dev
 
 test-all: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" $(ARGS)
+
+test-newest: .venv-newest/installed
+	.venv-newest/bin/python -B -m pytest -p no:cacheprovider $(ARGS)
 
 parity: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" tests/test_parity.py $(ARGS)
