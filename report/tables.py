@@ -330,28 +330,6 @@ def findings(read):
         "time."])
 
 
-def reliability(read):
-    """What the fault drill, the fuzzer and the soak found."""
-    drill, fuzz, soak = read("drill")["rows"], read("fuzz")["loaders"], read("soak")
-    kinds = {"`kill -9`, half of them inside a save": "kill -9", "disk full": "disk full",
-             "folders lost or read-only, two runs at once, blow-ups, clock, compile cache": ""}
-    rows, seen = [], set()
-    for label, start in kinds.items():
-        chosen = [row for row in drill if row["fault"].startswith(start)
-                  and row["fault"] not in seen]
-        seen |= {row["fault"] for row in chosen}
-        rows.append([label, *(f"{sum(row[key] for row in chosen):,}"
-                              for key in ("times", "survived")), "`make drill`"])
-    inputs, failed = (sum(row[key] for row in fuzz) for key in ("inputs", "failed"))
-    rows.append([f"hostile files: {', '.join(row['loader'] for row in fuzz)}", f"{inputs:,}",
-                 f"{inputs - failed:,}", "`make fuzz`"])
-    left = {key: soak["after"][key] - soak["before"][key] for key in ("files", "threads")}
-    runs = f"{len(soak['memory_bytes']):,}"
-    rows.append([f"runs in one process: memory {100 * soak['growth']:+.1f} %, {left['files']} open "
-                 f"files and {left['threads']} threads more", runs, runs, "`make soak`"])
-    return results.table(["what happened", "times", "survived", "command"], rows)
-
-
 def photos(read):
     """How many drawings of each condition are read."""
     result = read("photos")
@@ -430,10 +408,10 @@ def switches(_):
 TABLES = {table.__name__: table for table in (
     expected_output, models, findings, learning_rates, optimizers, bits, frontier, averaging,
     recipes, training_speed, compute, inference_speed, scaling, switches,
-    reliability, photos, firmware, chips)}
+    photos, firmware, chips)}
 PAGES = {"README.md": ["recipes", "expected_output", "chips", "findings"],
          "docs/results.md": ["models", "bits", "averaging", "frontier", "learning_rates",
-                             "optimizers", "reliability"],
+                             "optimizers"],
          "docs/photos.md": ["photos"],
          "docs/speed.md": ["training_speed", "compute", "inference_speed", "scaling"],
          "docs/firmware.md": ["firmware"],

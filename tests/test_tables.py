@@ -20,7 +20,7 @@ MADE = {"command": "python3 study.py --X=1",
                         "numpy": "2.4.6"},
         "config": {"QAT_ENABLE": True, "WEIGHT_BITS": 8, "ACTIVATION_BITS": 8}}
 FROM_RESULTS = [name for name in tables.TABLES if name not in ("expected_output", "switches",
-                                                                "findings", "reliability")]
+                                                                "findings")]
 
 
 def entry_of(label, accuracies):
@@ -129,12 +129,6 @@ def made_up(seeds):
                     "gemm_gflops": 100.0, **MADE},
         "photos": {"drawings": 48, "misread": {"clean": [], "a speck": [3, 5]}, "kept": 0.995,
                    **MADE},
-        "drill": {"rows": [{"fault": fault, "times": 5, "survived": 4} for fault in (
-            "kill -9 of a run", "kill -9 of a sweep", "disk full in a run", "clock back")]},
-        "fuzz": {"loaders": [{"loader": name, "inputs": 100_000, "failed": 1}
-                             for name in ("weights", "recipes")]},
-        "soak": {"growth": 0.01, "memory_bytes": [1] * 200, "before": {"files": 6, "threads": 9},
-                 "after": {"files": 6, "threads": 9}},
     }
 
 
@@ -223,15 +217,6 @@ def test_recipes_need_no_other_data_set():
 def test_a_finding_is_a_line():
     lines = tables.findings(made_up(3).__getitem__).splitlines()
     assert len(lines) == 6 and all(line.startswith("- ") for line in lines)
-
-
-def test_reliability_counts_what_did_not_survive():
-    text = tables.reliability(made_up(1).__getitem__)
-    assert "| `kill -9`, half of them inside a save | 10 | 8 | `make drill` |" in text
-    assert "| disk full | 5 | 4 | `make drill` |" in text
-    assert "clock, compile cache | 5 | 4 | `make drill` |" in text
-    assert "| hostile files: weights, recipes | 200,000 | 199,998 | `make fuzz` |" in text
-    assert "memory +1.0 %, 0 open files and 0 threads more | 200 | 200 |" in text
 
 
 def test_switches_are_those_of_the_configuration():
