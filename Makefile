@@ -3,7 +3,8 @@ PYTHON ?= python3
 PY = .venv/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: setup train inference ablation test test-all test-newest parity bench firmware drill soak fuzz readme clean
+.PHONY: setup train inference ablation test test-all test-newest parity bench firmware drill \
+  fuzz readme clean
 
 setup: .venv/installed
 .venv/installed: requirements.txt
@@ -57,14 +58,11 @@ firmware: .venv/installed
 	$(PY) -B main_export.py firmware $(CHIPS) $(or $(ARGS),--WEIGHTS=weights/recipes/6kB.nqat)
 	@for chip in $(CHIPS); do $(MAKE) --no-print-directory -C deploy/out/firmware/$$chip || exit 1; done
 
-drill: .venv/installed
-	$(PY) -B -m benchmarks.drill $(ARGS)
+drill: .venv/installed-dev
+	$(PY) -B -m pytest -p no:cacheprovider -m slow -rP --faults=100 --runs=200 tests/test_drill.py $(ARGS)
 
-soak: .venv/installed
-	$(PY) -B -m benchmarks.soak $(ARGS)
-
-fuzz: .venv/installed
-	$(PY) -B -m benchmarks.fuzz $(ARGS)
+fuzz: .venv/installed-dev
+	$(PY) -B -m pytest -p no:cacheprovider -rP --inputs=100000 tests/test_fuzz.py -k changed_files $(ARGS)
 
 readme: .venv/installed
 	$(PY) -B ablation.py plots

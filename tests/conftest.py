@@ -43,6 +43,12 @@ hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, d
 hypothesis.settings.load_profile("fixed")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--inputs", type=int, default=300, help="hostile files for each loader")
+    parser.addoption("--faults", type=int, default=2, help="faults of each kind in the drill")
+    parser.addoption("--runs", type=int, default=30, help="runs whose memory may not grow")
+
+
 def pytest_sessionfinish(session):
     if "PYTEST_XDIST_WORKER" not in os.environ:         # the process that ends last
         shutil.rmtree(CACHE, ignore_errors=True)
