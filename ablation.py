@@ -189,11 +189,12 @@ def run(study, settings):
     except InputError:                          # no rate is good, and would be the next time
         finish(folder)
         raise
+    published = keep.publish(folder / f"{name}.json", settings.RESULTS_DIR)
+    finish(folder)                              # all is written: a figure that fails loses nothing
     if name in draw.FIGURES:
         draw.draw(name, folder, folder)
-    if keep.publish(folder / f"{name}.json", settings.RESULTS_DIR) and name in draw.FIGURES:
+    if published and name in draw.FIGURES:
         draw.draw(name, settings.RESULTS_DIR, settings.PLOTS_DIR)   # beside the recipes there
-    finish(folder)
 
 
 def draw_all(settings):

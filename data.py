@@ -79,6 +79,8 @@ def load(path, shape="", label="", group=""):
     """
     path = Path(path)
     name = os.path.basename(os.path.abspath(path))
+    if path.is_file():
+        name = path.stem
     if not any(idx.find(path)):
         reader = next((reader for reader in READERS if reader.matches(path)), None)
         if reader is not None:

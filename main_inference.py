@@ -1,6 +1,6 @@
-"""Run a saved model: on the test split, or on image files.
+"""Run a saved model: on the test split, or on pictures, folders of them or rows of a table.
 
-python3 main_inference.py [photo.png ...] [recipes/NAME.toml] [--KEY=value ...]
+python3 main_inference.py [photo.png FOLDER new.csv ...] [recipes/NAME.toml] [--KEY=value ...]
 """
 if __name__ == "__main__":
     import os
@@ -18,10 +18,11 @@ import numpy as np
 import config  # JAX is imported below, if it is needed at all
 import data
 import integer
-import plan
 import predict
-from formats import checkpoint, photo
+from formats import checkpoint, examples
+from formats.encode import Encoding
 from machine.files import InputError
+from report import confusion, draw
 from report.results import write_result
 from runner import keep
 
@@ -47,16 +48,17 @@ def evaluate_file(path, network, facts, dataset, settings):
     speed = count / np.median(repeats)
     engine = settings.ENGINE if quantized else "jax"
     print(f"{path}, written {keep.age(path)}: {kind}, engine {engine}\n"
-          f"data           {dataset.name}, {count:,} test images\n"
+          f"data           {dataset.name}, {count:,} test examples\n"
           f"test accuracy  {100 * metrics['test_acc']:.2f} %\n"
           f"test loss      {metrics['test_loss']:.6f} nats\n"
-          f"speed          {speed:,.0f} images/s ({first:.2f} s for the first call)\n"
+          f"speed          {speed:,.0f} examples/s ({first:.2f} s for the first call)\n"
           f"file           {size:,} bytes")
     if facts.sha256 and facts.sha256 != dataset.sha256:         # an .nqat does not say
         print(f"note: this model was trained on {facts.dataset}, not on {dataset.name}")
     row = {"label": kind, "file": str(path), "engine": engine, **metrics, "images": count,
            "file_bytes": size, "first_call_seconds": first, "seconds": repeats}
     try:
+        show_confusion(predictor, dataset, settings)
         write_result(Path(settings.RUNS_DIR) / "inference.json", facts.switches, [row],
                      trained_on={"name": facts.dataset, "sha256": facts.sha256},
                      dataset={"name": dataset.name, "sha256": dataset.sha256,
@@ -65,38 +67,54 @@ def evaluate_file(path, network, facts, dataset, settings):
         print(f"note: {error}", file=sys.stderr)
 
 
-def classify(network, files, settings):
-    """Print what the network makes of image files, in 80 columns.
+def show_confusion(predictor, dataset, settings):
+    """Print which class is taken for which, and draw it."""
+    table = predict.confusion(predictor, dataset.test, len(dataset.classes))
+    print(confusion.text(table, dataset.classes))
+    title = f"{dataset.name}, {table.sum():,} test examples"
+    draw.draw_into(Path(settings.RUNS_DIR) / "confusion.png",
+                   lambda: confusion.draw(table, dataset.classes, title))
+
+
+def read_examples(words, network, facts):
+    """(names, uint8 [N, numbers], doubts) of what is to be classified, and what can't be read."""
+    shape = network.steps[0].before
+    encoding = None if facts.low is None else Encoding(facts.low, facts.exponent)
+    found, errors = [], []
+    for word in words:
+        try:
+            for example in examples.read(word, shape, facts.classes, encoding):
+                (errors if isinstance(example, InputError) else found).append(example)
+        except InputError as error:
+            errors.append(error)
+    return found, errors
+
+
+def classify(network, facts, words, settings):
+    """Print what the network makes of pictures or rows, a line each, in 80 columns.
 
     Returns:
       whether all of them could be read; each of the others is a line on stderr.
     """
-    import numpy as np
-
-    import predict
-    pixels, inputs, doubts = plan.inputs(network.steps), {}, {}
-    for file in files:
-        try:
-            inputs[file], doubts[file] = photo.read_digit(file, pixels)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-    if not inputs:
+    found, errors = read_examples(words, network, facts)
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    if not found:
         return False
-    logits = predict.make_predictor(network, settings.ENGINE)(np.stack([*inputs.values()]))
+    names, codes, doubts = zip(*found)
+    logits = predict.make_predictor(network, settings.ENGINE)(np.stack(codes))
     scores = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
     scores *= 100 / scores.sum(1, keepdims=True)
-    width = min(max(map(len, inputs)), NAME_WIDTH)
-    digits = len(str(scores.shape[1] - 1))
-    for file, row in zip(inputs, scores):
-        name = file if len(file) <= width else f"…{file[1 - width:]}"
-        best = [f"{i:{digits}d} {row[i]:5.1f} %" for i in np.argsort(-row, kind="stable")[:2]]
-        doubt = f"  doubtful: {doubts[file]}" if doubts[file] else ""
-        print(f"{name:{width}}  {', then '.join(best)}{doubt}")
-        for start in range(0, len(row) if settings.SCORES else 0, 10):
-            part = row[start:start + 10]
-            print("".join(f"{start + i:8d}" for i in range(len(part))))
-            print("".join(f"{score:7.1f}%" for score in part))
-    return len(inputs) == len(set(files))
+    width, digits = min(max(map(len, names)), NAME_WIDTH), max(map(len, facts.classes))
+    for name, row, doubt in zip(names, scores, doubts):
+        name = name if len(name) <= width else f"…{name[1 - width:]}"
+        best = [f"{facts.classes[i]:>{digits}} {row[i]:5.1f} %"
+                for i in np.argsort(-row, kind="stable")[:2]]
+        print(f"{name:{width}}  {', then '.join(best)}" + (f"  doubtful: {doubt}" if doubt else ""))
+        if settings.SCORES:
+            print("\n".join(f"  {label:>{digits}} {score:5.1f} %"
+                            for label, score in zip(facts.classes, row)))
+    return not errors
 
 
 def main(argv):
@@ -104,14 +122,14 @@ def main(argv):
     settings = config.load(argv, __doc__, also=files)
     dataset = None
     if not files:
-        dataset = data.load(settings.DATA_DIR)
+        dataset = data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
     path = keep.find(settings, dataset.sha256 if dataset else keep.hash_of_data(settings))
     network, facts = checkpoint.load(path)
     if settings.ENGINE == "jax":
         from machine import runtime
         runtime.set_up(settings.CACHE_DIR)
     if files:
-        if not classify(network, files, settings):
+        if not classify(network, facts, files, settings):
             sys.exit(2)
     else:
         evaluate_file(path, network, facts, dataset, settings)

@@ -69,3 +69,10 @@ def evaluate(predictor, **splits):
         metrics[f"{name}_loss"], metrics[f"{name}_acc"] = score(part, labels)
         correct[name] = part.argmax(1) == labels
     return metrics, correct
+
+
+def confusion(predictor, split, count):
+    """int64 [count, count]: how many examples of each class, by row, got each answer."""
+    table = np.zeros((count, count), np.int64)
+    np.add.at(table, (split.labels, predictor(split.images).argmax(1)), 1)
+    return table

@@ -157,11 +157,16 @@ def _find_label(path, names, group):
     return len(names) - (2 if group == len(names) - 1 else 1), True
 
 
-def layout(path, content, label, group):
-    """The Layout of a file."""
+def top(path, content, wanted=()):
+    """(delimiter, cells of the first row, whether they are a header); wanted: LABEL and GROUP."""
     delimiter, sample = _cut(path, content)
     first, second = ([cell.strip() for cell in cells] for cells in (*sample, [])[:2])
-    has_header = _is_header(first, second, (label, group))
+    return delimiter, first, _is_header(first, second, wanted)
+
+
+def layout(path, content, label, group):
+    """The Layout of a file."""
+    delimiter, first, has_header = top(path, content, (label, group))
     names = first if has_header else [str(i + 1) for i in range(len(first))]
     for i, name in enumerate(names):
         if not name:

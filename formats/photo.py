@@ -257,20 +257,16 @@ def doubt(ink):
     return "several pieces" if second > PIECE * largest else ""
 
 
-def read_digit(path, pixels):
+def read_digit(path):
     """One image file as a network input.
 
     Args:
       path: a PNG, JPEG, BMP, GIF, WebP, PPM or plain TIFF file; light strokes on dark, or dark on
         light (then inverted).
-      pixels: bytes of the images that the network reads, which must be 784.
     Returns:
       (uint8 [784], all 0 without ink; what `doubt` says of it).
     Raises:
-      InputError: not an image, too large, or a network of another size.
+      InputError: not an image, or too large.
     """
-    if pixels != SIDE * SIDE:
-        raise InputError(f"this network reads {pixels} pixels, image files give {SIDE * SIDE}; "
-                         "train with LAYER_SIZES[0] = 784")
     ink = _ink(read_image(path, _flatten))
     return centre(ink).reshape(-1), doubt(ink)

@@ -211,3 +211,39 @@ def read(path, shape=None, label="", group=""):
     y = [part and [place[name] for name in part] for part in (labels, test_labels)]
     note = f"{note}; the label is column {layout.names[layout.label]!r}"
     return raw.make(path, (x, test_x), y, names, shape, groups, note)
+
+
+def read_features(path, count):
+    """The rows of a table that are to be classified.
+
+    Args:
+      path: a .csv or .tsv file of `count` columns, or of one more, the labels, which are left out.
+      count: numbers of an example.
+    Returns:
+      (numbers of the lines, float32 [N, count]).
+    Raises:
+      InputError: one line, for whatever is wrong.
+    """
+    content = read_bytes(path, MAX_BYTES)
+    delimiter, first, has_header = columns.top(path, content)
+    if len(first) == count + 1:
+        layout = columns.layout(path, content, "", "")
+    elif len(first) == count:
+        layout = columns.Layout(first, has_header, delimiter, None, None, False)
+    else:
+        raise InputError(f"{path} has {len(first)} columns; the network reads {count} numbers, and "
+                         "a column of labels may be beside them")
+    lines, values = [], array("f")
+    for number, (line, cells) in enumerate(columns.rows(path, content, delimiter)):
+        if len(cells) != len(first):
+            raise InputError(f"{path} line {line} has {len(cells)} columns, not {len(first)}")
+        if number or not has_header:
+            if not all(columns.is_number(cells[i]) for i in layout.features()):
+                _refuse_cells(path, content, layout, line, cells)
+            values.extend(float(cells[i]) for i in layout.features())
+            lines.append(line)
+    if not lines:
+        raise InputError(f"{path} has no examples; add a row for each")
+    x = np.frombuffer(values, np.float32).reshape(len(lines), -1)
+    _check_finite(path, layout, x, lines)
+    return lines, x
