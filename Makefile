@@ -3,7 +3,8 @@ PYTHON ?= python3
 PY = .venv/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: setup train inference ablation test test-all parity bench firmware drill soak fuzz readme clean
+.PHONY: setup train inference ablation test test-all test-newest parity bench firmware drill \
+  fuzz readme clean
 
 setup: .venv/installed
 .venv/installed: requirements.txt
@@ -15,6 +16,13 @@ setup: .venv/installed
 	$(INSTALL) $<
 	@touch $@
 .venv/installed-bench: requirements-dev.txt
+
+# The newest of everything, in a place of its own: what is pinned here, without its pins.
+.venv-newest/installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv .venv-newest
+	sed -n 's/==[^ ]*//p' $^ > .venv-newest/requirements.txt
+	$(subst .venv,.venv-newest,$(INSTALL)) .venv-newest/requirements.txt
+	@touch $@
 
 train: .venv/installed
 	$(PY) -B main_train.py $(ARGS)
@@ -32,8 +40,14 @@ test: .venv/installed-dev
 test-all: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" $(ARGS)
 
+test-newest: .venv-newest/installed
+	.venv-newest/bin/python -B -m pytest -p no:cacheprovider $(ARGS)
+
 parity: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" tests/test_parity.py $(ARGS)
+
+test-newest: .venv-newest/installed
+	.venv-newest/bin/python -B -m pytest -p no:cacheprovider $(ARGS)
 
 bench: .venv/installed-bench
 	$(PY) -B -m benchmarks.training $(ARGS)
@@ -44,19 +58,16 @@ firmware: .venv/installed
 	$(PY) -B main_export.py firmware $(CHIPS) $(or $(ARGS),--WEIGHTS=weights/recipes/6kB.nqat)
 	@for chip in $(CHIPS); do $(MAKE) --no-print-directory -C deploy/out/firmware/$$chip || exit 1; done
 
-drill: .venv/installed
-	$(PY) -B -m benchmarks.drill $(ARGS)
+drill: .venv/installed-dev
+	$(PY) -B -m pytest -p no:cacheprovider -m slow -rP --faults=100 --runs=200 tests/test_drill.py $(ARGS)
 
-soak: .venv/installed
-	$(PY) -B -m benchmarks.soak $(ARGS)
-
-fuzz: .venv/installed
-	$(PY) -B -m benchmarks.fuzz $(ARGS)
+fuzz: .venv/installed-dev
+	$(PY) -B -m pytest -p no:cacheprovider -rP --inputs=100000 tests/test_fuzz.py -k changed_files $(ARGS)
 
 readme: .venv/installed
 	$(PY) -B ablation.py plots
 	$(PY) -B ablation.py tables
 
 clean:
-	rm -rf .venv .cache deploy/out .pytest_cache .hypothesis
+	rm -rf .venv .venv-newest .cache deploy/out .pytest_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

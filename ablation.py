@@ -10,9 +10,11 @@ python3 ablation.py compute      whether gradients of bfloat16 products cost acc
 python3 ablation.py plots        draw every figure again from results/
 python3 ablation.py tables       write the tables of README.md and docs/; --check: only compare
 """
-from machine import script
-
 if __name__ == "__main__":
+    import os
+    import sys
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))     # not with PYTHONSAFEPATH
+    from machine import script
     script.begin()
 
 import sys

@@ -57,7 +57,11 @@ ABLATION_SEEDS: whole(1, 1_000) = 3             # runs per point, with seeds SEE
 ABLATION_MAX_EPOCHS: whole(1, 1_000_000) = 30   # of lr and optimizer studies; slow rates meet it
 
 # Data
-DATA_DIR: path = "datasets/mnist"               # idx files; datasets/kmnist, if empty, is fetched
+DATA_DIR: path = "datasets/mnist"               # idx files, pictures, an .npz, a .csv: own_data.md
+SHAPE: text = ""                                # of an example, if the data don't say: 28x28, 100x6
+LABEL: text = ""                                # column of labels; empty: label, class ..., the last
+GROUP: text = ""                                # column or folder of recordings: each in one split
+ADAPT: flag = True                              # small data set what no recipe and no --KEY sets
 VAL_EXAMPLES: whole(1, 1_000_000) = 5_000       # held out of train; test is read once, at the end
 
 # Files
@@ -121,8 +125,9 @@ Hyper = namedtuple("Hyper", [name for name in _TYPES if _TYPES[name].in_run])
 Config.__getattr__ = Hyper.__getattr__ = _lost
 _HOME = Path(__file__).resolve().parent
 _MAX_RECIPE = 10_000            # bytes; tomllib takes the square of the time for a key of many dots
-_NOW_LAYERS = ("write LAYERS, as inputs and classes follow from the data: '256 128' for 784,256,128,10, "
-               "'mean2 ...' for INPUT = 14, 'crop24 mean2 ...' for 12, 'crop20 mean2 ...' for 10")
+_NOW_LAYERS = ("write LAYERS, as inputs and classes follow from the data: '256 128' for "
+               "784,256,128,10, 'mean2 ...' for INPUT = 14, 'crop24 mean2 ...' for 12, 'crop20 "
+               "mean2 ...' for 10")
 _GONE = {"LAYER_SIZES": _NOW_LAYERS, "INPUT": _NOW_LAYERS}
 _AS_IT_WAS = "write NAME: TYPE = VALUE, as `git diff config.py` shows it"
 
@@ -164,6 +169,10 @@ def _check(name, value, origin):
     items = value if kind.is_list else [value]
     if not isinstance(items, (list, tuple)) or not items or not all(map(kind.is_legal, items)):
         _refuse(origin, name, value, kind.advice)
+    if kind.is_path:
+        value = os.path.expanduser(value)       # no shell does it after --KEY=
+        if value.startswith("~"):
+            _refuse(origin, name, value, "a user's folder that is there, or ./~NAME")
     return tuple(map(kind.of, items)) if kind.is_list else kind.of(value)
 
 
@@ -217,9 +226,10 @@ def _given_here():
     given = []
     for name, (line, _) in _read_constants().items():
         origin, value = f"config.py line {line}: ", globals().get(name)
-        if name in _TYPES:
-            is_path = _TYPES[name].is_path and isinstance(value, str)
-            given.append((origin, name, at_home(value) if is_path else value))
+        if name in _TYPES and _TYPES[name].is_path and isinstance(value, str):
+            value = at_home(value)
+        if name in _TYPES or name in _GONE:
+            given.append((origin, name, value))
         elif name[0] != "_" and not isinstance(value, (_Type, type)):
             raise InputError(f"{origin}{name} has no type; {_AS_IT_WAS}{_nearest(name)}")
     return given
@@ -259,7 +269,8 @@ def load(argv, about="", also=()):
         recipe, or switches that don't go together.
     """
     if "--help" in argv or "-h" in argv:
-        print(f"{about.strip()}\n\nArguments: any number of recipes/NAME.toml and --KEY=value; the "
+        about = (about or "").strip()           # python -OO has no docstrings
+        print(f"{about}\n\nArguments: any number of recipes/NAME.toml and --KEY=value; the "
               "last one wins.\nSwitches of config.py, with their values and reasons:\n")
         print("\n".join(f"  --{name}={text}\n        {reason}" for name, text, reason in rows()),
               flush=True)                       # a closed pipe shows here, not at the exit

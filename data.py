@@ -1,27 +1,20 @@
-"""Datasets as uint8 arrays, from four idx files in a folder, checked before they are trusted.
+"""Data sets as bytes, from idx files, pictures, arrays or tables, and their splits.
 
-A folder without them is filled once through tensorflow-datasets, if that knows its name.
+An empty folder is filled once through tensorflow-datasets, if that knows its name.
 """
-import hashlib
 import math
 import os
 import re
-import struct
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from formats import idx
-from machine.files import InputError, read_bytes
+from formats import arrays, encode, idx, pictures, raw, splits, tables
+from machine.files import InputError
 
-# The file names LeCun gave them, as (images, labels) of the train and the test split.
-FILES = (("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-         ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"))
-MAX_BYTES = 2**31               # of one file, packed or unpacked; more is refused
-SMALL, MAX_RATIO = 2**25, 100   # above SMALL bytes, a packed file may claim MAX_RATIO times its own
+READERS = (pictures, arrays, tables)    # of data that are not four idx files, in this order
+TEST_SHARE = VAL_SHARE = 0.2    # of the examples, where the data have no test split; of small data
 SPLIT_SEED = 0                  # the val split is the same in every run, whatever SEED is
 # Datasets known by their content, wherever they lie; others are named after their folder.
 KNOWN = {"e9914cff2ade526da2ab1ac60c072f9173cc53e35b9411692de8207cb1b9009d": "MNIST",
@@ -37,9 +30,9 @@ CLASSES = {"mnist": ("a digit", tuple("0123456789")),
 
 
 class Split(NamedTuple):
-    """images: uint8 [N, pixels]; labels: uint8 [N]."""
-    images: np.ndarray
-    labels: np.ndarray
+    """Examples, whatever they are: pictures, windows or rows of features."""
+    images: np.ndarray          # uint8 [N, numbers]
+    labels: np.ndarray          # uint8 [N]
 
 
 class Dataset(NamedTuple):
@@ -50,6 +43,10 @@ class Dataset(NamedTuple):
     test: Split
     shape: tuple                # of an example: (H, W, C), or (features,)
     classes: tuple              # of str: their names
+    encoding: encode.Encoding | None = None     # how features became bytes; None of pictures
+    groups: np.ndarray | None = None    # of each train example: the recording it belongs to
+    is_idx: bool = False        # read from four idx files: split as ever
+    notes: tuple = ()           # what the reader decided, to print
 
 
 def classes(dataset, count):
@@ -60,108 +57,79 @@ def classes(dataset, count):
     return "a picture", tuple(map(str, range(count)))
 
 
-def _read_sums(folder):
-    """dict of file name -> SHA-256 from SHA256SUMS, as `sha256sum` and `sha256sum -b` write it."""
-    path = folder / "SHA256SUMS"
-    if not os.path.lexists(path):
-        return {}
-    sums = {}
-    for line in read_bytes(path, 1_000_000).decode("utf-8", "replace").splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
-        match = re.fullmatch(r"([0-9a-fA-F]{64})\s+\*?(?:\./)?(\S.*)", line)
-        if match is None:
-            raise InputError(f"{path} has the line {line[:80]!r}; write `sha256sum FILE` lines")
-        sums[match[2]] = match[1].lower()
-    return sums
-
-
-def _read_idx(path, ranks, sums):
-    """_parse_idx of a file, packed or not; every damage becomes an InputError."""
-    content = read_bytes(path, MAX_BYTES)
-    expected = sums.get(path.name)
-    if expected and hashlib.sha256(content).hexdigest() != expected:
-        raise InputError(f"{path} has the wrong SHA-256: truncated or changed; copy it again")
-    most = min(MAX_BYTES, max(SMALL, MAX_RATIO * len(content)))
-    try:
-        return idx.parse(path, content, ranks, most)
-    except (EOFError, OSError, zlib.error, struct.error, IndexError):
-        raise InputError(f"{path} is truncated or damaged; copy the original again") from None
-
-
-def is_there(folder):
+def is_there(path):
     """Whether the data are on the disk; else tensorflow-datasets makes them."""
-    return all(_find(folder))
+    path = Path(path)
+    return any(idx.find(path)) or any(reader.matches(path) for reader in READERS)
 
 
-def _find(folder):
-    """The paths of the four idx files in the order of FILES, packed or not; None for missing."""
-    folder = Path(folder)
-    choices = [(folder / name, folder / f"{name}.gz") for pair in FILES for name in pair]
-    return [next((path for path in both if os.path.lexists(path)), None) for both in choices]
-
-
-def _find_or_fetch(folder):
-    """The paths of the four idx files of a folder, which is filled first when it has none."""
-    if os.path.lexists(folder) and not os.path.isdir(folder):
-        raise InputError(f"{folder} is not a folder; DATA_DIR needs the four idx files")
-    paths, name = _find(folder), _name_of(folder)
-    # Files beside a missing one are the user's: they are not replaced.
-    fetchable = not any(paths) and re.fullmatch(r"[A-Za-z0-9_]{1,100}", name)
-    if fetchable and fetch(name, folder):
-        paths = _find(folder)
-    if None in paths:
-        missing = [name for pair in FILES for name in pair][paths.index(None)]
-        raise InputError(f"{folder / missing}[.gz] is missing; DATA_DIR needs the four idx files. "
-                         "pip install -r requirements-tfds.txt lets tensorflow-datasets build "
-                         "the data set that an empty folder is named after")
-    return paths
-
-
-def _name_of(folder):
-    """The last part of a folder's path, also of one like "."."""
-    return os.path.basename(os.path.abspath(folder))
-
-
-def _make_split(folder, names, images, labels):
-    """A Split of two arrays that must agree in their number."""
-    if len(images) != len(labels):
-        raise InputError(f"{folder}: {len(images)} images in {names[0]} but {len(labels)} "
-                         f"labels in {names[1]}; take both from one dataset")
-    return Split(images.reshape(len(images), -1), labels)
-
-
-def _shape_of(images):
-    """(H, W, C) of images [N, H, W] or [N, H, W, C], (features,) of [N, features]."""
-    return images.shape[1:] if images.ndim != 3 else (*images.shape[1:], 1)
-
-
-def load(folder):
-    """The dataset of a folder of four idx files, packed (.gz) or not.
+def load(path, shape="", label="", group=""):
+    """The data set of a folder or file.
 
     Args:
-      folder: where they are. One without any of them, named as tensorflow-datasets names a set,
-        is filled once by it.
+      path: four idx files, class folders of pictures, an .npz or tables. An empty folder, named as
+        tensorflow-datasets names a set, is filled once by it.
+      shape: as SHAPE: what an example's numbers are, where the data don't say it.
+      label: name of the column of labels.
+      group: name of the column or folders of recordings.
     Returns:
-      Dataset. Its sha256 is of the unpacked content: packed or plain, the same data agree.
+      Dataset.
     Raises:
-      InputError: files missing, damaged, or of another hash than SHA256SUMS says.
+      InputError: what is wrong with the data, one line.
     """
-    folder = Path(folder)
-    paths = _find_or_fetch(folder)
-    sums = _read_sums(folder)
-    with ThreadPoolExecutor() as pool:
-        jobs = [pool.submit(_read_idx, path, ranks, sums)
-                for path, ranks in zip(paths, ((2, 3, 4), (1,), (2, 3, 4), (1,)))]
-        arrays, digests = zip(*(job.result() for job in jobs))
-    train, test = (_make_split(folder, pair, *arrays[i:i + 2]) for pair, i in zip(FILES, (0, 2)))
-    shape = _shape_of(arrays[0])
-    if shape != _shape_of(arrays[2]):
-        raise InputError(f"{folder}: train and test images differ in size; take one dataset")
-    sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
-    name = KNOWN.get(sha256, _name_of(folder))
-    count = int(max(train.labels.max(), test.labels.max())) + 1
-    return Dataset(name, sha256, train, test, shape, classes(name, count)[1])
+    path = Path(path)
+    name = os.path.basename(os.path.abspath(path))
+    if not any(idx.find(path)):
+        reader = next((reader for reader in READERS if reader.matches(path)), None)
+        if reader is not None:
+            return _from_raw(name, reader.read(path, raw.parse_shape(shape), label, group))
+        _fetch_or_refuse(name, path)
+    train_x, train_y, test_x, test_y, found, sha256 = idx.read(path)
+    train_x, test_x, found = _reshape(path, train_x, test_x, found, raw.parse_shape(shape))
+    count = int(max(train_y.max(), test_y.max())) + 1
+    name = KNOWN.get(sha256, name)
+    return Dataset(name, sha256, Split(train_x.reshape(len(train_x), -1), train_y),
+                   Split(test_x.reshape(len(test_x), -1), test_y), found, classes(name, count)[1],
+                   is_idx=True)
+
+
+def _reshape(path, train_x, test_x, found, shape):
+    """(train, test, shape) of idx files, whose examples SHAPE may cut in another way."""
+    if shape is None:
+        return train_x, test_x, found
+    train_x, test_x, found, _ = raw.arrange(path, train_x, test_x, shape)
+    return train_x, test_x, found
+
+
+def _from_raw(name, given):
+    """The Dataset of what a reader gave: split where there is no test split, features as bytes."""
+    notes = [given.note] if given.note else []
+    train_x, train_y, test_x, test_y, groups = (given.train_x, given.train_y, given.test_x,
+                                                given.test_y, given.groups)
+    if test_x is None:
+        kept, held = splits.split(train_y, TEST_SHARE, SPLIT_SEED, groups)
+        notes.append(f"no test split: {len(held):,} examples of all classes are held out for it")
+        test_x, test_y = train_x[held], train_y[held]
+        train_x, train_y = train_x[kept], train_y[kept]
+        groups = None if groups is None else groups[kept]
+    sha256, encoding = raw.identity(train_x, train_y, test_x, test_y), None
+    if train_x.dtype != np.uint8:
+        encoding = encode.fit(train_x)
+        train_x, test_x = (encode.encode(x, encoding) for x in (train_x, test_x))
+    train, test = (Split(x.reshape(len(x), -1), y.astype(np.uint8))
+                   for x, y in ((train_x, train_y), (test_x, test_y)))
+    return Dataset(KNOWN.get(sha256, name), sha256, train, test, given.shape, given.classes,
+                   encoding, groups, notes=tuple(notes))
+
+
+def _fetch_or_refuse(name, path):
+    """Have tensorflow-datasets fill an empty folder; InputError where nothing can be read."""
+    if os.path.lexists(path) and (not os.path.isdir(path) or any(os.scandir(path))):
+        raise InputError(f"{path} holds no data set: give four idx files, folders of pictures, an "
+                         ".npz or a .csv (docs/own_data.md)")
+    if not (re.fullmatch(r"[A-Za-z0-9_]{1,100}", name) and fetch(name, path)):
+        raise InputError(f"{path} has no data. pip install -r requirements-tfds.txt lets "
+                         "tensorflow-datasets build the set that an empty folder is named after")
 
 
 def fetch(name, folder, builder=None):
@@ -185,16 +153,16 @@ def fetch(name, folder, builder=None):
         if builder is None:
             builder = tfds.builder(name)
             builder.download_and_prepare()
-        splits = [tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, as_supervised=True))
-                  for split in ("train", "test")]
-        arrays = [_as_uint8(name, *split) for split in splits]
+        parts = [tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, as_supervised=True))
+                 for split in ("train", "test")]
+        found = [_as_uint8(name, *split) for split in parts]
     except InputError:
         raise
     except Exception as error:      # tfds raises its own kinds for unknown names, no network, ...
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{folder} has no idx files, and tensorflow-datasets can't build "
                          f"{name!r}: {reason}") from None
-    for pair, split in zip(FILES, arrays):
+    for pair, split in zip(idx.FILES, found):
         for file, array in zip(pair, split):
             idx.write(folder / f"{file}.gz", array)
     return True
@@ -223,18 +191,28 @@ def check_fits(dataset, steps):
                          f"{dataset.name}: it has {inputs} and {count}")
 
 
-def split_val(train, val_examples, batch_size):
-    """Hold the last `val_examples` of a fixed permutation out of the train split.
+def split_val(dataset, val_examples):
+    """Hold examples out of the train split to stop and to choose by.
+
+    Of four idx files the last ones of a fixed permutation, as ever; else a part of each class, with
+    recordings whole. VAL_EXAMPLES at most, a fifth of small data.
 
     Returns:
       (train Split, val Split).
     Raises:
-      InputError: fewer than one batch would be left to train on.
+      InputError: all of them are of one class: no model can be told from a guess.
     """
-    left = len(train.labels) - val_examples
-    if left < batch_size:
-        raise InputError(f"BATCH_SIZE = {batch_size} with VAL_EXAMPLES = {val_examples} is more "
-                         f"than the {len(train.labels)} train images; make one smaller")
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(train.labels))
-    return tuple(Split(train.images[part], train.labels[part])
-                 for part in (order[:left], order[left:]))
+    train, count = dataset.train, len(dataset.train.labels)
+    if dataset.is_idx:
+        held = val_examples if 2 * val_examples <= count else int(VAL_SHARE * count)
+        order = np.random.default_rng(SPLIT_SEED).permutation(count)
+        parts = order[:count - held], order[count - held:]
+    else:
+        share = min(val_examples / count, VAL_SHARE)
+        parts = splits.split(train.labels, share, SPLIT_SEED + 1, dataset.groups)
+    kept, val = (Split(train.images[part], train.labels[part]) for part in parts)
+    for name, part in (("train", kept), ("validation", val)):
+        if len(np.unique(part.labels)) < 2:
+            raise InputError(f"the {len(part.labels)} {name} examples are all of one class; "
+                             "give more, or another VAL_EXAMPLES")
+    return kept, val

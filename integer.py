@@ -177,7 +177,7 @@ def _run(layers, steps, activation_bits, images, int_matmul):
         if layer.shift is not None:
             shift = layer.shift[None].astype(np.int32)
             acc = requantize(acc, shift, activation_bits).astype(np.uint8)
-        return acc.reshape(*x_q.shape[:-1], -1)
+        return acc.reshape(*x_q.shape[:-1], acc.shape[1])
 
     return plan.walk(steps, images, apply)
 

@@ -6,9 +6,11 @@ python3 main_export.py firmware [CHIP ...] [recipes/NAME.toml] [--KEY=value ...]
 The same integers in each. WEIGHTS names the file; empty, it is the one that main_train.py saves.
 Output goes to deploy/out/. A CHIP is cortex-m0, cortex-m3, rv32ec or atmega328p; all without one.
 """
-from machine import script
-
 if __name__ == "__main__":
+    import os
+    import sys
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))     # not with PYTHONSAFEPATH
+    from machine import script
     script.begin()
 
 from pathlib import Path

@@ -2,9 +2,11 @@
 
 python3 main_inference.py [photo.png ...] [recipes/NAME.toml] [--KEY=value ...]
 """
-from machine import script
-
 if __name__ == "__main__":
+    import os
+    import sys
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))     # not with PYTHONSAFEPATH
+    from machine import script
     script.begin()
 
 import sys

@@ -2,9 +2,11 @@
 
 python3 main_train.py [recipes/NAME.toml] [--KEY=value ...]
 """
-from machine import script
-
 if __name__ == "__main__":
+    import os
+    import sys
+    sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))     # not with PYTHONSAFEPATH
+    from machine import script
     script.begin()
 
 import time
@@ -24,7 +26,8 @@ def train(settings):
     """Train, judge and save the model of these switches; print what it reaches."""
     with ThreadPoolExecutor() as pool:          # data are unpacked while JAX is imported
         there = data.is_there(settings.DATA_DIR)        # else TensorFlow makes it, not beside JAX
-        loading = pool.submit(data.load, settings.DATA_DIR) if there else None
+        loading = pool.submit(data.load, settings.DATA_DIR, settings.SHAPE, settings.LABEL,
+                              settings.GROUP) if there else None
         from runner import experiment, keep, state
     settings = experiment.set_up(settings)
     imported = time.perf_counter()

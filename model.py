@@ -61,8 +61,18 @@ def _scales_per_layer(layers, hyper):
     return [*hidden, 1]
 
 
+def _input_qmaxes(layers, hyper):
+    """The largest |input code| of each layer, as training has to count it.
+
+    Centred features come in as -255..255, and what centring takes is in the deployed bias: together
+    at most twice a byte's 255.
+    """
+    first, *others = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
+    return [2 * first if plan.is_centred(hyper.LAYERS) else first, *others]
+
+
 def pixels(codes):
-    """uint8 codes to float32 in [0, 1): times PIXEL_SCALE, exact."""
+    """Codes to float32 in [0, 1), centred ones in (-1, 1): times PIXEL_SCALE, exact."""
     return codes.astype(jnp.float32) * quant.PIXEL_SCALE
 
 
@@ -76,7 +86,7 @@ def affine(x, layer, hyper):
         b = quant.fake_quantize(b, acc_scale, quant.BIAS_BITS)
         acc = quant.dot(rows, layer.w, layer.x_scale, layer.w_scale, hyper.WEIGHT_BITS,
                         hyper.COMPUTE) + b
-    return acc.reshape(*x.shape[:-1], -1)
+    return acc.reshape(*x.shape[:-1], acc.shape[1])
 
 
 def activate(acc, scale, hyper):
@@ -133,7 +143,7 @@ def calibrate(layers, images, hyper):
       list of Layer.
     """
     x_scale, calibrated = jnp.full((1, 1), quant.PIXEL_SCALE), []
-    x_qmaxes = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
+    x_qmaxes = _input_qmaxes(layers, hyper)
     channels = _scales_per_layer(layers, hyper)
 
     def apply(i, x):
@@ -177,7 +187,7 @@ def to_layers(layers, hyper):
     if isinstance(layers[0], Layer):
         return layers
     x_scale, rounded = jnp.full((1, 1), quant.PIXEL_SCALE), []
-    x_qmaxes = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
+    x_qmaxes = _input_qmaxes(layers, hyper)
     counts = [math.prod(step.after) for step in hyper.LAYERS if step.has_weights]
     qmax = integer.code_range(hyper.WEIGHT_BITS)[1]
     for layer, following, x_qmax, count in zip(layers, [*layers[1:], None], x_qmaxes, counts):
@@ -237,7 +247,7 @@ def is_exact(layers, hyper):
 
     A scale is set for the weights at an epoch's start; the epoch may let them outgrow it.
     """
-    x_qmaxes = integer.input_qmax(len(layers), hyper.ACTIVATION_BITS)
+    x_qmaxes = _input_qmaxes(layers, hyper)
     bounds = [x_qmax * jnp.sum(jnp.abs(w_q), 0) + jnp.abs(b_q)
               for (w_q, b_q), x_qmax in zip(_codes(layers, hyper), x_qmaxes)]
     acc_scales = [layer.x_scale * layer.w_scale for layer in layers]
@@ -256,12 +266,14 @@ def _exponent(scale):
     return exponent.astype(np.int64) - 1
 
 
-def to_network(layers, hyper):
+def to_network(layers, hyper, zero=None):
     """The integers to deploy.
 
     Args:
       layers: list of Layer, with scales.
       hyper: LAYERS, WEIGHT_BITS, ACTIVATION_BITS.
+      zero: int [F], the mean's code of each feature, where LAYERS begin with centring: the first
+        bias takes off what training saw less.
     Returns:
       integer.Network of NumPy arrays.
     Raises:
@@ -270,12 +282,31 @@ def to_network(layers, hyper):
     exponents = [_exponent(layer.x_scale * layer.w_scale)[0] for layer in layers]
     codes = [(np.asarray(w_q).astype(np.int8), np.asarray(b_q).astype(np.int32))
              for w_q, b_q in _codes_jitted()(layers, hyper)]
+    steps = hyper.LAYERS
+    if plan.is_centred(steps):
+        steps = steps[1:]
+        w_q, b_q = codes[0]
+        inputs = np.resize(np.asarray(zero, np.int64), len(w_q))    # of each position: F is fastest
+        folded = b_q - inputs @ w_q.astype(np.int64)
+        if np.abs(folded).max() >= integer.ACC_LIMIT:
+            raise ValueError("a centred bias leaves the integers that float32 holds")
+        codes[0] = w_q, folded.astype(np.int32)
     shifts = [np.broadcast_to(_exponent(following.x_scale)[0] - exponent, b_q.shape)
               for following, exponent, (_, b_q) in zip(layers[1:], exponents, codes)]
     return integer.make_network([integer.Layer(*pair, shift)
                                  for pair, shift in zip(codes, [*shifts, None])],
                                 hyper.WEIGHT_BITS, hyper.ACTIVATION_BITS, int(exponents[-1][0]),
-                                hyper.LAYERS)
+                                steps)
+
+
+def to_float_network(layers, hyper, zero=None):
+    """What is saved of float32 Layers: an integer.FloatNetwork; zero as for to_network."""
+    pairs, steps = [(layer.w, layer.b) for layer in layers], hyper.LAYERS
+    if plan.is_centred(steps):
+        steps, (w, b) = steps[1:], pairs[0]
+        inputs = np.resize(np.float64(zero), len(w)) * quant.PIXEL_SCALE
+        pairs[0] = w, (b - inputs @ np.float64(w)).astype(np.float32)
+    return integer.FloatNetwork(tuple(pairs), steps)
 
 
 class Known(NamedTuple):

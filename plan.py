@@ -18,7 +18,7 @@ BLOCK_BYTES = 2**26             # of patches that an engine holds at a time
 
 class Step(NamedTuple):
     """One word of LAYERS, with the shapes on either side of it."""
-    kind: str                   # crop, mean, conv, max or dense
+    kind: str                   # centre, crop, mean, conv, max or dense
     kernel: tuple               # (rows, columns) of the window; of crop: what is left
     stride: tuple               # (rows, columns) from window to window
     before: tuple               # shape of an example: (H, W, C), or (features,)
@@ -35,6 +35,21 @@ class Step(NamedTuple):
         if self.kind == "conv":
             return math.prod(self.kernel) * self.before[-1], self.after[-1]
         return math.prod(self.before), self.after[0]
+
+
+def centred(steps):
+    """The steps of training on features: codes less the mean's code come in, -255..255.
+
+    What is subtracted is folded into the first bias when the network is made, so a deployed network
+    has no such step.
+    """
+    shape = steps[0].before
+    return Step("centre", (), (), shape, shape), *steps
+
+
+def is_centred(steps):
+    """Whether codes come in less their mean's code."""
+    return steps[0].kind == "centre"
 
 
 def _window(shape, kernel, stride):
@@ -124,7 +139,7 @@ def parse(line, shape, classes):
 def to_line(steps):
     """The words of LAYERS that these steps stand for; the last one is implied."""
     words = []
-    for step in steps[:-1]:
+    for step in steps[is_centred(steps):-1]:
         size = max(step.kernel, default=0)
         if step.kind == "dense":
             words.append(str(step.after[0]))
@@ -239,6 +254,8 @@ def walk(steps, x, apply):
     """
     x, index, numpy = x.reshape(-1, *steps[0].before), 0, x.__array_namespace__()
     for step in steps:
+        if step.kind == "centre":               # done once, for all examples
+            continue
         if step.kind == "crop":
             x = _crop(x, step)
         elif step.kind == "mean":
@@ -249,7 +266,7 @@ def walk(steps, x, apply):
             if step.kind == "conv":             # a patch is the inputs of a position
                 x = numpy.concatenate(_windows(x, step), axis=-1)
             else:
-                x = x.reshape(len(x), -1)
+                x = x.reshape(len(x), math.prod(step.before))
             x = apply(index, x)
             index += 1
     return x

@@ -17,7 +17,7 @@ from integer import PIXEL_BITS, align, check_whole, code_range
 PIXEL_SCALE = 2.0**-PIXEL_BITS
 MIN_SCALE = 2.0**-20        # of an all-zero channel, so that no scale is zero
 MAX_EXPONENT = 60.0         # of a learned scale, far above any in use: float32 holds it
-BIAS_BITS = 24              # bias codes stay where float32 is exact
+BIAS_BITS = 25              # every bias below 2**24, where float32 is exact
 COMPUTES = ("float32", "bfloat16")     # what products may be computed in
 ACC_TARGET = 2.0**23        # calibration's bound on |accumulator|; a factor 2 is left for drift
 
@@ -109,7 +109,7 @@ def dot(x, w, x_scale, w_scale, bits=8, compute="float32"):
     """The only matrix product of training: x @ fake_quantize(w).
 
     Args:
-      x: [B, I], float32, fake-quantized, or the uint8 codes of that.
+      x: [B, I], float32, fake-quantized, or the codes of that: uint8, or int16 -255..255.
       w: float32 [I, O].
       x_scale: float32 [1, 1].
       w_scale: float32 [1, O] or [1, 1]; None: a plain float32 product.
@@ -126,16 +126,16 @@ def dot(x, w, x_scale, w_scale, bits=8, compute="float32"):
                          "auto at their start")
     w, x_scale = fake_quantize(w, w_scale, bits), lax.stop_gradient(x_scale)
     if compute == "bfloat16":
-        codes = x if x.dtype == jnp.uint8 else x * (1 / x_scale)
+        codes = x if jnp.issubdtype(x.dtype, jnp.integer) else x * (1 / x_scale)
         return narrow_dot(codes, w, w_scale) * x_scale
-    if x.dtype == jnp.uint8:
+    if jnp.issubdtype(x.dtype, jnp.integer):
         x = x.astype(jnp.float32) * x_scale
     return x @ w
 
 
 @jax.custom_vjp
 def narrow_dot(x, w, w_scale):
-    """x @ w of codes x, uint8 or float32 [B, I], and fake-quantized w; the bits of float32's.
+    """x @ w of codes x, integers or float32 [B, I], and fake-quantized w; the bits of float32's.
 
     Gradient: products of the same operands in bfloat16, which holds each of them exactly, with the
     incoming gradient rounded to bfloat16; float32 sums.
@@ -145,7 +145,8 @@ def narrow_dot(x, w, w_scale):
 
 def _narrow_forward(x, w, w_scale):
     narrow_x, narrow_w = _to_bfloat16(x), _to_bfloat16(w)
-    saved = x if x.dtype == jnp.uint8 else narrow_x, narrow_w, w_scale
+    # Integers take less room than what they become.
+    saved = x if jnp.issubdtype(x.dtype, jnp.integer) else narrow_x, narrow_w, w_scale
     return lax.dot(narrow_x, narrow_w, preferred_element_type=jnp.float32), saved
 
 
@@ -153,7 +154,7 @@ def _narrow_backward(saved, grad):
     x, w, w_scale = saved
     grad = grad.astype(jnp.bfloat16)
     to_w = lax.dot(_transpose(x, w_scale), grad, preferred_element_type=jnp.float32)
-    if x.dtype == jnp.uint8:
+    if jnp.issubdtype(x.dtype, jnp.integer):
         return None, to_w, None
     # Not w.T: only a product written without a transposition keeps its operands narrow.
     to_x = lax.dot_general(grad, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
@@ -164,7 +165,7 @@ narrow_dot.defvjp(_narrow_forward, _narrow_backward)
 
 
 def _to_bfloat16(codes):
-    """Codes, uint8 or float32 and times a power of two, in bfloat16: cut off, as they need no
+    """Codes, integers or float32 and times a power of two, in bfloat16: cut off, as they need no
     rounding, which takes a CPU twice as long."""
     bits = lax.bitcast_convert_type(codes.astype(jnp.float32), jnp.uint32) >> 16
     return lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16)

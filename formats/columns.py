@@ -66,8 +66,8 @@ def rows(path, content, delimiter):
         raise InputError(f"{path} is not UTF-8 after line {reader.line_num}; save it as CSV in "
                          "UTF-8") from None
     except csv.Error as error:
-        raise InputError(f"{path} line {reader.line_num}: {error}; close the quotes, and double those "
-                         "inside") from None
+        raise InputError(f"{path} line {reader.line_num}: {error}; close the quotes, and double "
+                         "those inside") from None
 
 
 def _sample(path, content, delimiter):
@@ -165,8 +165,8 @@ def layout(path, content, label, group):
     names = first if has_header else [str(i + 1) for i in range(len(first))]
     for i, name in enumerate(names):
         if not name:
-            raise InputError(f"{path}: column {i + 1} has no name; is it an index? Name it, or "
-                             "leave it out, in pandas by to_csv(index=False)")
+            raise InputError(f"{path}: column {i + 1} has no name; is it an index? Leave it "
+                             "out, in pandas by to_csv(index=False)")
         if name in names[:i]:
             raise InputError(f"{path} has two columns {name!r}; rename or remove one")
     which = None if not group else _place(path, names, has_header, "GROUP", group)

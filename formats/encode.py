@@ -46,10 +46,10 @@ def _fit_one(values):
 def fit(train_x):
     """The Encoding of features, robust to outliers.
 
-    On each side of the median, codes reach as far as the values do, but at most twice as far as nine
-    tenths of the values on that side: of normal, uniform and exponential values 99.5 % or more are
-    covered, an outlier saturates instead of squeezing the others into few codes. Values equal to
-    the median don't count, so rare ones among many zeros keep their codes. The step is the next
+    On each side of the median, codes reach as far as the values do, but at most twice as far as
+    nine tenths of the values on that side: of normal, uniform and exponential values 99 % or more
+    are covered, an outlier saturates instead of squeezing the others into few codes. Values equal
+    to the median don't count, so rare ones among many zeros keep their codes. The step is the next
     power of two, so that the reach takes 128 to 255 codes, in the middle of 0..255. A feature that
     is constant gets code 0, also for other values later.
 

@@ -33,8 +33,8 @@ def _entries(folder, root):
                 raise InputError(f"{entry.path} is a link out of {root}; copy what it points to")
             (folders if entry.is_dir() else files).append(Path(entry.path))
     except (OSError, ValueError) as error:
-        place, reason = getattr(error, "filename", None) or folder, getattr(error, "strerror", error)
-        raise InputError(f"can't read {place}: {reason}") from None
+        place = getattr(error, "filename", None) or folder
+        raise InputError(f"can't read {place}: {getattr(error, 'strerror', error)}") from None
     return folders, files
 
 

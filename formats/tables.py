@@ -67,6 +67,11 @@ def _class_name(path, line, name, text):
     return text
 
 
+def _comma(cell):
+    """What to do about a decimal comma; "" where a cell has none."""
+    return "write 1.5, not 1,5" if re.fullmatch(r"\s*-?\d+,\d+\s*", cell) else ""
+
+
 def _refuse_cells(path, content, layout, line, cells):
     """Raise the InputError of a row with a cell that is no number: of its column, or its place."""
     numbers, texts = [0] * len(layout.names), {}
@@ -82,14 +87,14 @@ def _refuse_cells(path, content, layout, line, cells):
     if wordy:
         stamps = [i for i in wordy if re.search(r"\d[-/.:T]\d{1,2}[-/.:]\d", texts[i])]
         kind = "time stamps" if stamps == wordy else "text"
+        advice = _comma(texts[wordy[0]]) or "leave the columns out"
         raise InputError(f"{path}: {_shown([layout.names[i] for i in wordy])} hold {kind}, such as "
-                         f"{texts[wordy[0]][:40]!r}; features are numbers: leave the columns out")
+                         f"{texts[wordy[0]][:40]!r}; features are numbers: {advice}")
     for i in layout.features():
         if not columns.is_number(cells[i]):
             what = "is empty" if not cells[i].strip() else f"holds {cells[i][:40]!r}, no number"
-            hint = ": write 1.5, not 1,5" if re.fullmatch(r"\s*-?\d+,\d+\s*", cells[i]) else ""
-            raise InputError(f"{path} line {line}: column {layout.names[i]!r} {what}{hint}; fill "
-                             "it in or leave the row out")
+            advice = _comma(cells[i]) or "fill it in or leave the row out"
+            raise InputError(f"{path} line {line}: column {layout.names[i]!r} {what}; {advice}")
 
 
 def _check_finite(path, layout, x, lines):

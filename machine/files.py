@@ -1,19 +1,18 @@
-"""The only door to the disk: atomic writes, bounded reads, one-line input errors."""
+"""The only door to the disk: atomic writes, bounded reads, locks, one-line input errors."""
 import contextlib
+import errno
 import os
-import platform
 import re
+import secrets
 import stat
+import sys
 import tempfile
 import time
-import zlib
 from pathlib import Path
 
-STALE_SECONDS = 86_400          # a temporary file of this age is left over, whoever wrote it
-
-# A process id says who is alive on its own host only, and folders may be shared: name both.
-_HOST = f"{zlib.crc32(platform.node().encode()):08x}"
-_TEMPORARY = re.compile(r"\..*\.(\d+)-([0-9a-f]{8})\.\w+\.tmp", re.DOTALL)
+STALE_SECONDS = 3_600           # a temporary file that was not written to for so long is left over
+_PREFIX = ".nanoqat-"
+_TEMPORARY = re.compile(r"\.nanoqat-\w+\.tmp")
 
 
 class InputError(Exception):
@@ -30,35 +29,20 @@ def _reason(error):
     return getattr(error, "strerror", None) or str(error)
 
 
-def _is_alive(pid):
-    """Whether a process of this host runs; True where that can't be asked without harm."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:                     # another user's
-        pass
-    return True
+def _delete_stale(folder, now):
+    """Remove what killed writers left in folder; another process may be doing the same.
 
+    Only the age tells: the writer may be in another container or on another host, where a process
+    id means another process and a lock may not be seen.
 
-def _is_stale(entry):
-    """Whether a folder entry is a temporary file of ours that nobody will finish."""
-    match = _TEMPORARY.fullmatch(entry.name)
-    if match is None:
-        return False
-    if match[2] == _HOST and not _is_alive(int(match[1])):
-        return True
-    return time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS
-
-
-def _delete_stale(folder):
-    """Remove what killed writers left in folder; another process may be doing the same."""
+    Args:
+      now: the time by the clock that stamps this folder's files.
+    """
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(OSError, ValueError):
-                if _is_stale(entry):
+                if (_TEMPORARY.fullmatch(entry.name)
+                        and now - entry.stat(follow_symlinks=False).st_mtime > STALE_SECONDS):
                     os.unlink(entry.path)
 
 
@@ -76,26 +60,27 @@ def write_atomically(path, data):
     """Write bytes to path so that a reader, or a crash, sees the old file or the new one, whole.
 
     Args:
-      path: file to replace; its folder is made when missing, and temporary files that killed
-        processes left there are deleted.
+      path: file to replace, or a link to it, which stays; its folder is made when missing, and
+        temporary files that killed processes left there are deleted.
       data: bytes.
     Raises:
       InputError: the folder or file can't be written; the old file is untouched.
     """
-    path = Path(path)
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _delete_stale(path.parent)
-        handle, temporary = tempfile.mkstemp(".tmp", f".{path.name}.{os.getpid()}-{_HOST}.",
-                                             path.parent)
+        target = Path(os.path.realpath(path))
+        if target.exists() and not target.is_file():    # a folder, or a link to /dev/null
+            raise OSError(errno.EINVAL, "it is not a regular file")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(".tmp", _PREFIX, target.parent)
         with os.fdopen(handle, "wb") as file:
+            _delete_stale(target.parent, os.fstat(handle).st_mtime)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)              # mkstemp makes 0600
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
     except (OSError, ValueError) as error:      # ValueError: a NUL byte in the path
         raise InputError(f"can't write {path}: {_reason(error)}; choose another folder") from None
     finally:
@@ -112,6 +97,55 @@ def check_writable(*folders):
         except (OSError, ValueError) as error:
             raise InputError(f"can't write in {folder}: {_reason(error)}; "
                              "choose another folder") from None
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Keep other processes out of a folder; a killed one lets go of it by itself.
+
+    A folder that can't be locked, as on some network disks, is used all the same, with one line.
+
+    Raises:
+      InputError: another process is at work there, or it can't be written.
+    """
+    check_writable(folder)
+    try:
+        import fcntl
+    except ImportError:                         # not on Windows
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            # A file of its own, open for writing: NFS locks nothing else.
+            handle = os.open(Path(folder, ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            stack.callback(os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder} is in use: another process runs the same switches; wait "
+                             "for it") from None
+        except OSError as error:
+            print(f"note: {folder} can't be locked: {_reason(error)}; start nothing else with the "
+                  "same switches", file=sys.stderr)
+        yield
+
+
+def link(path, target):
+    """Make path a link to target, a name beside it; one line where that can't be.
+
+    A link that is there is replaced. Anything else, such as a folder that a copy made of it, is
+    kept under another name.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{_PREFIX}{secrets.token_hex(8)}.tmp")
+    try:
+        os.symlink(target, temporary)
+        if os.path.lexists(path) and not path.is_symlink():
+            kept = path.with_name(time.strftime(f"{path.name}-%Y%m%d-%H%M%S"))
+            os.rename(path, kept)
+            print(f"{path} was no link: it is {kept} now")
+        os.replace(temporary, path)
+    except OSError as error:
+        print(f"note: {path} is no link to {target}: {_reason(error)}", file=sys.stderr)
 
 
 def read_bytes(path, limit):

@@ -1,11 +1,12 @@
 """How a script starts and ends: one line for a wrong input, quiet Ctrl-C and closed pipes."""
 import gc
+import importlib.util
 import os
 import re
 import signal
 import sys
 
-from machine import interrupt
+from machine import interrupt, streams
 from machine.files import InputError
 
 # What JAX may hear from the environment: where it computes. Anything else could change the bits.
@@ -20,8 +21,26 @@ def begin():
     A script calls it before its other imports, which take most of a start, and before JAX reads
     its environment.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    streams.make_safe()
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _check_installed()
     forget_environment()
+
+
+def _check_installed():
+    """One line unless this is the Python of the project's own environment, or one like it."""
+    if sys.version_info < (3, 11):              # noqa: UP036  others start it too
+        _refuse(f"Python {sys.version_info[0]}.{sys.version_info[1]} is too old, 3.11 is needed")
+    if not importlib.util.find_spec("numpy"):
+        _refuse("numpy is not installed for this Python")
+
+
+def _refuse(reason):
+    script = os.path.basename(sys.argv[0])
+    print(f"error: {reason}: `make` installs it all into .venv; then .venv/bin/python {script}",
+          file=sys.stderr)
+    sys.exit(2)
 
 
 def forget_environment():
@@ -45,6 +64,7 @@ def forget_environment():
 
 def run(main):
     """Call main(argv) as a script: an InputError becomes one line on stderr and exit code 2."""
+    streams.make_safe()
     gc.set_threshold(100_000)       # JAX's import makes many objects: looking at them is slow
     try:
         with interrupt.watched():
@@ -55,9 +75,13 @@ def run(main):
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except ModuleNotFoundError as error:
+        _refuse(f"{error.name} is not installed for this Python")
     except interrupt.Stopped as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:                     # as of `| head`; the exit would flush again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    if streams.is_lost():
+        sys.exit(1)                             # all is done; but who reads it has not seen it

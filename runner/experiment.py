@@ -18,7 +18,7 @@ import predict
 from formats import checkpoint
 from machine import interrupt, runtime
 from machine.facts import environment, has_fast_bfloat16
-from machine.files import InputError
+from machine.files import InputError, locked
 from runner import keep, progress
 from runner.state import (
     Recorder,
@@ -28,7 +28,6 @@ from runner.state import (
     folder_name,
     hash_of_code,
     load_state,
-    locked,
     read_state,
 )
 from training import loop, stopping
@@ -39,7 +38,7 @@ REASONS = {"diverged": "the loss left the finite numbers",
 
 
 class Data(NamedTuple):
-    """A data set, split; facts as in data.Dataset."""
+    """A data set, split; the rest as in data.Dataset."""
     name: str
     sha256: str
     train: data.Split
@@ -47,6 +46,8 @@ class Data(NamedTuple):
     test: data.Split
     shape: tuple
     classes: tuple
+    encoding: object = None
+    zero: np.ndarray | None = None      # int16 [F]: the mean's code of each feature; None of images
 
 
 class Outcome(NamedTuple):
@@ -78,10 +79,14 @@ def decide(settings):
 
 def load_data(settings, dataset=None):
     """The Data that the switches name; dataset: the data.Dataset of DATA_DIR, if it is there."""
-    dataset = dataset or data.load(settings.DATA_DIR)
-    train, val = data.split_val(dataset.train, settings.VAL_EXAMPLES, settings.BATCH_SIZE)
+    dataset = dataset or data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
+    train, val = data.split_val(dataset, settings.VAL_EXAMPLES)
+    zero = None
+    if dataset.encoding is not None:
+        features = train.images.reshape(-1, dataset.shape[-1])
+        zero = np.rint(features.mean(0)).astype(np.int16)
     given = Data(dataset.name, dataset.sha256, train, val, dataset.test, dataset.shape,
-                 dataset.classes)
+                 dataset.classes, dataset.encoding, zero)
     hyper_of(settings, given)                   # LAYERS that don't fit are said before training
     return given
 
@@ -102,7 +107,16 @@ def hyper_of(settings, data):
     if settings.AUGMENT and (len(data.shape) != 3 or data.shape[0] != data.shape[1]):
         raise InputError(f"AUGMENT = {settings.AUGMENT:g} warps square images; {data.name} has "
                          "none")
+    if data.zero is not None:
+        steps = plan.centred(steps)
     return config.hyper(settings)._replace(LAYERS=steps)
+
+
+def centred(images, data):
+    """Images as training takes them: of features int16, less the mean's code of each."""
+    if data.zero is None:
+        return images
+    return images.astype(np.int16) - np.resize(data.zero, images.shape[1])
 
 
 def dataset_of(data):
@@ -156,7 +170,9 @@ def _train(lanes, data, hyper, folder, group, part):
     with (Recorder(path, history, sweep, machine) if first else nullcontext() as recorder,
           interrupt.after_epoch() as asked,
           progress.shown(sweep, hyper, part, silent=not first) as show):
-        for sweep in loop.epochs(sweep, data.train, data.val, hyper):
+        train, val = (part._replace(images=centred(part.images, data))
+                      for part in (data.train, data.val))
+        for sweep in loop.epochs(sweep, train, val, hyper):
             stop = runtime.any_process(asked())
             ended = not (sweep.status == stopping.RUNNING).any()
             if recorder:                        # saved before it is shown: output may fail
@@ -179,11 +195,13 @@ def judge(settings, layers, data, row):
     """
     hyper, content = hyper_of(settings, data), None
     if hyper.QAT_ENABLE and not hyper.POWER_OF_TWO_SCALES:      # free scales have no integers
-        predictor = predict.make_predictor(layers, hyper=hyper)
+        run = predict.make_predictor(layers, hyper=hyper)
+
+        def predictor(images):
+            return run(centred(images, data))
     else:
-        network = (model.to_network(layers, hyper) if hyper.QAT_ENABLE
-                   else integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers),
-                                             hyper.LAYERS))
+        network = (model.to_network(layers, hyper, data.zero) if hyper.QAT_ENABLE
+                   else model.to_float_network(layers, hyper, data.zero))
         facts = keep.facts_of(settings, data, row.get("val_loss"))
         content = checkpoint.encode(network, facts, settings.FILE_FORMAT)
         network, _ = checkpoint.decode(content)
@@ -298,7 +316,8 @@ def quantize_after(outcome, point, settings, data):
     """
     settings = config.change(settings, **_switches(point))
     layers = jax.device_get(model.calibrate(
-        outcome.layers, data.train.images[:loop.CALIBRATION_IMAGES], hyper_of(settings, data)))
+        outcome.layers, centred(data.train.images[:loop.CALIBRATION_IMAGES], data),
+        hyper_of(settings, data)))
     row = _new_row(settings, point, outcome.row["status"], data)
     row["changes"]["post_training"] = True
     return judge(settings, layers, data, row)

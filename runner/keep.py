@@ -6,14 +6,13 @@ folder in any case, and that is where these switches find it.
 """
 import contextlib
 import json
-import os
 import time
 from pathlib import Path
 
 import config
 import data
 from formats import checkpoint
-from machine.files import InputError, read_bytes, write_atomically
+from machine.files import InputError, link, read_bytes, write_atomically
 from report import results
 from training.stopping import USABLE
 
@@ -29,8 +28,8 @@ def switches_of(settings):
 
 def facts_of(settings, given, val_loss):
     """The Facts of a model of these switches, trained on a Data."""
-    return checkpoint.Facts(given.name, given.sha256, given.classes,
-                            switches=switches_of(settings), val_loss=val_loss)
+    return checkpoint.Facts(given.name, given.sha256, given.classes, *(given.encoding or (None, None)),
+                            switches_of(settings), val_loss)
 
 
 def _facts_path(path):
@@ -102,7 +101,8 @@ def hash_of_data(settings):
     """The SHA-256 of the data set that the switches name; None where it is not on this disk."""
     with contextlib.suppress(InputError):
         if data.is_there(settings.DATA_DIR):
-            return data.load(settings.DATA_DIR).sha256
+            return data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL,
+                             settings.GROUP).sha256
     return None
 
 
@@ -114,17 +114,6 @@ def age(path):
         if count:
             return f"{count} {unit}{'s' if count > 1 else ''} ago"
     return "just now"
-
-
-def _link_latest(folder):
-    """Make `latest`, beside the folder, a link to it, where the file system has links."""
-    folder = Path(folder)
-    with contextlib.suppress(OSError):
-        for left in folder.parent.glob(".latest.*"):    # by a process that was killed here
-            left.unlink()
-        temporary = folder.with_name(f".latest.{os.getpid()}")
-        temporary.symlink_to(folder.name)
-        temporary.replace(folder.with_name("latest"))
 
 
 def save(outcome, folder, given):
@@ -142,7 +131,7 @@ def save(outcome, folder, given):
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     path = Path(settings.WEIGHTS_DIR) / name
     _write_weights(folder / name, outcome.content, facts)
-    _link_latest(folder)
+    link(folder.with_name("latest"), folder.name)
     why = ""
     with contextlib.suppress(InputError):       # what is missing or can't be read is not better
         kept = load(path)[1]

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import io
 import json
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,31 +52,6 @@ def hash_of_code():
             tree = _without_docstrings(ast.parse(path.read_text("utf-8")))
             sha256.update(f"{path.name} {ast.dump(tree)}".encode())
     return sha256.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def locked(folder):
-    """Keep other processes out of a run's folder; a killed one lets go of it by itself.
-
-    Raises:
-      InputError: another process is at work there.
-    """
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:                         # not on Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{folder} is in use: another process runs the same switches; wait "
-                             "for it") from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def announce_others(folder, study):

@@ -26,11 +26,12 @@ import pytest
 import config
 import data
 import model
+import plan
 import predict
-import training
 from deploy import engines
 from machine import runtime
 from machine.script import run
+from training import loop
 
 # Programs compiled in this session, shared by its workers and the scripts they start.
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
@@ -40,6 +41,12 @@ runtime.set_up(str(CACHE))      # before any other use of JAX: it sets the numbe
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, database=None,
                                        max_examples=50)
 hypothesis.settings.load_profile("fixed")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--inputs", type=int, default=300, help="hostile files for each loader")
+    parser.addoption("--faults", type=int, default=2, help="faults of each kind in the drill")
+    parser.addoption("--runs", type=int, default=30, help="runs whose memory may not grow")
 
 
 def pytest_sessionfinish(session):
@@ -91,12 +98,19 @@ def folder(mnist, tmp_path_factory):
     return folder
 
 
+IMAGE = 28, 28, 1               # shape of MNIST's
+
+
+def make_hyper(LAYERS="32", shape=IMAGE, classes=10, **changes):
+    """What config and the data make of the switches: those of config.py, but for the changes."""
+    hyper = config.hyper(config.load([]), **{"COMPUTE": "float32", **changes})
+    return hyper._replace(LAYERS=plan.parse(LAYERS, shape, classes))
+
+
 def train(train_split, val_split, rates, seeds, hyper):
     """The finished Sweep of these lanes."""
-    sweep = training.start(rates, seeds, hyper)
-    for sweep in training.epochs(sweep, train_split, val_split, hyper):
-        pass
-    return sweep
+    *_, last = loop.epochs(loop.start(rates, seeds, hyper), train_split, val_split, hyper)
+    return last
 
 
 def best_layers(sweep, lane=0):
@@ -108,7 +122,7 @@ def best_layers(sweep, lane=0):
 def trained(mnist):
     """The default W8A8 network after 3 epochs on 10,000 images, and its deployed integers."""
     val = rows_of(mnist.train, 10_000, 12_000)
-    hyper = config.hyper(config.load([]), MAX_EPOCHS=3, COMPUTE="float32")
+    hyper = make_hyper("256 128", MAX_EPOCHS=3)
     sweep = train(rows_of(mnist.train, 0, 10_000), val, [0.1], [0], hyper)
     network = model.to_network(best_layers(sweep), hyper)
     return SimpleNamespace(network=network, hyper=hyper, sweep=sweep, val=val,

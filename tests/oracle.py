@@ -4,6 +4,7 @@ from fractions import Fraction
 import numpy as np
 
 import integer
+import plan
 
 
 def code_range(bits, signed):
@@ -21,23 +22,101 @@ def quantize(x, scale, bits, signed=True):
     return np.clip(np.rint(codes), *code_range(bits, signed)).astype(np.int64)
 
 
-def pool(image, side):
-    """The first layer's codes of one image in Python's own integers, as a list."""
-    if side == 28:
-        return image.tolist()
-    rows, span = image.reshape(28, 28).tolist(), range(14 - side, 14 + side, 2)
-    return [round(Fraction(rows[y][x] + rows[y][x + 1] + rows[y + 1][x] + rows[y + 1][x + 1], 4))
-            for y in span for x in span]
+def _place(step, row, column):
+    """[(row, column)] of a map that the window of one place of its outcome covers."""
+    (high, wide), (down, across) = step.kernel, step.stride
+    top, left = row * down, column * across
+    if step.kind == "crop":
+        top, left = ((length - kept) // 2 for length, kept in zip(step.before, step.kernel))
+    return [(top + i, left + j) for i in range(high) for j in range(wide)]
 
 
-def pool_all(images, side):
-    """The same for uint8 [N, I], as float64, by a matrix of each pixel's share in each code."""
-    if side == 28:
-        return np.asarray(images).astype(np.float64)
-    share = np.zeros((28, 28, side, side))
-    for y, x in np.ndindex(2 * side, 2 * side):
-        share[14 - side + y, 14 - side + x, y // 2, x // 2] = 0.25
-    return np.rint(images.astype(np.float64) @ share.reshape(28**2, side**2))
+def _counts(step):
+    """How many windows fit along both axes."""
+    return [len(range(0, length - size + 1, stride))
+            for length, size, stride in zip(step.before, step.kernel, step.stride)]
+
+
+def _slowly(step, x):
+    """A map as nested lists [H][W][C] of Python's integers, after crop, mean or max."""
+    if step.kind == "crop":
+        places, wide = _place(step, 0, 0), step.kernel[1]
+        return [[x[i][j] for i, j in places[at:at + wide]] for at in range(0, len(places), wide)]
+    high, wide = _counts(step)
+    parts = [[[x[i][j] for i, j in _place(step, row, column)] for column in range(wide)]
+             for row in range(high)]
+    if step.kind == "max":
+        return [[list(map(max, *window, window[0])) for window in row] for row in parts]
+    return [[[round(Fraction(sum(values), len(values))) for values in zip(*window)]
+             for window in row] for row in parts]
+
+
+def _nested(image, shape):
+    """A flat list of numbers as [H][W][C]; of features as it is."""
+    if len(shape) == 1:
+        return image
+    _, wide, channels = shape
+    pixels = [image[at:at + channels] for at in range(0, len(image), channels)]
+    return [pixels[at:at + wide] for at in range(0, len(pixels), wide)]
+
+
+def _flat(x):
+    """Nested lists of any depth as one list, in order."""
+    return sum(map(_flat, x), []) if isinstance(x, list) else [x]
+
+
+def pool(image, steps):
+    """What crop and mean leave of one image, in Python's own integers, as a flat list."""
+    x = _nested(np.asarray(image).ravel().tolist(), steps[0].before)
+    for step in steps:
+        if step.kind not in ("crop", "mean"):
+            break
+        x = _slowly(step, x)
+    return _flat(x)
+
+
+def _windows(x, step):
+    """float64 [B, H', W', rows, columns, C] of a map [B, H, W, C]."""
+    down, across = step.stride
+    views = np.lib.stride_tricks.sliding_window_view(x, step.kernel, axis=(1, 2))
+    return np.moveaxis(views[:, ::down, ::across], 3, 5)
+
+
+def _pooled(x, step):
+    """A map [B, H, W, C] after crop, mean or max, float64; sums of bytes are exact."""
+    if step.kind == "crop":
+        top, left = _place(step, 0, 0)[0]
+        return x[:, top:top + step.kernel[0], left:left + step.kernel[1]]
+    if step.kind == "max":
+        return _windows(x, step).max((3, 4))
+    return np.rint(_windows(x, step).mean((3, 4)))
+
+
+def pool_all(images, steps):
+    """The same for uint8 [N, ...]: float64 [N, I]."""
+    x = np.asarray(images, np.float64).reshape(-1, *steps[0].before)
+    for step in steps:
+        if step.kind not in ("crop", "mean"):
+            break
+        x = _pooled(x, step)
+    return x.reshape(len(x), -1)
+
+
+def _through(steps, x, apply):
+    """float64 [B, ...] through the steps; apply(index, [..., I]) is the index-th layer."""
+    index = 0
+    for step in steps:
+        if step.kind in ("conv", "dense"):
+            if step.kind == "conv":
+                x = _windows(x, step)
+                x = x.reshape(*x.shape[:3], -1)
+            else:
+                x = x.reshape(len(x), -1)
+            x, index = apply(index, x), index + 1
+        else:
+            x = _pooled(x, step)
+        assert x.shape[1:] == step.after
+    return x
 
 
 def images_of_every_sum(rng, side):
@@ -52,25 +131,43 @@ def images_of_every_sum(rng, side):
 
 def run(network, images):
     """Accumulators of the last layer as int64, by float64: exact, for no sum comes near 2**53."""
-    x = pool_all(images, network.input)
-    for layer in network.layers:
+    def apply(i, x):
+        layer = network.layers[i]
         acc = x @ layer.w_q.astype(np.float64) + layer.b_q.astype(np.float64)
-        if layer.shift is not None:
-            codes = np.rint(acc * 2.0 ** -layer.shift.astype(np.float64))
-            x = np.clip(codes, 0, 2**network.activation_bits - 1)
-    return acc.astype(np.int64)
+        if layer.shift is None:
+            return acc
+        codes = np.rint(acc * 2.0 ** -layer.shift.astype(np.float64))
+        return np.clip(codes, 0, 2**network.activation_bits - 1)
+
+    x = np.asarray(images, np.float64).reshape(-1, *network.steps[0].before)
+    return _through(network.steps, x, apply).astype(np.int64)
+
+
+def _layer_slowly(layer, x, bits):
+    """One layer on a list of Python's integers; rounds half to even."""
+    acc = [sum(a * b for a, b in zip(x, column)) + bias
+           for column, bias in zip(layer.w_q.T.tolist(), layer.b_q.tolist())]
+    if layer.shift is None:
+        return acc
+    return [min(max(round(Fraction(a, 2**s)), 0), 2**bits - 1)
+            for a, s in zip(acc, layer.shift.tolist())]
 
 
 def run_slowly(network, image):
-    """The same for one image in Python's own integers, as a list; rounds half to even."""
-    x = pool(image, network.input)
-    for w_q, b_q, shift in network.layers:
-        acc = [sum(a * b for a, b in zip(x, column)) + bias
-               for column, bias in zip(w_q.T.tolist(), b_q.tolist())]
-        if shift is not None:
-            x = [min(max(round(Fraction(a, 2**s)), 0), 2**network.activation_bits - 1)
-                 for a, s in zip(acc, shift.tolist())]
-    return acc
+    """The same for one image in Python's own integers, as a list."""
+    x, layers = _nested(np.asarray(image).ravel().tolist(), network.steps[0].before), network.layers
+    for step in network.steps:
+        if step.kind == "conv":
+            (layer, *layers), (high, wide) = layers, _counts(step)
+            x = [[_layer_slowly(layer, _flat([x[i][j] for i, j in _place(step, row, column)]),
+                                network.activation_bits) for column in range(wide)]
+                 for row in range(high)]
+        elif step.kind == "dense":
+            layer, *layers = layers
+            x = _layer_slowly(layer, _flat(x), network.activation_bits)
+        else:
+            x = _slowly(step, x)
+    return x
 
 
 def worst_accumulators(network):
@@ -80,13 +177,15 @@ def worst_accumulators(network):
             for qmax, layer in zip(qmaxes, network.layers)]
 
 
-def forward(layers, images):
+def forward(layers, images, steps):
     """Logits of the float network in float64."""
-    x = np.asarray(images, np.float64) / 256
-    for i, (w, b, *_) in enumerate(layers):
-        x = np.maximum(x, 0) if i else x
+    def apply(i, x):
+        w, b, *_ = layers[i]
+        x = x / 256 if i == 0 else x
         x = x @ np.asarray(w, np.float64) + np.asarray(b, np.float64)
-    return x
+        return x if i + 1 == len(layers) else np.maximum(x, 0)
+
+    return _through(steps, np.asarray(images, np.float64).reshape(-1, *steps[0].before), apply)
 
 
 def loss(logits, labels):
@@ -97,14 +196,37 @@ def loss(logits, labels):
     return total / len(labels)
 
 
-def random_network(rng, sizes, weight_bits=8, activation_bits=8, input=28):
-    """A random legal Network made by hand, with every code and many shifts."""
-    qmax = code_range(weight_bits, True)[1]
-    codes = [code for code in range(-qmax, qmax + 1) if code or weight_bits > 1]
-    layers = [integer.Layer(rng.choice(codes, (inputs, outputs)).astype(np.int8),
-                            rng.integers(-5_000, 5_001, outputs).astype(np.int32),
-                            rng.integers(1, 13, outputs).astype(np.int8))
-              for inputs, outputs in zip(sizes, sizes[1:])]
+def random_network(rng, steps, weight_bits=8, activation_bits=8):
+    """A random legal Network made by hand, with every code, many shifts and logits that vary.
+
+    Args:
+      rng: NumPy's Generator.
+      steps: as from plan.parse; or the sizes of a perceptron, inputs to classes, as ints: its
+        images are square where they can be.
+      weight_bits, activation_bits: ints.
+    """
+    if isinstance(steps[0], int):
+        line, shape = plan.from_sizes(28, steps)
+        steps = plan.parse(line, shape, steps[-1])
+    shapes = [(int(np.prod([*step.kernel, step.before[2]])), step.after[2])
+              if step.kind == "conv" else (int(np.prod(step.before)), step.after[0])
+              for step in steps if step.kind in ("conv", "dense")]
+    layers, x_qmax = [], 255
+    for shape in shapes:
+        layers.append(_random_layer(rng, *shape, x_qmax, weight_bits, activation_bits))
+        x_qmax = 2**activation_bits - 1
     layers[-1] = layers[-1]._replace(shift=None)
     return integer.Network(tuple(layers), weight_bits, activation_bits, int(rng.integers(-20, 5)),
-                           input)
+                           steps)
+
+
+def _random_layer(rng, inputs, outputs, x_qmax, weight_bits, activation_bits):
+    """An integer.Layer whose biases and shifts suit its accumulators: few channels are constant."""
+    qmax = code_range(weight_bits, True)[1]
+    codes = [code for code in range(-qmax, qmax + 1) if code or weight_bits > 1]
+    reach = x_qmax * qmax * inputs**0.5
+    middle = max(1, round(np.log2(reach / 2**activation_bits)))
+    return integer.Layer(
+        rng.choice(codes, (inputs, outputs)).astype(np.int8),
+        rng.integers(-int(reach / 4) - 1, int(reach / 4) + 2, outputs).astype(np.int32),
+        rng.integers(max(1, middle - 5), middle + 3, outputs).astype(np.int8))

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 import config
-import integer
 from machine.files import InputError
 
 ROOT = Path(config.__file__).parent
 SOURCE = (ROOT / "config.py").read_text(encoding="utf-8")
 DEFAULTS = config.load([])
 KEYS = DEFAULTS._fields
-HYPER = ("QAT_ENABLE", "LAYER_SIZES", "WEIGHT_BITS", "ACTIVATION_BITS", "INPUT", "SCALES",
+HYPER = ("QAT_ENABLE", "LAYERS", "WEIGHT_BITS", "ACTIVATION_BITS", "SCALES",
          "FREEZE_SCALES", "PER_CHANNEL", "POWER_OF_TWO_SCALES", "COMPUTE", "OPTIMIZER",
          "MOMENTUM", "SCHEDULE", "WARMUP_EPOCHS", "BATCH_SIZE", "WEIGHT_DECAY", "LABEL_SMOOTHING",
          "AVERAGING", "AUGMENT", "MAX_EPOCHS", "PATIENCE", "MIN_DELTA", "METRIC", "DATA_PARALLEL")
@@ -87,7 +86,8 @@ def test_default_is_legal_in_every_notation(recipe, key):
 
 @pytest.mark.parametrize("key, text, value", [
     ("QAT_ENABLE", "False", False), ("QAT_ENABLE", "0", False), ("LR_ABLATION_MODE", "true", True),
-    ("LAYER_SIZES", "784,32,10", (784, 32, 10)), ("LAYER_SIZES", "(784,10)", (784, 10)),
+    ("LAYERS", "crop24 mean2 32", "crop24 mean2 32"), ("LAYERS", "", ""), ("LAYERS", "16", "16"),
+    ("LR_ABLATION_RATES", "(1,0.5,)", (1.0, 0.5)), ("LR_ABLATION_RATES", "[1e-3]", (1e-3,)),
     ("WEIGHT_BITS", "1", 1), ("LEARNING_RATE", "1e-3", 1e-3), ("LEARNING_RATE", "1", 1.0),
     ("LR_ABLATION_RATES", "1,0.5", (1.0, 0.5)), ("OPTIMIZER", "adamw", "adamw"),
     ("WEIGHTS_DIR", "/tmp/a=b", "/tmp/a=b"), ("ENGINE", "numpy", "numpy")])
@@ -98,10 +98,10 @@ def test_switch_sets_one_value_in_its_type(key, text, value):
 
 
 def test_recipe_sets_its_values_in_their_types(recipe):
-    path = recipe("LEARNING_RATE = 1\nLAYER_SIZES = [784, 10]\nQAT_ENABLE = false\n"
+    path = recipe('LEARNING_RATE = 1\nLAYERS = "mean2"\nQAT_ENABLE = false\n'
                   'ENGINE = "numpy"\nLR_ABLATION_RATES = [1, 0.5]')
     changed = config.load([path])
-    assert changed == DEFAULTS._replace(LEARNING_RATE=1.0, LAYER_SIZES=(784, 10), QAT_ENABLE=False,
+    assert changed == DEFAULTS._replace(LEARNING_RATE=1.0, LAYERS="mean2", QAT_ENABLE=False,
                                         ENGINE="numpy", LR_ABLATION_RATES=(1.0, 0.5))
     assert type(changed.LEARNING_RATE) is type(changed.LR_ABLATION_RATES[0]) is float
 
@@ -133,11 +133,9 @@ ILLEGAL = [
     ("LEARNING_RATE", "-0.1", "1e-12..1000"), ("LEARNING_RATE", "0", "1e-12..1000"),
     ("LEARNING_RATE", "nan", "float"), ("LEARNING_RATE", "inf", "float"),
     ("LEARNING_RATE", "fast", "float"),
-    ("LAYER_SIZES", "", "list of int"), ("LAYER_SIZES", "784,0,10", f"1..{integer.MAX_WIDTH}"),
-    ("LAYER_SIZES", "784,-3,10", "1..65536"), ("LAYER_SIZES", "784,x", "int"),
-    ("LAYER_SIZES", "784", "1..64"), ("LAYER_SIZES", "784,,10", "list of int"),
-    ("LAYER_SIZES", "784,65537", "1..65536"),
-    ("LAYER_SIZES", "65536,65536", f"{integer.MAX_WEIGHTS:,}"),
+    ("LAYERS", "crop mean2", "'crop' is none of crop24"), ("LAYERS", "0x10", "'0x10'"),
+    ("LAYERS", "256,128", "width like 256"), ("LAYERS", "conv5", "conv5x16"),
+    ("LAYERS", "mean3", "mean3"), ("LAYERS", "-3", "-3"), ("LAYERS", "1.5", "1.5"),
     ("LR_ABLATION_RATES", "", "list of float"),
     ("LR_ABLATION_RATES", "0.1,-1", "1e-12..1000"), ("QAT_ENABLE", "maybe", "true or false"),
     ("OPTIMIZER", "adam", "sgd or adamw"), ("OPTIMIZER", "", "sgd or adamw"),
@@ -151,8 +149,7 @@ ILLEGAL = [
     ("LABEL_SMOOTHING", "1", "0..0.9"), ("LABEL_SMOOTHING", "-0.1", "0..0.9"),
     ("AVERAGING", "1", "0..0.99999"), ("AVERAGING", "-0.5", "0..0.99999"),
     ("AUGMENT", "-1", "0..10"), ("AUGMENT", "11", "0..10"), ("AUGMENT", "nan", "float"),
-    ("INPUT", "9", "10..28"), ("INPUT", "29", "10..28"), ("INPUT", "14.0", "int"),
-    ("INPUT", "13", "28, 14, 12, 10"), ("INPUT", "14", "196 inputs, not 784"),
+    ("LR_ABLATION_RATES", "1,,2", "list of float"), ("LR_ABLATION_RATES", "1,x", "list of float"),
     ("NUM_PROCESSES", "2", "COORDINATOR"), ("PROCESS_ID", "1", "NUM_PROCESSES"),
     *[("COORDINATOR", text, "HOST:PORT with a port in 1..65535") for text in (
         "host", ":80", "host:", "host:0", "host:65536", "host:99999999999", "host:x", "a b:80")]]
@@ -169,14 +166,15 @@ def test_illegal_value_names_key_value_and_legal_set(key, text, legal):
     ("WEIGHT_BITS = [8]", "int"), ('WEIGHT_BITS = "8"', "int"), ("QAT_ENABLE = 1", "true or false"),
     ("LEARNING_RATE = true", "float"), ('LEARNING_RATE = "0.1"', "float"),
     ("LEARNING_RATE = nan", "float"),
-    ("LAYER_SIZES = []", "list of int"), ("LAYER_SIZES = 784", "list of int"),
-    ("LAYER_SIZES = [784, 10.0]", "list of int"), ("WEIGHTS_DIR = 3", "text"),
+    ("LR_ABLATION_RATES = []", "list of float"), ("LR_ABLATION_RATES = 1", "list of float"),
+    ('LR_ABLATION_RATES = [1, "2"]', "list of float"), ("LAYERS = 256", "text"),
+    ("LAYERS = [256, 128]", "text"), ('LAYERS = "256 wide"', "'wide'"), ("WEIGHTS_DIR = 3", "text"),
     ('WEIGHTS_DIR = "a\\u0000b"', "text without NUL"), ('DATA_DIR = "\\u0000"', "text without NUL"),
     ("SEED = " + 400 * "9", "int in 0..2147483647"),
     ("LEARNING_RATE = " + 400 * "9", "1e-12..1000"),
     ("SEED = 0x" + 9_000 * "f", "int in 0..2147483647"), ("SEED = 1979-05-27", "int"),
-    ("LAYER_SIZES = " + 200 * "[" + 200 * "]", "list of int"), ("SEED.a = 1", "int"),
-    ("[LAYER_SIZES]\na = 1", "list of int")], ids=lambda text: text[:30])
+    ("LR_ABLATION_RATES = " + 200 * "[" + 200 * "]", "list of float"), ("SEED.a = 1", "int"),
+    ("[LR_ABLATION_RATES]\na = 1", "list of float")], ids=lambda text: text[:30])
 def test_illegal_recipe_value_names_key_and_legal_set(recipe, line, legal):
     message = error_of(recipe(line))
     assert re.search("[A-Z_]+", line)[0] in message and legal in message
@@ -186,7 +184,6 @@ def test_illegal_recipe_value_names_key_and_legal_set(recipe, line, legal):
 @pytest.mark.parametrize("argv, named", [
     (["--COMPUTE=bfloat16", "--POWER_OF_TWO_SCALES=False"], "POWER_OF_TWO_SCALES"),
     (["--WARMUP_EPOCHS=3", "--MAX_EPOCHS=2"], "MAX_EPOCHS = 2"),
-    (["--INPUT=12", "--LAYER_SIZES=100,10"], "144 inputs, not 100"),
     (["--FILE_FORMAT=nqat", "--QAT_ENABLE=False"], "QAT_ENABLE"),
     (["--FILE_FORMAT=nqat", "--POWER_OF_TWO_SCALES=False"], "POWER_OF_TWO_SCALES"),
     (["--COORDINATOR=host:80", "--NUM_PROCESSES=2", "--PROCESS_ID=2"], "NUM_PROCESSES = 2")])
@@ -198,16 +195,22 @@ def test_switches_that_do_not_go_together_are_refused_in_any_order(argv, named):
 @pytest.mark.parametrize("argv", [
     ["--COORDINATOR=host:65535", "--NUM_PROCESSES=2", "--PROCESS_ID=1"], ["--COORDINATOR=auto"],
     ["--COORDINATOR=auto", "--NUM_PROCESSES=2"], ["--WARMUP_EPOCHS=100"],
-    ["--INPUT=14", "--LAYER_SIZES=196,10"], ["--INPUT=12", "--LAYER_SIZES=144,10"],
-    ["--INPUT=10", "--LAYER_SIZES=100,10"], ["--LAYER_SIZES=100,10"], ["--LABEL_SMOOTHING=0.9"],
+    ["--LAYERS="], ["--LAYERS=crop24 mean2 conv5x16/2 max2 10"], ["--LABEL_SMOOTHING=0.9"],
     ["--AVERAGING=0.99999"], ["--WEIGHT_DECAY=10"], ["--AUGMENT=10"], ["--SCALES=learned"],
-    ["--COMPUTE=bfloat16"], ["--LAYER_SIZES=" + ",".join(["1"] * 65)]])
+    ["--COMPUTE=bfloat16"], ["--ACTIVATION_BITS=1"]])
 def test_switches_at_the_edge_are_legal(argv):
     assert config.load(argv) != DEFAULTS
 
 
-def test_too_many_layers_are_refused():
-    assert "1..64" in error_of("--LAYER_SIZES=" + ",".join(["1"] * 66))
+@pytest.mark.parametrize("name, text", [("LAYER_SIZES", "784,32,10"), ("INPUT", "14")])
+def test_switch_of_earlier_versions_is_answered_with_the_new_spelling(recipe, edited, name, text):
+    path = recipe(f"{name} = [{text}]")
+    module = edited(("SEED", f"{name} = {text}\nNAME: TYPE = VALUE"))
+    for message in (error_of(f"--{name}={text}"), error_of(path), error_of(module=module)):
+        assert f"{name} is no switch any more: write LAYERS" in message
+        assert "'256 128' for 784,256,128,10" in message and "'mean2 ...' for INPUT = 14" in message
+    assert error_of(path).startswith(path)
+    assert error_of(module=module).startswith(f"config.py line {line_of('SEED')}: ")
 
 
 @pytest.mark.parametrize("argv, named", [
@@ -252,8 +255,9 @@ def test_recipe_that_is_not_a_small_text_file_is_named(tmp_path):
 # What a person types over a line of config.py, and what the one-line message must say.
 BAD_EDITS = [
     ("QAT_ENABLE", '"False"', "true or false"), ("SEED", "None", "int in 0..2147483647"),
-    ("LAYER_SIZES", "(784)", "a list of int in 1..65536"), ("LAYER_SIZES", "[784]", "1..64"),
-    ("LAYER_SIZES", "(784, 10.0)", "list of int"), ("MAX_EPOCHS", "1e1", "int in 1..1000000"),
+    ("LAYERS", "(256)", "text"), ("LAYERS", "[256]", "text"), ("LAYERS", '"256 wide"', "'wide'"),
+    ("LR_ABLATION_RATES", "(1, None)", "a list of float in 1e-12..1000"),
+    ("LR_ABLATION_RATES", "()", "list of float"), ("MAX_EPOCHS", "1e1", "int in 1..1000000"),
     ("MOMENTUM", "1", "float in 0..0.9999"), ("LEARNING_RATE", '"0.1"', "float in 1e-12..1000"),
     ("LEARNING_RATE", "10**400", "float in 1e-12..1000"), ("SEED", "10**5000", "int in 0.."),
     ("SEED", "True", "int in 0.."), ("LEARNING_RATE", 'float("nan")', "float in 1e-12..1000"),
@@ -274,7 +278,7 @@ def test_bad_edit_message_in_full(edited):
         f"config.py line {line_of('SEED')}: SEED = None is not legal; give int in 0..2147483647")
 
 
-ONE_OF_EACH_TYPE = ("QAT_ENABLE", "LAYER_SIZES", "SEED", "LEARNING_RATE", "METRIC", "WEIGHTS_DIR",
+ONE_OF_EACH_TYPE = ("QAT_ENABLE", "LAYERS", "SEED", "LEARNING_RATE", "METRIC", "WEIGHTS_DIR",
                     "LR_ABLATION_RATES", "COORDINATOR", "RESUME", "MOMENTUM")
 
 
@@ -299,7 +303,7 @@ def test_line_without_a_value_is_a_bad_edit(edited):
 
 @pytest.mark.parametrize("name, text, value", [
     ("LEARNING_RATE", "1", 1.0), ("MOMENTUM", "0", 0.0), ("SEED", "3 * 7", 21),
-    ("LAYER_SIZES", "[784, 64, 10]", (784, 64, 10)), ("LR_ABLATION_RATES", "[1, 0.5]", (1.0, 0.5))])
+    ("LAYERS", '"64 " + 2 * "32 "', "64 32 32 "), ("LR_ABLATION_RATES", "[1, 0.5]", (1.0, 0.5))])
 def test_edit_gets_the_type_of_its_switch(edited, name, text, value):
     changed = edited((name, f"NAME: TYPE = {text}REASON")).load([])
     assert changed._asdict() == DEFAULTS._asdict() | {name: value}
@@ -363,9 +367,9 @@ def test_rows_are_the_lines_of_the_file(edited):
         (name, reason.strip("# ")) for name, ((_, _, reason),) in lines.items()]
     assert [line_of(key) for key in KEYS] == sorted(line_of(key) for key in KEYS)
     changed = edited(("SEED", "NAME: TYPE = 5"), ("WEIGHTS_DIR", "NAME: TYPE = 'a # b'  # c # d"),
-                     ("LAYER_SIZES", "NAME: TYPE = 784, 10REASON"))
+                     ("LR_ABLATION_RATES", "NAME: TYPE = 1, 0.5REASON"))
     rows = {name: values for name, *values in changed.rows()}
-    assert rows["SEED"] == ["5", ""] and rows["LAYER_SIZES"][0] == "784,10"
+    assert rows["SEED"] == ["5", ""] and rows["LR_ABLATION_RATES"] == ["1.0,0.5", "half decades"]
     assert rows["WEIGHTS_DIR"] == ["a # b", "c # d"]
 
 
@@ -386,9 +390,8 @@ def test_hyper_holds_its_switches_by_their_names():
     assert config.Hyper._fields == HYPER
     settings = config.load(["--SEED=3", "--MAX_EPOCHS=7", "--WEIGHT_BITS=4"])
     assert config.hyper(settings) == tuple(getattr(settings, name) for name in HYPER)
-    changed = config.hyper(settings, WEIGHT_BITS=2, MOMENTUM=0, LAYER_SIZES=[784, 10])
-    assert changed == config.hyper(settings)._replace(WEIGHT_BITS=2, MOMENTUM=0.0,
-                                                      LAYER_SIZES=(784, 10))
+    changed = config.hyper(settings, WEIGHT_BITS=2, MOMENTUM=0, LAYERS="64")
+    assert changed == config.hyper(settings)._replace(WEIGHT_BITS=2, MOMENTUM=0.0, LAYERS="64")
     assert type(changed.MOMENTUM) is float
     assert config.hyper(settings, SEED=9, LEARNING_RATE=1.0) == config.hyper(settings)
     hash(changed)
@@ -396,7 +399,7 @@ def test_hyper_holds_its_switches_by_their_names():
 
 @pytest.mark.parametrize("changes, named", [
     ({"WEIGHT_BITS": 9}, "1..8"), ({"WEIGHT_BITS": "4"}, "int in 1..8"), ({"SEED": None}, "SEED"),
-    ({"MAX_EPOCHS": 2}, "at most MAX_EPOCHS = 2"), ({"LAYER_SIZES": (784,)}, "1..64"),
+    ({"MAX_EPOCHS": 2}, "at most MAX_EPOCHS = 2"), ({"LAYERS": (64,)}, "text"),
     ({"COMPUTE": "bfloat16", "POWER_OF_TWO_SCALES": False}, "POWER_OF_TWO_SCALES"),
     ({"NUM_PROCESSES": 2}, "COORDINATOR"), ({"LEARNING_RAT": 1.0}, "LEARNING_RAT")])
 def test_change_is_checked_as_load_does(changes, named):
@@ -428,7 +431,7 @@ def test_config_is_immutable():
     with pytest.raises(AttributeError):
         DEFAULTS.SEED = 1
     with pytest.raises(TypeError):
-        DEFAULTS.LAYER_SIZES[0] = 1
+        DEFAULTS.LR_ABLATION_RATES[0] = 1
     with pytest.raises(AttributeError):
         DEFAULTS.NEW = 1
     hash(DEFAULTS)                              # nothing mutable inside

@@ -1,7 +1,10 @@
 """files: whole files or none, no debris, no hanging, one-line errors."""
+import errno
+import fcntl
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -77,36 +80,177 @@ files.write_atomically(sys.argv[2], b"half")
 """
 
 
-def test_file_of_a_killed_writer_goes_with_the_next_write(tmp_path):
+def age(path, seconds):
+    os.utime(path, (0, time.time() - seconds))
+
+
+def test_file_of_a_killed_writer_goes_with_a_write_an_hour_later(tmp_path):
+    """Not before: from another container a writer that is at work looks just as dead."""
     command = [sys.executable, "-B", "-c", KILLED, str(ROOT), str(tmp_path / "a.json")]
     assert subprocess.run(command).returncode == -signal.SIGKILL
     (left,) = names(tmp_path)
-    assert left.startswith(".a.json.") and left.endswith(".tmp")
+    age(tmp_path / left, files.STALE_SECONDS - 60)
+    files.write_atomically(tmp_path / "b", b"")
+    assert names(tmp_path) == sorted([left, "b"])
+    age(tmp_path / left, files.STALE_SECONDS + 60)
     files.write_atomically(tmp_path / "b", b"")
     assert names(tmp_path) == ["b"]
 
 
-@pytest.fixture
-def dead_pid():
-    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
-    process.wait()
-    return process.pid
-
-
-def test_only_stale_files_of_ours_are_deleted(tmp_path, dead_pid):
-    host, elsewhere = files._HOST, f"{int(files._HOST, 16) ^ 1:08x}"
-    stale = [f".a.{dead_pid}-{host}.x1_y.tmp", f".b.c.{dead_pid}-{host}.xyz.tmp",
-             f".old.{os.getpid()}-{host}.xyz.tmp", f".far_old.{dead_pid}-{elsewhere}.xyz.tmp"]
-    kept = [f".a.{os.getpid()}-{host}.xyz.tmp", f".far.{dead_pid}-{elsewhere}.xyz.tmp", "a.tmp",
-            ".a.tmp", ".a.xyz.tmp", f"a.{dead_pid}-{host}.xyz.tmp", f".a.{dead_pid}-{host}.x.tmp~"]
+def test_only_old_files_of_ours_are_deleted(tmp_path):
+    stale = [".nanoqat-x1_yz234.tmp", ".nanoqat-0123456789abcdef.tmp"]
+    kept = [".nanoqat-new.tmp", "a.tmp", ".a.tmp", "nanoqat-x1.tmp", ".nanoqat-x1.tmp~",
+            ".nanoqat-.tmp", "a.nanoqat-x1.tmp", ".nanoqat-\u00e9-1.tmp"]
     for name in stale + kept:
         (tmp_path / name).touch()
-    for name in stale[2:] + [".a.tmp"]:
-        os.utime(tmp_path / name, (0, time.time() - 2 * files.STALE_SECONDS))
-    folder = f".folder.{dead_pid}-{host}.xyz.tmp"
-    (tmp_path / folder).mkdir()
+        if name != ".nanoqat-new.tmp":
+            age(tmp_path / name, 2 * files.STALE_SECONDS)
+    (tmp_path / ".nanoqat-folder.tmp").mkdir()
+    age(tmp_path / ".nanoqat-folder.tmp", 2 * files.STALE_SECONDS)
     files.write_atomically(tmp_path / "new", b"")
-    assert names(tmp_path) == sorted([*kept, folder, "new"])
+    assert names(tmp_path) == sorted([*kept, ".nanoqat-folder.tmp", "new"])
+
+
+def test_the_folders_clock_tells_the_age(tmp_path, monkeypatch):
+    """A file server's clock may be hours off from ours."""
+    files.write_atomically(tmp_path / "a", b"")
+    (tmp_path / ".nanoqat-x1.tmp").touch()
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    files.write_atomically(tmp_path / "a", b"")
+    assert ".nanoqat-x1.tmp" in names(tmp_path)
+
+
+def test_a_link_to_a_file_stays_and_the_file_behind_it_is_replaced(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "link").symlink_to("far/file")
+    for data in (b"first", b"second"):          # the first one makes the file
+        files.write_atomically(tmp_path / "link", data)
+        assert os.readlink(tmp_path / "link") == "far/file"
+        assert (tmp_path / "far" / "file").read_bytes() == data
+    assert names(tmp_path) == ["far", "link"] and names(tmp_path / "far") == ["file"]
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "/dev/full", "folder", "fifo"])
+def test_what_is_no_file_is_not_replaced(tmp_path, target):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to(target)
+    before = os.stat(tmp_path / "link").st_mode
+    assert "not a regular file" in one_line(files.write_atomically, tmp_path / "link", b"data")
+    assert os.stat(tmp_path / "link").st_mode == before
+
+
+HOLD = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from machine import files
+with files.locked(sys.argv[2]):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_locked_folder_is_free_again_when_its_process_is_killed(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    command = [sys.executable, "-B", "-c", HOLD, str(ROOT), str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(InputError, match="in use"), files.locked(folder):
+            pass
+        other.kill()
+        other.wait()
+    with files.locked(folder):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP,
+                                    errno.EPERM, errno.EIO])
+def test_a_folder_that_cannot_be_locked_is_used_with_one_line(tmp_path, monkeypatch, capsys,
+                                                              number):
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with files.locked(tmp_path):
+        files.write_atomically(tmp_path / "a", b"")
+    out, error = capsys.readouterr()
+    line, = error.splitlines()
+    assert out == "" and str(tmp_path) in line and os.strerror(number) in line
+
+
+def test_the_lock_is_a_file_open_for_writing(tmp_path, monkeypatch):
+    """NFS refuses to lock what is open for reading alone, a folder for one."""
+    found = []
+
+    def look(handle, _):
+        found.append((fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE,
+                      stat.S_ISREG(os.fstat(handle).st_mode)))
+
+    monkeypatch.setattr(fcntl, "flock", look)
+    with files.locked(tmp_path):
+        pass
+    assert found == [(os.O_RDWR, True)]
+
+
+@pytest.fixture
+def nobody():
+    """Without root's rights, which no permission stops."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        yield
+        os.seteuid(0)
+    else:
+        yield
+
+
+def test_another_users_folder_is_one_line(tmp_path, request):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    files.write_atomically(folder / "a", b"")
+    folder.chmod(0 if os.geteuid() else 0o700)
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    request.getfixturevalue("nobody")
+    try:
+        for call in (lambda: files.locked(folder).__enter__(),
+                     lambda: files.read_bytes(folder / "a", 10),
+                     lambda: files.write_atomically(folder / "a", b"")):
+            assert "Permission denied" in one_line(call)
+    finally:
+        if os.getuid():
+            folder.chmod(0o700)
+
+
+def test_a_link_is_made_and_moved(tmp_path, capsys):
+    for target in ("a", "b"):
+        files.link(tmp_path / "latest", target)
+        assert os.readlink(tmp_path / "latest") == target
+    assert names(tmp_path) == ["latest"] and capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_stands_where_a_link_belongs_is_kept_under_another_name(tmp_path, capsys, is_folder):
+    """As after a copy of the whole folder that did not know links."""
+    old = tmp_path / "latest"
+    if is_folder:
+        old.mkdir()
+        old /= "file"
+    old.write_bytes(b"old")
+    files.link(tmp_path / "latest", "new")
+    link, kept = names(tmp_path)
+    assert link == "latest" and os.readlink(tmp_path / link) == "new"
+    assert kept in capsys.readouterr().out
+    assert (tmp_path / kept / "file" if is_folder else tmp_path / kept).read_bytes() == b"old"
+
+
+def test_a_disk_without_links_is_one_line(tmp_path, monkeypatch, capsys):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    files.link(tmp_path / "latest", "new")
+    line, = capsys.readouterr().err.splitlines()
+    assert line.startswith("note: ") and "not permitted" in line and names(tmp_path) == []
 
 
 PROBE = """

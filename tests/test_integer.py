@@ -8,13 +8,14 @@ import jax
 import jax.extend
 import numpy as np
 import pytest
-from hypothesis import example, given, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 import integer
 import model
 import oracle
+import plan
 import predict
-from conftest import ROOT, best_layers
+from conftest import IMAGE, ROOT, best_layers
 from formats import checkpoint
 
 LIMIT = 2**24                   # of |accumulator|
@@ -47,45 +48,118 @@ def test_requantize_rounds_ties_to_even(bits):
     np.testing.assert_array_equal(on_jax, expected)
 
 
-@pytest.mark.parametrize("side", [14, 12, 10])
-def test_every_sum_of_pixels_is_pooled_half_to_even(rng, side):
-    images = oracle.images_of_every_sum(rng, side)
-    expected = np.resize([round(Fraction(s, 4)) for s in range(1021)], (len(images), side**2))
-    codes = integer.pool(images, side)
-    assert codes.dtype == np.uint8
-    np.testing.assert_array_equal(codes, expected)
-
-
-@pytest.mark.parametrize("side", [14, 12, 10])
-@given(image=st.binary(min_size=784, max_size=784))
-def test_pooling_equals_exact_rounding(side, image):
-    image = np.frombuffer(image, np.uint8)
-    assert integer.pool(image[None], side).tolist() == [oracle.pool(image, side)]
-
-
-@pytest.mark.parametrize("engine", ["numpy", "jax"])
-@pytest.mark.parametrize("weight_bits, activation_bits, sizes, side", [
-    (8, 8, (60, 20, 13, 10), 28), (4, 8, (60, 20, 13, 10), 28), (2, 4, (60, 20, 13, 10), 28),
-    (1, 1, (60, 20, 13, 10), 28), (8, 1, (7, 1, 2), 28), (3, 5, (784, 10), 28),
-    (4, 8, (196, 13, 10), 14), (1, 8, (144, 13, 10), 12), (2, 4, (100, 13, 10), 10)])
-def test_engine_equals_oracle(rng, engine, weight_bits, activation_bits, sizes, side):
-    network = oracle.random_network(rng, sizes, weight_bits, activation_bits, side)
-    images = (rng.integers(0, 256, (50, sizes[0]), dtype=np.uint8) if side == 28
-              else oracle.images_of_every_sum(rng, side))
+def images_of(rng, steps, count=50):
+    """uint8 [N, ...]: random, but for one all black and one all white."""
+    images = rng.integers(0, 256, (count, *steps[0].before), dtype=np.uint8)
     images[0], images[1] = 0, 255
+    return images
+
+
+def assert_engine_equals_oracle(rng, engine, steps, bits):
+    network, images = oracle.random_network(rng, steps, *bits), images_of(rng, steps)
     acc = integer.make_engine(network, engine)(images)
     assert type(acc) is np.ndarray and acc.dtype == np.int32
     np.testing.assert_array_equal(acc, oracle.run(network, images))
 
 
-@pytest.mark.parametrize("bits, inputs, side", [((8, 8), 60, 28), ((3, 2), 60, 28),
-                                                ((1, 1), 60, 28), ((4, 8), 196, 14),
-                                                ((1, 8), 144, 12), ((2, 4), 100, 10)])
-def test_oracle_equals_python_integers(rng, bits, inputs, side):
-    network = oracle.random_network(rng, (inputs, 20, 13, 10), *bits, side)
-    images = rng.integers(0, 256, (5, integer.pixels(side, inputs)), dtype=np.uint8)
+@pytest.mark.parametrize("engine", ["numpy", "jax"])
+@pytest.mark.parametrize("bits, line, shape, classes", [
+    ((8, 8), "20 13", (60,), 10), ((4, 8), "20 13", (60,), 10), ((2, 4), "20 13", (60,), 10),
+    ((1, 1), "20 13", (60,), 10), ((8, 1), "1", (7,), 2), ((3, 5), "", IMAGE, 10),
+    ((4, 8), "mean2 13", IMAGE, 10), ((1, 8), "crop24 mean2 13", IMAGE, 10),
+    ((2, 4), "crop20 mean2 13", IMAGE, 10)])
+def test_engine_equals_oracle(rng, engine, bits, line, shape, classes):
+    steps = plan.parse(line, shape, classes)
+    assert_engine_equals_oracle(rng, engine, steps, bits)
+    if "mean2" in line:                         # each sum that four bytes can have
+        network = oracle.random_network(rng, steps, *bits)
+        images = oracle.images_of_every_sum(rng, steps[line.split().index("mean2")].after[0])
+        np.testing.assert_array_equal(integer.make_engine(network, engine)(images),
+                                      oracle.run(network, images))
+
+
+@pytest.mark.parametrize("engine", ["numpy", "jax"])
+@pytest.mark.parametrize("bits, line, shape", [
+    *[((8, 8), f"conv{kernel}x3/{stride}", (9, 10, 2)) for kernel in range(1, 8)
+      for stride in range(1, 4)],               # odd and even lengths
+    ((4, 8), "conv5x8/2 conv3x7 max2 conv3x5", (28, 28, 1)),
+    ((3, 4), "crop9 mean2 conv2x3 max2", (13, 12, 3)),
+    ((8, 1), "conv1x8 max2 max2 6 5", (8, 11, 1)),
+    ((2, 3), "mean2 conv3x4/2 max2 7", (1, 40, 3)),             # a sensor's window
+    ((1, 8), "conv3x1 conv7x2/3", (40, 1, 1)),
+    ((1, 1), "conv1x1", (1, 1, 1)),
+    ((5, 6), "conv2x4 conv2x3 conv2x4 conv3x5/2 conv1x6 conv2x4 max2 5", (13, 14, 1))])
+def test_engine_equals_oracle_on_convolutions(rng, engine, bits, line, shape):
+    assert_engine_equals_oracle(rng, engine, plan.parse(line, shape, 4), bits)
+
+
+@st.composite
+def small_steps(draw):
+    """Steps of any words that fit a small map."""
+    shape = (draw(st.integers(1, 12)), draw(st.integers(1, 12)), draw(st.sampled_from([1, 3])))
+    words = draw(st.sampled_from(["", "mean2", "crop5", "crop6 mean2"])).split()
+    convolution = st.builds("conv{}x{}/{}".format, st.integers(1, 7), st.integers(1, 8),
+                            st.integers(1, 3))
+    words += draw(st.lists(st.one_of(convolution, st.just("max2")), max_size=6))
+    words += draw(st.lists(st.integers(1, 8).map(str), max_size=2))
+    chosen = []
+    for word in words:                          # of all these, what goes on
+        try:
+            plan.parse(" ".join([*chosen, word]), shape, 3)
+        except ValueError:
+            continue
+        chosen.append(word)
+    return plan.parse(" ".join(chosen), shape, 3)
+
+
+@given(steps=small_steps(), bits=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+       seed=st.integers(0, 99))
+def test_numpy_engine_and_oracles_agree_on_any_steps(steps, bits, seed):
+    """Two of them independent: by float64, and by loops over Python's own integers."""
+    rng = np.random.default_rng(seed)
+    network, images = oracle.random_network(rng, steps, *bits), images_of(rng, steps, 3)
+    expected = oracle.run(network, images)
+    np.testing.assert_array_equal(integer.make_engine(network, "numpy")(images), expected)
+    assert expected[-1].tolist() == oracle.run_slowly(network, images[-1])
+
+
+@settings(max_examples=12)                      # each compiles its own program
+@given(steps=small_steps(), bits=st.tuples(st.integers(1, 8), st.integers(1, 8)))
+def test_jax_engine_equals_oracle_on_any_steps(steps, bits):
+    assert_engine_equals_oracle(np.random.default_rng(0), "jax", steps, bits)
+
+
+@pytest.mark.parametrize("bits, line, shape", [
+    ((8, 8), "20 13", (60,)), ((3, 2), "20 13", (60,)), ((1, 1), "20 13", (60,)),
+    ((4, 8), "mean2 20 13", IMAGE), ((1, 8), "crop24 mean2 20 13", IMAGE),
+    ((2, 4), "crop20 mean2 20 13", IMAGE),
+    ((4, 4), "conv5x4/3 conv3x3 max2 conv2x4 5", (19, 20, 3)), ((3, 8), "mean2 conv3x4 max2", (1, 30, 3))])
+def test_oracle_equals_python_integers(rng, bits, line, shape):
+    network = oracle.random_network(rng, plan.parse(line, shape, 10), *bits)
+    images = images_of(rng, network.steps, 5)
     assert oracle.run(network, images).tolist() == [oracle.run_slowly(network, image)
                                                     for image in images]
+
+
+@pytest.mark.parametrize("engine", ["numpy", "jax"])
+def test_blocks_of_a_batch_give_what_the_batch_gives(rng, monkeypatch, engine):
+    """Where a batch's patches would take too much memory; a short last block too."""
+    steps = plan.parse("conv3x4 max2 conv2x3", (9, 9, 2), 3)
+    assert plan.block_size(steps) == plan.BLOCK_BYTES // (4 * 7 * 7 * 18) and not plan.block_size(
+        plan.parse("mean2 5", (9, 9, 2), 3))
+    network, images = oracle.random_network(rng, steps), images_of(rng, steps, 11)
+    whole = integer.make_engine(network, engine)(images)
+    sizes, run = [], plan.walk
+
+    def walk(steps, x, apply):
+        sizes.append(len(x))
+        return run(steps, x, apply)
+
+    monkeypatch.setattr(plan, "walk", walk)
+    monkeypatch.setattr(plan, "BLOCK_BYTES", 4 * 4 * 7 * 7 * 18)
+    np.testing.assert_array_equal(integer.make_engine(network, engine)(images), whole)
+    assert sizes == ([4, 4, 3] if engine == "numpy" else [4, 3])        # one program a shape
+    assert integer.make_engine(network, engine)(images[:0]).shape == (0, 3)
 
 
 @pytest.mark.parametrize("engine", ["numpy", "jax"])
@@ -160,6 +234,10 @@ def test_dtypes_of_sees_a_float_inside_a_nested_function():
     assert np.dtype(np.float32) in dtypes_of(traced.jaxpr)
 
 
+every_kind = pytest.mark.parametrize("line", ["20 13", "crop20 mean2 20 13",
+                                              "mean2 conv3x5/2 max2 conv2x3 13"])
+
+
 def jitted_path(monkeypatch, network, images):
     """The function that make_engine jits, caught at jax.jit, and what it is called with."""
     caught, jit = [], jax.jit
@@ -181,9 +259,9 @@ def jitted_path(monkeypatch, network, images):
     return path
 
 
-@pytest.mark.parametrize("inputs, side", [(784, 28), (100, 10)])
-def test_jax_engine_has_no_float_operation(rng, monkeypatch, inputs, side):
-    network = oracle.random_network(rng, (inputs, 20, 13, 10), input=side)
+@every_kind
+def test_jax_engine_has_no_float_operation(rng, monkeypatch, line):
+    network = oracle.random_network(rng, plan.parse(line, IMAGE, 10))
     images = rng.integers(0, 256, (4, 784), dtype=np.uint8)
     function, arguments, keywords = jitted_path(monkeypatch, network, images)
     traced = function.trace(*arguments, **keywords)
@@ -197,6 +275,7 @@ def test_jax_engine_has_no_float_operation(rng, monkeypatch, inputs, side):
 
 class Integers(np.ndarray):
     """An array that refuses to take part in, or become, anything of floating point."""
+    __array_priority__ = 1.0                    # so that what is concatenated stays one
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
         plain = [np.asarray(array) for array in inputs]
@@ -206,15 +285,18 @@ class Integers(np.ndarray):
         return result.view(Integers)
 
 
-@pytest.mark.parametrize("inputs, side", [(784, 28), (100, 10)])
-def test_numpy_engine_has_no_float_operation(rng, inputs, side):
-    network = oracle.random_network(rng, (inputs, 5, 3), input=side)
+@every_kind
+def test_numpy_engine_has_no_float_operation(rng, monkeypatch, line):
+    network = oracle.random_network(rng, plan.parse(line, IMAGE, 10))
     images = rng.integers(0, 256, (4, 784), dtype=np.uint8)
     with pytest.raises(AssertionError):         # the guard works
         images.view(Integers) * np.float32(1)
+    run, outcomes = integer._run, []
+    monkeypatch.setattr(integer, "_run", lambda *a, **named: outcomes.append(run(*a, **named)) or (
+        outcomes[-1]))
     acc = integer.make_engine(network, "numpy")(images.view(Integers))
-    assert isinstance(acc, Integers)
-    np.testing.assert_array_equal(np.asarray(acc), oracle.run(network, images))
+    assert [type(outcome) for outcome in outcomes] == [Integers]    # it was watched to the end
+    np.testing.assert_array_equal(acc, oracle.run(network, images))
 
 
 @pytest.mark.parametrize("exponent", [-100, -20, 0, 100])
@@ -245,10 +327,10 @@ def test_accumulator_bound_is_reached_and_never_passed(rng):
     np.testing.assert_array_equal(integer.accumulator_bound(layer, 15), reached)
 
 
-def one_line_refusal(layers, weight_bits=8, activation_bits=8, logit_exponent=0, input=28):
+def one_line_refusal(layers, weight_bits=8, activation_bits=8, logit_exponent=0, steps=None):
     """The message of the ValueError that make_network must raise."""
     with pytest.raises(ValueError) as caught:
-        integer.make_network(layers, weight_bits, activation_bits, logit_exponent, input)
+        integer.make_network(layers, weight_bits, activation_bits, logit_exponent, steps)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -306,7 +388,9 @@ def test_shift_below_one_is_refused_whatever_its_size(rng, shift):
 
 def test_what_does_not_fit_together_is_refused(rng):
     first, second, last = oracle.random_network(rng, (6, 5, 4, 3)).layers
-    assert "layer 0 has 5 outputs, layer 1 4 inputs" in one_line_refusal([first, last])
+    assert "[(6, 5), (4, 3)] do not chain: '5' takes [(6, 5), (5, 3)]" in one_line_refusal(
+        [first, last])
+    assert "one layer or more" in one_line_refusal([])
     assert "layer 1 lacks its" in one_line_refusal([first, second._replace(shift=None), last])
     assert "layer 1 needs no" in one_line_refusal([first, second])
     for fault in ({"b_q": np.zeros(1, np.int32)}, {"b_q": np.full(4, 0.5)}, {"w_q": [1, 2]},
@@ -318,48 +402,75 @@ def test_what_does_not_fit_together_is_refused(rng):
         assert "logit exponent" in one_line_refusal([last], logit_exponent=exponent)
     for exponent in (-100, 100):
         integer.make_network([last], 8, 8, exponent)
-    for side in (0, 11, 27, 784):
-        assert f"input side {side} is none of" in one_line_refusal([last], input=side)
 
 
-@pytest.mark.parametrize("side", [14, 12, 10])
-def test_network_reads_as_many_inputs_as_pooling_gives(rng, side):
-    for inputs in (784, side**2 - 1, side**2 + 1):
-        layers = oracle.random_network(rng, (inputs, 5, 3)).layers
-        assert integer.make_network(layers, 8, 8, 0).input == 28
-        assert f"{side**2} inputs, not {inputs}" in one_line_refusal(layers, input=side)
-    layers = oracle.random_network(rng, (side**2, 5, 3)).layers
-    assert integer.make_network(layers, 8, 8, 0, side).input == side
-    assert integer.pixels(side, side**2) == 784 and integer.pixels(28, 30) == 30
+@pytest.mark.parametrize("line, shapes", [
+    ("mean2 5", [(196, 5), (5, 3)]), ("crop20 mean2 5", [(100, 5), (5, 3)]),
+    ("conv5x4/2 5", [(25, 4), (576, 5), (5, 3)]), ("conv3x2 max2", [(9, 2), (338, 3)])])
+def test_network_takes_the_layers_that_its_steps_need(rng, line, shapes):
+    """Without steps they are a perceptron."""
+    steps = plan.parse(line, IMAGE, 3)
+    layers = oracle.random_network(rng, steps).layers
+    assert [layer.w_q.shape for layer in layers] == shapes
+    assert integer.make_network(layers, 8, 8, 0, steps).steps == steps
+    assert "do not chain" in one_line_refusal(layers[1:], steps=steps)
+    for at, wrong in ((0, slice(1, None)), (len(layers) - 1, slice(-1))):
+        others = list(layers)
+        others[at] = layers[at]._replace(w_q=layers[at].w_q[wrong])
+        assert f"{line!r} takes {shapes}" in one_line_refusal(others, steps=steps)
+    if "conv" in line:
+        assert "do not chain" in one_line_refusal(layers)
+    else:
+        assert integer.make_network(layers, 8, 8, 0).steps == plan.parse("5", shapes[0][:1], 3)
 
 
-@pytest.mark.parametrize("widths, reason", [
-    ((5,), "0 layers"), ((1,) * 66, "65 layers"), ((5, 0, 3), "not all in"), ((-1, 3), "not all"),
-    ((65_537, 1), "not all in"), ((integer.MAX_WIDTH, integer.MAX_WEIGHTS // integer.MAX_WIDTH, 1),
-                                  "weights, more than")])
-def test_sizes_beyond_the_limits_are_refused(widths, reason):
-    with pytest.raises(ValueError, match=reason):
-        integer.check_sizes(widths)
+def test_bound_of_a_convolution_is_that_of_one_patch(rng):
+    """However many places the patch has; each of them reaches it."""
+    steps = plan.parse("conv3x1", (9, 9, 2), 2)
+    hidden, last = oracle.random_network(rng, steps).layers
+    for bias, legal in ((2**24 - 1 - 18 * 127 * 255, True), (2**24 - 18 * 127 * 255, False)):
+        layers = [integer.Layer(np.full((18, 1), 127), [bias], [16]), last]
+        if legal:
+            network = integer.make_network(layers, 8, 8, 0, steps)
+            acc = network._replace(layers=(network.layers[0]._replace(shift=None),),
+                                   steps=steps[:1])
+            for engine in ("numpy", "jax"):
+                found = integer.make_engine(acc, engine)(np.full((1, 9, 9, 2), 255))
+                np.testing.assert_array_equal(found, np.full((1, 7, 7, 1), 2**24 - 1))
+        else:
+            assert "layer 0 can reach" in one_line_refusal(layers, steps=steps)
 
 
-@pytest.mark.parametrize("widths", [(1, 1), (1,) * 65, (65_536, 1, 65_536),
-                                    (integer.MAX_WIDTH, integer.MAX_WEIGHTS // integer.MAX_WIDTH)])
-def test_sizes_at_the_limits_are_legal(widths):
-    integer.check_sizes(widths)
+@pytest.mark.parametrize("bias", [2**23 - 1, 2**23, 2**23 + 8, 2**24 - 1])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_bias_of_25_bits_is_exact_in_every_engine(bias, sign):
+    """All that the proof allows; once the float forward stopped at 2**23 - 1."""
+    w_q = [[1, -1], [0, 1]] if bias + 255 < 2**24 else [[0, 0], [0, 0]]
+    bias *= sign
+    network = integer.make_network([(w_q, [bias, -5])], 8, 8, -9)
+    layers, hyper = model.from_network(network)
+    images = np.array([[0, 0], [3, 7]], np.uint8)
+    expected = np.array([[bias, -5], np.array([3, 7]) @ w_q + [bias, -5]])
+    for engine in ("numpy", "jax"):
+        np.testing.assert_array_equal(integer.make_engine(network, engine)(images), expected)
+    np.testing.assert_array_equal(model.predict(layers, images, hyper), expected * 2.0**-9)
+    again = model.to_network(layers, hyper)
+    np.testing.assert_array_equal(again.layers[0].b_q, [bias, -5])
+    assert bool(model.is_exact(layers, hyper))
 
 
-def test_sizes_and_name_are_those_of_the_model(rng):
+def test_name_is_that_of_the_model(rng):
     network = oracle.random_network(rng, (6, 5, 4), 2, 4)
-    assert integer.sizes(network) == (6, 5, 4) and integer.name(network) == "W2A4"
+    assert integer.name(network) == "W2A4"
     floats = integer.FloatNetwork(((np.zeros((6, 5)), np.zeros(5)),
-                                   (np.zeros((5, 4)), np.zeros(4))))
-    assert integer.sizes(floats) == (6, 5, 4) and integer.name(floats) == "float32"
+                                   (np.zeros((5, 4)), np.zeros(4))), network.steps)
+    assert integer.name(floats) == "float32"
 
 
 def test_numpy_inference_runs_where_jax_is_not_installed(trained, tmp_path, folder):
     """Neither the modules nor the metadata of the packages that only training needs are there."""
     path = tmp_path / "weights.npz"
-    checkpoint.save(path, trained.network, {})
+    checkpoint.save(path, trained.network, checkpoint.Facts())
     program = f"sys_path = {str(ROOT)!r}" + """
 import sys
 from importlib import metadata

@@ -88,8 +88,8 @@ def test_a_run_that_dies_after_an_epoch_goes_on_to_the_same_bytes(
     main, words = arguments(study, folder, tmp_path)
     record = runs.Recorder.record
 
-    def dying(self, sweep, due, must):
-        record(self, sweep, due, True)
+    def dying(self, sweep, must):
+        record(self, sweep, must=True)
         if sweep.epoch == epoch:
             raise Crash
 
@@ -136,8 +136,8 @@ def unfinished(folder, tmp_path, monkeypatch):
     _, words = arguments("train", folder, tmp_path)
     record = runs.Recorder.record
 
-    def dying(self, sweep, due, must):
-        record(self, sweep, due, True)
+    def dying(self, sweep, must):
+        record(self, sweep, must=True)
         if sweep.epoch == 3:
             raise Crash
 
@@ -195,7 +195,7 @@ def test_a_second_process_with_the_same_switches_is_refused(folder, tmp_path, sc
     settings = config.load(SHORT + places(folder, tmp_path))
     data = experiment.load_data(settings)
     name = runs.name("train", [experiment.facts(settings, data)])
-    with runs.locked(tmp_path / "runs" / name):
+    with files.locked(tmp_path / "runs" / name):
         result = script(main_train.main, *SHORT, *places(folder, tmp_path))
     assert_refused(result)
     assert "in use" in result[2][0]
