@@ -1,4 +1,4 @@
-"""recipes: each loads, and its header says what results/recipes.json holds; measured on small data."""
+"""recipes: each loads, its header says what results/recipes.json holds; measured on small data."""
 import json
 from pathlib import Path
 

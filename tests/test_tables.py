@@ -15,7 +15,7 @@ import plan
 from benchmarks import scaling, timing, training
 from conftest import CACHE, ROOT
 from machine.files import InputError
-from report import results, speed, tables
+from report import results, speed, style, tables
 
 MADE = {"command": "python3 study.py --X=1",
         "environment": {"cpu": "Abacus", "cores": 2, "python": "3.11.7", "jax": "0.10.2",
@@ -49,7 +49,7 @@ def quant_rows(float32, qat):
 def bits_rows(values, learned):
     """Of results/bits.json of one width with these test accuracies; None for a failed seed."""
     rows = make_rows("float32", values)
-    for label in ("rounded after training", "QAT, calibrated scales", "QAT, learned scales", "free"):
+    for label in (style.ROUNDED, style.CALIBRATED, style.LEARNED, "free"):
         rows += make_rows(label, learned if "learned" in label else values,
                           changes={"WEIGHT_BITS": 2})
     return rows
@@ -332,8 +332,8 @@ def fake_training(monkeypatch):
 
 
 def test_whole_runs_use_the_given_switches_and_folders_of_their_own(fake_training):
-    runs = training.whole_runs("fast", ["recipes/fast.toml", "--WEIGHT_BITS=4", "--RESULTS_DIR=mine"],
-                               range(5, 7))
+    arguments = ["recipes/fast.toml", "--WEIGHT_BITS=4", "--RESULTS_DIR=mine"]
+    runs = training.whole_runs("fast", arguments, range(5, 7))
     assert [(run["label"], run["seed"]) for run in runs] == [("fast", 5), ("fast", 6)]
     assert runs[0]["epochs"] == 4
     for command, given in fake_training:
