@@ -301,7 +301,8 @@ def test_floor_epoch_computes_every_layers_update(sizes, compute, tolerance):
             d = d @ w.T
         weights = [w - 20 * update for w, update in zip(weights, updates)]
     epoch = training.floor_epoch(hyper, 2, lanes=2, rate=20)
-    for ours, want, (initial, _) in zip(epoch(), weights, training.float_params(hyper), strict=True):
+    before = training.float_params(hyper)
+    for ours, want, (initial, _) in zip(epoch(), weights, before, strict=True):
         moved = np.abs(want - initial).max()
         assert moved > 0.01                     # else this would say nothing
         np.testing.assert_allclose(ours[1], want, rtol=0, atol=tolerance * moved)
