@@ -98,8 +98,8 @@ def main(argv):
                 if any(row["label"] == "ONNX Runtime int8" for row in rows)}
     result = results.write_result(
         Path(settings.RESULTS_DIR) / "inference_bench.json", settings._asdict(), rows,
-        network=f"{plan.describe(network.steps)} {integer.name(network)}", weights=str(path), export_versions=versions,
-        c_flags=engines.C_FLAGS)
+        network=f"{plan.describe(network.steps)} {integer.name(network)}", weights=str(path),
+        export_versions=versions, c_flags=engines.C_FLAGS)
     print(tables.TABLES["inference"]({"inference_bench": result}.get))
 
 

@@ -89,7 +89,8 @@ def main(argv):
         if not settings.POWER_OF_TWO_SCALES:
             raise InputError(f"{path}: POWER_OF_TWO_SCALES = False has no integers to save")
     from report import results
-    from runner import experiment, state as runs
+    from runner import experiment
+    from runner.state import finish
     settings = named[paths[0]]
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.WEIGHTS_DIR)
     experiment.set_up(settings)
@@ -112,7 +113,7 @@ def main(argv):
         weights = Path(settings.WEIGHTS_DIR) / stem / f"{path.stem}.{settings.FILE_FORMAT}"
         write_atomically(weights, outcome.content)
         print(f"wrote {weights}")
-        runs.finish(folder)
+        finish(folder)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from pathlib import Path
 import jax
 
 import config
-import training
-from benchmarks.training import flops_per_epoch, gemm_rate
+import plan
+from benchmarks.training import flops_per_epoch, gemm_rate, hyper_of
 from data import Split
 from machine import script
 from machine.files import InputError, check_writable
 from report import results, tables
 from runner import experiment
+from training import loop
 
 IMAGES = 8_192                  # of the train split; times are scaled up to all of it
 EPOCHS = 4                      # per point; the first is dropped
@@ -30,20 +31,18 @@ CHILD = "--device-axis-only"    # the child process, with its own device count
 
 
 def changes(settings, batch=None, width=None):
-    """The switches of a point; with a width the network is inputs-width-width/2-classes."""
-    inputs, *_, classes = settings.LAYER_SIZES
+    """The switches of a point; with a width the network has so many units, then half as many."""
     return {"BATCH_SIZE": batch or settings.BATCH_SIZE,
-            "LAYER_SIZES": (inputs, width, width // 2, classes) if width else settings.LAYER_SIZES}
+            "LAYERS": f"{width} {width // 2}" if width else settings.LAYERS}
 
 
 def lane_epoch_seconds(settings, data, lanes=1, **axis):
     """Seconds of one lane's epoch over the whole train split, one value per repeat."""
-    hyper = config.hyper(settings, QAT_ENABLE=True, **changes(settings, **axis))
+    hyper = hyper_of(settings, data, QAT_ENABLE=True, **changes(settings, **axis))
     part = Split(data.train.images[:IMAGES], data.train.labels[:IMAGES])
     few = Split(data.val.images[:128], data.val.labels[:128])
-    sweep = training.start([settings.LEARNING_RATE] * lanes, range(lanes), hyper)
-    for sweep in training.epochs(sweep, part, few, hyper):
-        pass
+    start = loop.start([settings.LEARNING_RATE] * lanes, range(lanes), hyper)
+    *_, sweep = loop.epochs(start, part, few, hyper)
     scale = len(data.train.labels) / len(part.labels) / lanes
     return (sweep.seconds[1:] * scale).tolist()
 
@@ -80,12 +79,14 @@ def main(argv):
     rate = gemm_rate()
     for row in rows:
         changed = {row["axis"]: row["value"]} if row["axis"] in ("batch", "width") else {}
-        point = changes(settings, **changed)
-        steps = IMAGES // point["BATCH_SIZE"] * len(data.train.labels) / IMAGES
-        row["gemm_limit"] = flops_per_epoch(point["LAYER_SIZES"], point["BATCH_SIZE"], steps) / rate
+        hyper = hyper_of(settings, data, **changes(settings, **changed))
+        steps = IMAGES // hyper.BATCH_SIZE * len(data.train.labels) / IMAGES
+        row["gemm_limit"] = flops_per_epoch(plan.sizes(hyper.LAYERS), hyper.BATCH_SIZE,
+                                            steps) / rate
+    settings = config.change(settings, QAT_ENABLE=True)
     result = results.write_result(
         Path(settings.RESULTS_DIR) / "scaling.json", settings._asdict(), rows,
-        network=experiment.network_name(settings._replace(QAT_ENABLE=True)),
+        network=experiment.network_name(settings, hyper_of(settings, data).LAYERS),
         gemm_gflops=rate / 1e9)
     print(tables.TABLES["scaling"]({"scaling": result}.get))
 

@@ -18,13 +18,15 @@ from jax import lax
 
 import config
 import model
+import plan
 import quant
-import training
 from benchmarks import timing
 from machine import devices, script
 from machine.files import InputError, check_writable
 from report import results, stats
-from runner import experiment, state as runs
+from runner import experiment
+from runner.state import Recorder
+from training import loop
 
 REPEATS = 7
 SAVED_EPOCHS = 5                # in a block with or without saving
@@ -53,12 +55,17 @@ def gemm_rate():
     return flops / np.median(timing.in_turns({"gemm": multiply}, REPEATS)["gemm"])
 
 
+def hyper_of(settings, data, **changes):
+    """What a run with some switches changed depends on."""
+    return experiment.hyper_of(config.change(settings, **changes), data)
+
+
 def our_epoch(hyper, rate, data):
     """One epoch of one lane as main_train.py runs it, a few val images aside."""
     hyper = hyper._replace(MAX_EPOCHS=1_000_000, PATIENCE=1_000_000)
     few = data.val._replace(images=data.val.images[:128], labels=data.val.labels[:128])
-    sweep = training.start([rate], [0], hyper)
-    return partial(next, training.epochs(sweep, data.train, few, hyper))
+    sweep = loop.start([rate], [0], hyper)
+    return partial(next, loop.epochs(sweep, data.train, few, hyper))
 
 
 def float_params(hyper):
@@ -72,7 +79,8 @@ def floor_epoch(hyper, steps, lanes=1, rate=1e-6):
     What no quantizer and no loss can undercut. Returns the function; it gives the updated weights.
     """
     mesh = devices.make_mesh(lanes, data_parallel=False)
-    x = jax.random.uniform(jax.random.key(1), (hyper.BATCH_SIZE, hyper.LAYER_SIZES[0])) * 1e-2
+    shape = hyper.BATCH_SIZE, plan.sizes(hyper.LAYERS)[0]
+    x = jax.random.uniform(jax.random.key(1), shape) * 1e-2
 
     def chain(weights, x, scale):
         for w in weights:
@@ -127,7 +135,7 @@ def torch_epoch(hyper, rate, train, qat, count):
     import warnings
     warnings.filterwarnings("ignore")           # torch.ao announces its own retirement
     torch.manual_seed(0)
-    sizes, layers = hyper.LAYER_SIZES, []
+    sizes, layers = plan.sizes(hyper.LAYERS), []
     for i, o in zip(sizes[:-1], sizes[1:]):
         layers += [torch.nn.Linear(i, o), torch.nn.ReLU()]
     net = torch.nn.Sequential(*layers[:-1])
@@ -153,14 +161,14 @@ def epoch_contenders(settings, data):
     train = data.train
     # The same work for all: the other loops neither average nor decay their weights.
     settings = config.change(settings, WEIGHT_DECAY=0.0, AVERAGING=0.0)
-    floats = config.hyper(settings, QAT_ENABLE=False, COMPUTE="float32")
+    floats = hyper_of(settings, data, QAT_ENABLE=False, COMPUTE="float32")
     rate, steps = settings.LEARNING_RATE, len(train.labels) // settings.BATCH_SIZE
     multiply, flops = gemm()
-    ours = flops_per_epoch(settings.LAYER_SIZES, settings.BATCH_SIZE, steps)
+    ours = flops_per_epoch(plan.sizes(floats.LAYERS), settings.BATCH_SIZE, steps)
     # Free scales have no codes to carry: float32 alone.
     computes = quant.COMPUTES if settings.POWER_OF_TWO_SCALES else ("float32",)
     contenders = {f"QAT epoch, products in {compute}": (
-        our_epoch(config.hyper(settings, QAT_ENABLE=True, COMPUTE=compute), rate, data), 1)
+        our_epoch(hyper_of(settings, data, QAT_ENABLE=True, COMPUTE=compute), rate, data), 1)
         for compute in computes}
     contenders |= {
         "float32 epoch": (our_epoch(floats, rate, data), 1),
@@ -181,18 +189,19 @@ def epoch_contenders(settings, data):
 
 def lane_epochs(settings, data, lanes):
     """Seconds of a lane-epoch, evaluation included, of `lanes` runs side by side; one by epoch."""
-    hyper = config.hyper(settings, QAT_ENABLE=True, MAX_EPOCHS=SWEEP_EPOCHS, PATIENCE=SWEEP_EPOCHS,
-                         WARMUP_EPOCHS=min(settings.WARMUP_EPOCHS, SWEEP_EPOCHS))
-    start = training.start([settings.LEARNING_RATE] * lanes, range(lanes), hyper)
-    *_, sweep = training.epochs(start, data.train, data.val, hyper)
+    hyper = hyper_of(settings, data, QAT_ENABLE=True, MAX_EPOCHS=SWEEP_EPOCHS,
+                     PATIENCE=SWEEP_EPOCHS,
+                     WARMUP_EPOCHS=min(settings.WARMUP_EPOCHS, SWEEP_EPOCHS))
+    start = loop.start([settings.LEARNING_RATE] * lanes, range(lanes), hyper)
+    *_, sweep = loop.epochs(start, data.train, data.val, hyper)
     return (sweep.seconds / lanes).tolist()
 
 
-def lane_floors(settings, steps):
+def lane_floors(settings, data):
     """Seconds of a lane's FLOOR, a lane on every device, in float32 and in settings.COMPUTE."""
-    count = len(jax.devices())
-    floors = {f"{FLOOR}, in {compute}": floor_epoch(config.hyper(settings, COMPUTE=compute), steps,
-                                                    count)
+    count, steps = len(jax.devices()), len(data.train.labels) // settings.BATCH_SIZE
+    floors = {f"{FLOOR}, in {compute}": floor_epoch(hyper_of(settings, data, COMPUTE=compute),
+                                                    steps, count)
               for compute in dict.fromkeys(("float32", settings.COMPUTE))}
     return {name: [seconds / count for seconds in times]
             for name, times in timing.in_turns(floors, REPEATS).items()}
@@ -236,17 +245,17 @@ def whole_runs(label, arguments, seeds, cached=False):
 
 
 def saving_cost(settings, data):
-    """Seconds an epoch without and with the state saved after each, in turns of SAVED_EPOCHS.
+    """Seconds an epoch without and with the state saved as in a run, in turns of SAVED_EPOCHS.
 
     Returns:
       {"not saved" or "saved": list of REPEATS seconds}. A block ends when its last save has.
     """
-    hyper = config.hyper(settings, MAX_EPOCHS=1_000_000, PATIENCE=1_000_000)
-    epochs = training.epochs(training.start([settings.LEARNING_RATE], [settings.SEED], hyper),
-                             data.train, data.val, hyper)
+    hyper = hyper_of(settings, data, MAX_EPOCHS=1_000_000, PATIENCE=1_000_000)
+    epochs = loop.epochs(loop.start([settings.LEARNING_RATE], [settings.SEED], hyper), data.train,
+                         data.val, hyper)
     with tempfile.TemporaryDirectory() as folder:
         names = Path(folder) / "state.npz", Path(folder) / "history.csv"
-        with runs.Recorder(*names, next(epochs), {}) as recorder:
+        with Recorder(*names, next(epochs), {}) as recorder:
 
             def block(save):
                 for _ in range(SAVED_EPOCHS):
@@ -277,7 +286,7 @@ def main(argv):
     lanes = len(settings.LR_ABLATION_RATES) * settings.ABLATION_SEEDS
     sweeps = {"single run": lane_epochs(settings, data, 1),
               f"sweep of {lanes} runs": lane_epochs(settings, data, lanes),
-              **lane_floors(settings, len(data.train.labels) // settings.BATCH_SIZE)}
+              **lane_floors(settings, data)}
     rows = [{"part": part, "label": label, "seconds": seconds} for part, times in (
         ("epoch", epochs), ("lane-epoch", sweeps), ("saving", saving_cost(settings, data)))
         for label, seconds in times.items()]
@@ -289,7 +298,7 @@ def main(argv):
              *whole_runs("`recipes/fast.toml`", fast, seeds),
              *whole_runs("the same, compiled before", fast, seeds, cached=True)]
     multiply = epochs["same operations at the GEMM rate"]
-    flops = flops_per_epoch(settings.LAYER_SIZES, settings.BATCH_SIZE,
+    flops = flops_per_epoch(plan.sizes(hyper_of(settings, data).LAYERS), settings.BATCH_SIZE,
                             len(data.train.labels) // settings.BATCH_SIZE)
     results.write_result(Path(settings.RESULTS_DIR) / "training_bench.json", settings._asdict(),
                          rows, compute=settings.COMPUTE,

@@ -167,5 +167,5 @@ def findings(read):
         f"- A QAT epoch takes {epochs['QAT epoch']:.2f} s, "
         f"{epochs['QAT epoch'] / epochs['matrix products and update alone']:.2f} times its matrix "
         "products and update alone in float32.",
-        f"- The C engine classifies {rate:,.0f} images a second on one core, {fastest['batch']:,} at "
-        "a time."]
+        f"- The C engine classifies {rate:,.0f} images a second on one core, "
+        f"{fastest['batch']:,} at a time."]

@@ -180,14 +180,39 @@ assert acc.tolist() == [[9, 73]] and x_q.tolist() == [[9, 0]]
 def test_the_page_runs_in_a_program_that_has_used_jax(tmp_path):
     """Its code as it stands; the integers keep what a network rounded to 4 bits can keep."""
     page = (ROOT / "docs" / "library.md").read_text("utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(blocks) == 3 and len(list(filter(None, blocks[1].splitlines()))) == 10
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:3]
+    assert len(list(filter(None, blocks[1].splitlines()))) == 10
     program = THEIRS.format(root=str(ROOT), page="\n".join(blocks))
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     floats, integers = map(float, done.stdout.split())
     assert floats > 0.8 and integers > floats - 0.02
+
+
+def test_the_pages_sweep_runs_and_is_plotted_in_five_lines(folder, tmp_path):
+    """Its code as it stands, but for the switches that make it quick and keep it here."""
+    page = (ROOT / "docs" / "library.md").read_text("utf-8")
+    sweep, plot = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[3:]
+    assert len(plot.splitlines()) - 1 == 5      # and an import
+    switches = ["--MAX_EPOCHS=1", f"--DATA_DIR={folder}", f"--RUNS_DIR={tmp_path}", "--CACHE_DIR=",
+                "--VAL_EXAMPLES=200", "--LAYERS=16"]
+    quick = re.sub(r"config.load\(\[.*?\]", lambda _: f"config.load({switches}", sweep)
+    assert quick != sweep
+    program = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+{quick.replace("range(3)", "range(2)")}
+{plot}
+assert [(row["label"], row["seed"]) for row in rows] == [
+    (f"{{bits}} bits", seed) for bits in (8, 4, 2) for seed in (0, 1)]
+mean = (rows[-2]["test_acc"] + rows[-1]["test_acc"]) / 2
+assert rows[-1]["changes"]["WEIGHT_BITS"] == 2
+assert abs(found["mean"] - mean) < 1e-9 or found["missing"]
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_citation_says_what_it_must():
