@@ -16,18 +16,20 @@ from test_scripts import TINY, assert_refused, places
 import ablation
 import config
 import main_train
+import plan
 from conftest import ROOT, wait_for_epoch
 from machine import files
 from machine.files import InputError
 from runner import experiment, state as runs
+from training import loop
 
 SHORT = [*TINY, "--MAX_EPOCHS=5", "--ABLATION_MAX_EPOCHS=5", "--ABLATION_SEEDS=2",
          "--COMPUTE=bfloat16"]
 STUDIES = {                     # a single run; lanes that end apart; two groups of lanes
     "train": (main_train.main, []),
     "sweep": (ablation.main, ["lr", "--LR_ABLATION_RATES=1000,0.1,0.001", "--PATIENCE=2",
-                              "--SCALES=learned", "--AVERAGING=0.9", "--AUGMENT=0.5", "--INPUT=10",
-                              "--LAYER_SIZES=100,16,10"]),
+                              "--SCALES=learned", "--AVERAGING=0.9", "--AUGMENT=0.5",
+                              "--LAYERS=crop20 mean2 16"]),
     "groups": (ablation.main, ["quant", "--ABLATION_SEEDS=1"]),
 }
 TIMES = ("seconds", "wall_seconds", "peak_memory_bytes", "command")
@@ -62,9 +64,11 @@ def written(path):
 @pytest.fixture(autouse=True)
 def blank_plots(monkeypatch):
     """Figures take longer to draw than these runs to train; other tests look at them."""
+    from matplotlib.figure import Figure
+
     from report import draw
-    monkeypatch.setattr(draw, "PLOTS", {name: (lambda result: draw.Figure((1, 1)), file)
-                                            for name, (_, file) in draw.PLOTS.items()})
+    monkeypatch.setattr(draw, "FIGURES", {name: lambda result: Figure((1, 1))
+                                          for name in draw.FIGURES})
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +215,8 @@ def test_a_state_that_takes_long_to_write_is_written_seldom(tmp_path, monkeypatc
 
     monkeypatch.setattr(runs.time, "monotonic", lambda: clock[0])
     settings = config.load(SHORT)
-    sweep = experiment.training.start([0.1], [0], config.hyper(settings))
+    steps = plan.parse(settings.LAYERS, (28, 28, 1), 10)
+    sweep = loop.start([0.1], [0], config.hyper(settings)._replace(LAYERS=steps))
     with runs.Recorder(tmp_path / "s.npz", tmp_path / "h.csv", sweep, {}) as recorder:
         monkeypatch.setattr(runs, "write_atomically", slow_write)
         for _ in range(300):
@@ -242,8 +247,8 @@ def test_a_signal_ends_after_the_epoch_with_the_state_saved(folder, tmp_path, nu
     assert not list(tmp_path.glob("*.npz")) and not list(tmp_path.glob("*.json"))
     settings = config.load([*TINY, *places(folder, tmp_path), "--MAX_EPOCHS=100000",
                             "--PATIENCE=100000"])
-    fresh = experiment.training.start([settings.LEARNING_RATE], [settings.SEED],
-                                      config.hyper(settings))
+    fresh = loop.start([settings.LEARNING_RATE], [settings.SEED],
+                       experiment.hyper_of(settings, experiment.load_data(settings)))
     state, = (tmp_path / "runs").glob("*/state0.npz")
     machine = json.loads(str(np.load(state)["meta"]))["machine"]
     sweep = runs.load_state(state, runs.read_state(state, fresh, 100_000), fresh, machine, 100_000)
@@ -251,7 +256,7 @@ def test_a_signal_ends_after_the_epoch_with_the_state_saved(folder, tmp_path, nu
 
 
 def test_a_second_signal_ends_at_once_and_the_state_before_is_whole(folder, tmp_path):
-    process = begin(folder, tmp_path, "--LAYER_SIZES=784,2000,10")
+    process = begin(folder, tmp_path, "--LAYERS=2000")
     wait_for_epoch(process, tmp_path / "runs", 2)
     process.send_signal(signal.SIGINT)
     time.sleep(0.02)
