@@ -20,7 +20,7 @@ import data
 import integer
 import plan
 import predict
-from formats import checkpoint, photo
+from formats import checkpoint
 from machine.files import InputError
 from report.results import write_result
 from runner import keep
@@ -71,9 +71,7 @@ def classify(network, files, settings):
     Returns:
       whether all of them could be read; each of the others is a line on stderr.
     """
-    import numpy as np
-
-    import predict
+    from formats import photo  # SciPy, which only photos need
     pixels, inputs, doubts = plan.inputs(network.steps), {}, {}
     for file in files:
         try:
