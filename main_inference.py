@@ -19,10 +19,9 @@ import config  # JAX is imported below, if it is needed at all
 import data
 import integer
 import predict
-from formats import checkpoint, examples
+from formats import checkpoint
 from formats.encode import Encoding
 from machine.files import InputError
-from report import confusion, draw
 from report.results import write_result
 from runner import keep
 
@@ -69,6 +68,7 @@ def evaluate_file(path, network, facts, dataset, settings):
 
 def show_confusion(predictor, dataset, settings):
     """Print which class is taken for which, and draw it."""
+    from report import confusion, draw  # matplotlib, which takes a second to come
     table = predict.confusion(predictor, dataset.test, len(dataset.classes))
     print(confusion.text(table, dataset.classes))
     title = f"{dataset.name}, {table.sum():,} test examples"
@@ -77,7 +77,8 @@ def show_confusion(predictor, dataset, settings):
 
 
 def read_examples(words, network, facts):
-    """(names, uint8 [N, numbers], doubts) of what is to be classified, and what can't be read."""
+    """(name, uint8 [numbers], doubt) of all that is to be classified, and what can't be read."""
+    from formats import examples  # SciPy and Pillow, which only pictures need
     shape = network.steps[0].before
     encoding = None if facts.low is None else Encoding(facts.low, facts.exponent)
     found, errors = [], []

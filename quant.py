@@ -22,9 +22,9 @@ COMPUTES = ("float32", "bfloat16")     # what products may be computed in
 ACC_TARGET = 2.0**23        # calibration's bound on |accumulator|; a factor 2 is left for drift
 
 
-def _operands(x, scale, bits, name="scale"):
+def _operands(x, scale, bits, signed=True, name="scale"):
     """(x, scale, bits): float32 arrays of one rank and an int; ValueError unless they are that."""
-    bits = check_whole(bits, 1, BIAS_BITS, "bits")
+    bits = check_whole(bits, 1, BIAS_BITS if signed else BIAS_BITS - 1, "bits")
     x, scale = (a if isinstance(a, jax.Array) else np.asarray(a) for a in (x, scale))
     if not (np.can_cast(x.dtype, float) and np.can_cast(scale.dtype, float)):
         raise ValueError(f"x of {x.dtype} and {name} of {scale.dtype} must be real numbers")
@@ -37,14 +37,14 @@ def quantize(x, scale, bits, signed=True):
     Args:
       x: [I, O], or any rank with the channels last; numbers of any dtype, taken as float32.
       scale: [1, O] or [O] (per-channel), [1, 1] or a number: units of x per integer step.
-      bits: grid width, 1..24.
+      bits: grid width, 1..25, unsigned 1..24: float32 holds all of its codes.
       signed: narrow symmetric range, else 0..2**bits-1.
     Returns:
       float32, shape of x, integers in code_range(bits, signed); one bit gives only -1 and +1.
     Raises:
       ValueError: shapes that don't fit, no real numbers, or no such bits; one line.
     """
-    x, scale, bits = _operands(x, scale, bits)
+    x, scale, bits = _operands(x, scale, bits, signed)
     codes = x * (1 / scale)                     # exact for a power of two
     if signed and bits == 1:
         return jnp.where(jnp.isnan(codes), codes, jnp.where(codes >= 0, 1.0, -1.0))
@@ -64,7 +64,7 @@ def fake_quantize(x, scale, bits, signed=True):
     Source: Jacob et al. 2018 (arXiv:1712.05877, sec. 3); Bengio et al. 2013 (arXiv:1308.3432);
       the scale's gradient: Esser et al. 2020 (LSQ, arXiv:1902.08153).
     """
-    return _fake_quantize(*_operands(x, scale, bits), signed)
+    return _fake_quantize(*_operands(x, scale, bits, signed), signed)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))
@@ -198,7 +198,7 @@ def compute_scale(x, bits=8, signed=True, per_channel=False, power_of_two=True, 
     Returns:
       float32 [1, O] or [1, 1], of the rank of x.
     """
-    x, floor, bits = _operands(x, floor, bits, "floor")
+    x, floor, bits = _operands(x, floor, bits, signed, "floor")
     axis = tuple(range(x.ndim - 1 if per_channel else x.ndim))
     floor = jnp.max(floor, axis, keepdims=True)
     absmax = jnp.max(jnp.abs(x), axis, keepdims=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from formats import photo, raw
+from formats import raw
 from machine.files import InputError
 
 MAX_BYTES = 2**30               # of all pictures together, as bytes in memory
@@ -135,6 +135,7 @@ def read_picture(path, shape=None):
             image = image.convert("L" if shape[2] == 1 else "RGB")
         return np.asarray(image).reshape(image.height, image.width, -1)
 
+    from formats import photo  # SciPy, which no other kind of data needs
     return photo.read_image(path, convert)
 
 

@@ -133,7 +133,8 @@ def test_jax_engine_equals_oracle_on_any_steps(steps, bits):
     ((8, 8), "20 13", (60,)), ((3, 2), "20 13", (60,)), ((1, 1), "20 13", (60,)),
     ((4, 8), "mean2 20 13", IMAGE), ((1, 8), "crop24 mean2 20 13", IMAGE),
     ((2, 4), "crop20 mean2 20 13", IMAGE),
-    ((4, 4), "conv5x4/3 conv3x3 max2 conv2x4 5", (19, 20, 3)), ((3, 8), "mean2 conv3x4 max2", (1, 30, 3))])
+    ((4, 4), "conv5x4/3 conv3x3 max2 conv2x4 5", (19, 20, 3)),
+    ((3, 8), "mean2 conv3x4 max2", (1, 30, 3))])
 def test_oracle_equals_python_integers(rng, bits, line, shape):
     network = oracle.random_network(rng, plan.parse(line, shape, 10), *bits)
     images = images_of(rng, network.steps, 5)
