@@ -29,6 +29,7 @@ import model
 import plan
 import predict
 from deploy import engines
+from formats import idx
 from machine import runtime
 from machine.script import run
 from training import loop
@@ -85,7 +86,7 @@ def write_idx(path, array, magic=8):
 
 def write_folder(folder, train, test, side=28, suffix=".gz"):
     """Write two Splits as the four files of a dataset."""
-    for (images_name, labels_name), split in zip(data.FILES, (train, test)):
+    for (images_name, labels_name), split in zip(idx.FILES, (train, test)):
         write_idx(folder / f"{images_name}{suffix}", split.images.reshape(-1, side, side))
         write_idx(folder / f"{labels_name}{suffix}", split.labels)
 
