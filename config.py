@@ -59,9 +59,9 @@ ABLATION_MAX_EPOCHS: whole(1, 1_000_000) = 30   # of lr and optimizer studies; s
 # Data
 DATA_DIR: path = "datasets/mnist"               # idx files, pictures, an .npz, a .csv: own_data.md
 SHAPE: text = ""                                # of an example, if the data don't say: 28x28, 100x6
-LABEL: text = ""                                # column of labels; empty: label, class ..., the last
+LABEL: text = ""                                # column of labels; empty: label, class or the last
 GROUP: text = ""                                # column or folder of recordings: each in one split
-ADAPT: flag = True                              # small data set what no recipe and no --KEY sets
+ADAPT: flag = True                              # small data decide what no recipe or --KEY sets
 VAL_EXAMPLES: whole(1, 1_000_000) = 5_000       # held out of train; test is read once, at the end
 
 # Files
@@ -125,7 +125,7 @@ Hyper = namedtuple("Hyper", [name for name in _TYPES if _TYPES[name].in_run])
 Config.__getattr__ = Hyper.__getattr__ = _lost
 _HOME = Path(__file__).resolve().parent
 _MAX_RECIPE = 10_000            # bytes; tomllib takes the square of the time for a key of many dots
-_NOW_LAYERS = ("write LAYERS, as inputs and classes follow from the data: '256 128' for "
+_NOW_LAYERS = ("write LAYERS, inputs and classes follow from the data: '256 128' for "
                "784,256,128,10, 'mean2 ...' for INPUT = 14, 'crop24 mean2 ...' for 12, 'crop20 "
                "mean2 ...' for 10")
 _GONE = {"LAYER_SIZES": _NOW_LAYERS, "INPUT": _NOW_LAYERS}
@@ -287,6 +287,15 @@ def load(argv, about="", also=()):
         else:
             raise InputError(f"unknown argument {argument}; give recipes/NAME.toml or --KEY=value")
     return _make(given)
+
+
+def given(argv):
+    """The names of the switches that recipes and --KEY=value set, as load takes them."""
+    names = {argument[2:].partition("=")[0] for argument in argv if argument.startswith("--")}
+    for argument in argv:
+        if argument.endswith(".toml") and not argument.startswith("-"):
+            names |= set(_read_recipe(argument))
+    return names
 
 
 def words(argv):
