@@ -181,7 +181,8 @@ def test_words_alone_are_checked_before_the_data_are_known(line):
 @pytest.mark.parametrize("widths, reason", [
     ((5, 0, 3), "0 leads from 5 numbers to 0"), ((-1, 3), "leads from -1"),
     ((0, 3), "leads from 0"), ((65_537, 1), "leads from 65,537"), ((5, 65_537), "to 65,537"),
-    ((5, 0), "to 0"), ((1,) * 66, "65 steps"), ((plan.MAX_WIDTH, plan.MAX_WEIGHTS // plan.MAX_WIDTH, 1), "weights")])
+    ((5, 0), "to 0"), ((1,) * 66, "65 steps"),
+    ((plan.MAX_WIDTH, plan.MAX_WEIGHTS // plan.MAX_WIDTH, 1), "weights")])
 def test_sizes_beyond_the_limits_are_refused(widths, reason):
     with pytest.raises(ValueError, match=reason):
         plan.parse(" ".join(map(str, widths[1:-1])), widths[:1], widths[-1])
