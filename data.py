@@ -84,7 +84,7 @@ def load(path, shape="", label="", group=""):
     if not any(idx.find(path)):
         reader = next((reader for reader in READERS if reader.matches(path)), None)
         if reader is not None:
-            return _from_raw(name, reader.read(path, raw.parse_shape(shape), label, group))
+            return from_raw(name, reader.read(path, raw.parse_shape(shape), label, group))
         _fetch_or_refuse(name, path)
     train_x, train_y, test_x, test_y, found, sha256 = idx.read(path)
     train_x, test_x, found = _reshape(path, train_x, test_x, found, raw.parse_shape(shape))
@@ -103,7 +103,7 @@ def _reshape(path, train_x, test_x, found, shape):
     return train_x, test_x, found
 
 
-def _from_raw(name, given):
+def from_raw(name, given):
     """The Dataset of what a reader gave: split where there is no test split, features as bytes."""
     notes = [given.note] if given.note else []
     train_x, train_y, test_x, test_y, groups = (given.train_x, given.train_y, given.test_x,
