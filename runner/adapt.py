@@ -7,14 +7,15 @@ from data import Split
 SMALL = 10_000                  # train examples; from here on config.py's own values serve
 STEPS = 600                     # of the optimizer; more brought nothing on validation
 FEW = 1_000                     # validation examples, below which the model is trained on them too
-BATCH = 32
+BATCH = 16
 
 
 def adapt(settings, given, count):
     """The Config for data that are small, and a line that says what follows from them.
 
     AdamW with a cosine schedule and a fixed number of steps, so that no early stopping has to judge
-    by a handful of validation examples. Chosen on validation splits of twenty small sets.
+    by a handful of validation examples. Chosen on validation splits of 17 small sets, where label
+    smoothing gains 0.8 pp; 2,000 steps, averaged weights and other rates bring nothing.
 
     Args:
       settings: Config.
@@ -31,9 +32,9 @@ def adapt(settings, given, count):
     epochs = max(10, round(STEPS * batch / count))
     if "MAX_EPOCHS" in given:
         epochs = settings.MAX_EPOCHS
-    rule = {"OPTIMIZER": "adamw", "LEARNING_RATE": 0.004, "SCHEDULE": "cosine", "BATCH_SIZE": batch,
-            "MAX_EPOCHS": epochs, "PATIENCE": epochs, "METRIC": "train_loss", "AVERAGING": 0.95,
-            "WEIGHT_DECAY": 0.01}
+    rule = {"OPTIMIZER": "adamw", "LEARNING_RATE": 0.003, "SCHEDULE": "cosine", "BATCH_SIZE": batch,
+            "MAX_EPOCHS": epochs, "PATIENCE": epochs, "METRIC": "train_loss",
+            "LABEL_SMOOTHING": 0.1, "AVERAGING": 0.0, "WEIGHT_DECAY": 0.0}
     changes = {name: value for name, value in rule.items() if name not in given}
     changes["BATCH_SIZE"] = batch               # no more than there are
     words = ", ".join(f"{name} = {value}" for name, value in changes.items())
