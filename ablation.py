@@ -170,7 +170,7 @@ def measure(settings, name, points, data):
     return rows, folder, seconds
 
 
-def run(study, settings):
+def run(study, settings, given=()):
     """Run one study: its result and figure go to its folder in RUNS_DIR and, unless a better result
     is there, to RESULTS_DIR and PLOTS_DIR."""
     from report import draw, results, tables
@@ -179,6 +179,7 @@ def run(study, settings):
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.PLOTS_DIR)
     settings = experiment.set_up(settings)
     data = experiment.load_data(settings)
+    settings = experiment.suit(settings, given, data)
     name, make_points = STUDIES[study]
     rows, folder, seconds = measure(settings, name, make_points(settings), data)
     result = results.write_result(folder / f"{name}.json", settings._asdict(), rows,
@@ -220,7 +221,7 @@ def main(argv):
         from report import results, tables
         sys.exit(tables.update(results.ROOT, settings.RESULTS_DIR, check="--check" in argv))
     else:
-        run(words[0], settings)
+        run(words[0], settings, config.given(argv))
 
 
 if __name__ == "__main__":

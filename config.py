@@ -59,9 +59,9 @@ ABLATION_MAX_EPOCHS: whole(1, 1_000_000) = 30   # of lr and optimizer studies; s
 # Data
 DATA_DIR: path = "datasets/mnist"               # idx files, pictures, an .npz, a .csv: own_data.md
 SHAPE: text = ""                                # of an example, if the data don't say: 28x28, 100x6
-LABEL: text = ""                                # column of labels; empty: label, class ..., the last
+LABEL: text = ""                                # column of labels; empty: label, class or the last
 GROUP: text = ""                                # column or folder of recordings: each in one split
-ADAPT: flag = True                              # small data set what no recipe and no --KEY sets
+ADAPT: flag = True                              # small data decide what no recipe or --KEY sets
 VAL_EXAMPLES: whole(1, 1_000_000) = 5_000       # held out of train; test is read once, at the end
 
 # Files
@@ -82,12 +82,13 @@ NUM_PROCESSES: whole(1, 65_536) = 1             # how many processes there are
 PROCESS_ID: whole(0, 65_535) = 0                # which one this is, 0 .. NUM_PROCESSES - 1
 DATA_PARALLEL: run(flag) = False                # devices share each batch; False: share the lanes
 
-# What the types above mean. of: Python's type of a value, or of the items of a list; in_run: a run
-# depends on it, besides its rate and seed; is_path: if it is relative above, then to this folder.
+# What the types above mean. of: makes one of a value, or of each in a list; in_run: a run depends
+# on it, besides its rate and seed; is_path: if it is relative above, then to this folder.
 _Type = namedtuple("_Type", "of advice is_legal is_list in_run is_path", defaults=3 * (False,))
 flag = _Type(bool, "true or false", lambda value: type(value) is bool)
 text = _Type(str, "text without NUL", lambda value: type(value) is str and "\0" not in value)
-path = text._replace(is_path=True)
+path = _Type(os.path.expanduser, "text without NUL; after ~ a user's name or nothing", is_path=True,
+             is_legal=lambda value: text.is_legal(value) and os.path.expanduser(value)[:1] != "~")
 
 
 def number(least, most, of=float):
@@ -125,10 +126,9 @@ Hyper = namedtuple("Hyper", [name for name in _TYPES if _TYPES[name].in_run])
 Config.__getattr__ = Hyper.__getattr__ = _lost
 _HOME = Path(__file__).resolve().parent
 _MAX_RECIPE = 10_000            # bytes; tomllib takes the square of the time for a key of many dots
-_NOW_LAYERS = ("write LAYERS, as inputs and classes follow from the data: '256 128' for "
-               "784,256,128,10, 'mean2 ...' for INPUT = 14, 'crop24 mean2 ...' for 12, 'crop20 "
-               "mean2 ...' for 10")
-_GONE = {"LAYER_SIZES": _NOW_LAYERS, "INPUT": _NOW_LAYERS}
+_GONE = dict.fromkeys(("LAYER_SIZES", "INPUT"), "write LAYERS, as inputs and classes follow from "
+                      "the data: '256 128' for 784,256,128,10, 'mean2 ...' for INPUT = 14, "
+                      "'crop24 mean2 ...' for 12, 'crop20 mean2 ...' for 10")
 _AS_IT_WAS = "write NAME: TYPE = VALUE, as `git diff config.py` shows it"
 
 
@@ -169,10 +169,6 @@ def _check(name, value, origin):
     items = value if kind.is_list else [value]
     if not isinstance(items, (list, tuple)) or not items or not all(map(kind.is_legal, items)):
         _refuse(origin, name, value, kind.advice)
-    if kind.is_path:
-        value = os.path.expanduser(value)       # no shell does it after --KEY=
-        if value.startswith("~"):
-            _refuse(origin, name, value, "a user's folder that is there, or ./~NAME")
     return tuple(map(kind.of, items)) if kind.is_list else kind.of(value)
 
 
@@ -237,7 +233,8 @@ def _given_here():
 
 def at_home(path):
     """A path of the project's own, which means the same from any working directory."""
-    return path if not path or os.path.samefile(os.curdir, _HOME) else str(_HOME / path)
+    stays = path[:1] in ("", "~") or os.path.samefile(os.curdir, _HOME)
+    return path if stays else str(_HOME / path)
 
 
 def _read_recipe(path):
@@ -251,9 +248,8 @@ def _read_recipe(path):
 
 def rows():
     """[(name, value as --NAME=value takes it, reason)] of every switch, as config.py sets it."""
-    settings, constants = _make(_given_here())._asdict(), _read_constants()
     return [(name, ",".join(map(str, value)) if _TYPES[name].is_list else str(value),
-             constants[name][1]) for name, value in settings.items()]
+             _read_constants()[name][1]) for name, value in _make(_given_here())._asdict().items()]
 
 
 def load(argv, about="", also=()):
@@ -269,9 +265,8 @@ def load(argv, about="", also=()):
         recipe, or switches that don't go together.
     """
     if "--help" in argv or "-h" in argv:
-        about = (about or "").strip()           # python -OO has no docstrings
-        print(f"{about}\n\nArguments: any number of recipes/NAME.toml and --KEY=value; the "
-              "last one wins.\nSwitches of config.py, with their values and reasons:\n")
+        print(f"{(about or '').strip()}\n\nArguments: any number of recipes/NAME.toml and "
+              "--KEY=value; the last one wins.\nSwitches of config.py, values and reasons:\n")
         print("\n".join(f"  --{name}={text}\n        {reason}" for name, text, reason in rows()),
               flush=True)                       # a closed pipe shows here, not at the exit
         raise SystemExit(0)
@@ -289,6 +284,15 @@ def load(argv, about="", also=()):
     return _make(given)
 
 
+def given(argv):
+    """The names of the switches that recipes and --KEY=value set, as load takes them."""
+    names = {argument[2:].partition("=")[0] for argument in argv if argument.startswith("--")}
+    for argument in argv:
+        if argument.endswith(".toml") and not argument.startswith("-"):
+            names |= set(_read_recipe(argument))
+    return names
+
+
 def words(argv):
     """The arguments that are neither switches nor recipes; what they mean, the script knows."""
     return [word for word in argv if not word.startswith("-") and not word.endswith(".toml")]
@@ -301,5 +305,5 @@ def change(settings, **changes):
 
 def hyper(settings, **changes):
     """Hyper of `settings` with some switches changed, checked as load does (InputError)."""
-    config = change(settings, **changes)
-    return Hyper(*(getattr(config, name) for name in Hyper._fields))
+    values = change(settings, **changes)._asdict()
+    return Hyper(*map(values.get, Hyper._fields))

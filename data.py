@@ -84,7 +84,7 @@ def load(path, shape="", label="", group=""):
     if not any(idx.find(path)):
         reader = next((reader for reader in READERS if reader.matches(path)), None)
         if reader is not None:
-            return _from_raw(name, reader.read(path, raw.parse_shape(shape), label, group))
+            return from_raw(name, reader.read(path, raw.parse_shape(shape), label, group))
         _fetch_or_refuse(name, path)
     train_x, train_y, test_x, test_y, found, sha256 = idx.read(path)
     train_x, test_x, found = _reshape(path, train_x, test_x, found, raw.parse_shape(shape))
@@ -103,7 +103,7 @@ def _reshape(path, train_x, test_x, found, shape):
     return train_x, test_x, found
 
 
-def _from_raw(name, given):
+def from_raw(name, given):
     """The Dataset of what a reader gave: split where there is no test split, features as bytes."""
     notes = [given.note] if given.note else []
     train_x, train_y, test_x, test_y, groups = (given.train_x, given.train_y, given.test_x,
@@ -193,6 +193,22 @@ def check_fits(dataset, steps):
                          f"{dataset.name}: it has {inputs} and {count}")
 
 
+def _parts(dataset, val_examples):
+    """(indices to train on, indices to validate on) of the train split."""
+    labels, count = dataset.train.labels, len(dataset.train.labels)
+    if dataset.is_idx:
+        held = val_examples if 2 * val_examples <= count else int(VAL_SHARE * count)
+        order = np.random.default_rng(SPLIT_SEED).permutation(count)
+        return order[:count - held], order[count - held:]
+    share = min(val_examples / count, VAL_SHARE)
+    return splits.split(labels, share, SPLIT_SEED + 1, dataset.groups)
+
+
+def count_train(dataset, val_examples):
+    """How many examples split_val leaves to train on."""
+    return len(_parts(dataset, val_examples)[0])
+
+
 def split_val(dataset, val_examples):
     """Hold examples out of the train split to stop and to choose by.
 
@@ -204,15 +220,9 @@ def split_val(dataset, val_examples):
     Raises:
       InputError: all of them are of one class: no model can be told from a guess.
     """
-    train, count = dataset.train, len(dataset.train.labels)
-    if dataset.is_idx:
-        held = val_examples if 2 * val_examples <= count else int(VAL_SHARE * count)
-        order = np.random.default_rng(SPLIT_SEED).permutation(count)
-        parts = order[:count - held], order[count - held:]
-    else:
-        share = min(val_examples / count, VAL_SHARE)
-        parts = splits.split(train.labels, share, SPLIT_SEED + 1, dataset.groups)
-    kept, val = (Split(train.images[part], train.labels[part]) for part in parts)
+    train = dataset.train
+    kept, val = (Split(train.images[part], train.labels[part])
+                 for part in _parts(dataset, val_examples))
     for name, part in (("train", kept), ("validation", val)):
         if len(np.unique(part.labels)) < 2:
             raise InputError(f"the {len(part.labels)} {name} examples are all of one class; "

@@ -90,7 +90,8 @@ def main(argv):
     for chip in chips:
         if chip not in to_firmware.CHIPS:
             raise InputError(f"there is no chip {chip!r}; name {', '.join(to_firmware.CHIPS)}")
-    path = keep.find(settings, keep.hash_of_data(settings))
+    settings, dataset = keep.settle(settings, config.given(argv))
+    path = keep.find(settings, dataset and dataset.sha256)
     network, facts = checkpoint.load_quantized(path)
     extra = {"web": {"dataset": facts.dataset},         # what to draw
              "firmware": {"chips": chips or list(to_firmware.CHIPS)}}.get(form, {})

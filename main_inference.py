@@ -121,10 +121,10 @@ def classify(network, facts, words, settings):
 def main(argv):
     files = config.words(argv)
     settings = config.load(argv, __doc__, also=files)
-    dataset = None
-    if not files:
+    settings, dataset = keep.settle(settings, config.given(argv))
+    if not files and dataset is None:           # say what is wrong with the data, or fetch them
         dataset = data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
-    path = keep.find(settings, dataset.sha256 if dataset else keep.hash_of_data(settings))
+    path = keep.find(settings, dataset and dataset.sha256)
     network, facts = checkpoint.load(path)
     if settings.ENGINE == "jax":
         from machine import runtime

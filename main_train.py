@@ -22,39 +22,46 @@ from machine.files import InputError, check_writable
 from report.results import write_result
 
 
-def train(settings):
-    """Train, judge and save the model of these switches; print what it reaches."""
+def train(settings, given):
+    """Train, judge and save the model of these switches; print what it reaches.
+
+    Args:
+      settings: Config.
+      given: names of the switches that a recipe or the command line set.
+    """
     with ThreadPoolExecutor() as pool:          # data are unpacked while JAX is imported
         there = data.is_there(settings.DATA_DIR)        # else TensorFlow makes it, not beside JAX
         loading = pool.submit(data.load, settings.DATA_DIR, settings.SHAPE, settings.LABEL,
                               settings.GROUP) if there else None
-        from runner import experiment, keep, state
+        from runner import adapt, experiment, keep, state
     settings = experiment.set_up(settings)
     imported = time.perf_counter()
-    given = experiment.load_data(settings, loading.result() if loading else None)
+    found = experiment.load_data(settings, loading.result() if loading else None)
+    settings = experiment.suit(settings, given, found)
     del loading                                 # it holds the images as they were before the split
-    hyper = experiment.hyper_of(settings, given)
-    print(f"{given.name}: {len(given.train.labels):,} train, {len(given.val.labels):,} val, "
-          f"{len(given.test.labels):,} test images; "
+    hyper = experiment.hyper_of(settings, found)
+    print(f"{found.name}: {len(found.train.labels):,} train, {len(found.val.labels):,} val, "
+          f"{len(found.test.labels):,} test examples; "
           f"{plan.describe(hyper.LAYERS)}, {experiment.describe(settings)}, "
           f"products in {settings.COMPUTE}")
     loaded = time.perf_counter()
-    (outcome,), folder, seconds = experiment.run(settings, "train", [{}], given)
+    (outcome,), folder, seconds = experiment.run(settings, "train", [{}], found)
+    experiment.check_usable(outcome.row, folder)
     row = outcome.row
-    experiment.check_usable(row, folder)
-    facts = keep.save(outcome, folder, given)
     print(f"{row['status']} after {row['epochs']} epochs; best epoch {row['best_epoch']}: "
-          f"val loss {row['history']['val_loss'][row['best_epoch'] - 1]:.6f} nats, "
-          f"val accuracy {100 * row['val_acc']:.2f} %")
-    print(f"saved model: val loss {row['val_loss']:.6f} nats ({row['reload_change']:+g} from "
-          f"training), test accuracy {100 * row['test_acc']:.2f} %")
-    print(facts)
+          f"val loss {row['val_loss']:.6f} nats, val accuracy {100 * row['val_acc']:.2f} %")
+    words = f"val loss {row['val_loss']:.6f} nats ({row['reload_change']:+g} from training), "
+    if settings.ADAPT and len(found.val.labels) < adapt.FEW:
+        outcome = experiment.train_on_all(outcome, settings, found, folder)
+        row, words = outcome.row, f"loss {outcome.row['reload_change']:+g} from training, "
+    saved = keep.save(outcome, folder, found)
+    print(f"saved model: {words}test accuracy {100 * row['test_acc']:.2f} %\n{saved}")
     wall = time.perf_counter() - START
     seconds = {"imports": imported - START, "data": loaded - imported, **seconds,
                "evaluate and save": wall - (loaded - START) - seconds["compile"]
                - seconds["epochs"]}
     write_result(folder / "train.json", settings._asdict(), [row],
-                 dataset=experiment.dataset_of(given), seconds=seconds, wall_seconds=wall,
+                 dataset=experiment.dataset_of(found), seconds=seconds, wall_seconds=wall,
                  peak_memory_bytes=peak_memory())
     keep.publish(folder / "train.json", settings.RESULTS_DIR)
     state.finish(folder)
@@ -65,13 +72,13 @@ def main(argv):
     settings = config.load(argv, __doc__)
     if settings.LR_ABLATION_MODE:
         import ablation
-        ablation.run("lr", settings)
+        ablation.run("lr", settings, config.given(argv))
         return
     check_writable(settings.RUNS_DIR, settings.WEIGHTS_DIR, settings.RESULTS_DIR)
     if settings.QAT_ENABLE and not settings.POWER_OF_TWO_SCALES:
         raise InputError("POWER_OF_TWO_SCALES = False has no integers to save: it is for the "
                          "ablations; set it to True to train a model")
-    train(settings)
+    train(settings, config.given(argv))
 
 
 if __name__ == "__main__":

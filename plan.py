@@ -61,7 +61,7 @@ def _window(shape, kernel, stride):
 
 WORD = re.compile(r"(?P<crop>crop(?P<side>\d{1,3}))|(?P<mean>mean2)|(?P<max>max2)|"
                   r"(?P<conv>conv(?P<kernel>\d)x(?P<channels>\d{1,5})(?:/(?P<stride>\d))?)|"
-                  r"(?P<dense>\d{1,6})")
+                  r"(?P<dense>\d{1,6})", re.ASCII)
 AFTER_THESE = {"crop": {"conv", "dense", "mean"}, "mean": {"conv", "dense"}, "conv": {"dense"},
                "max": {"dense"}, "dense": set()}    # where a word may no longer stand
 

@@ -22,8 +22,9 @@ class Chip(NamedTuple):
     flags: str
     origins: tuple | None       # where flash and RAM begin in the emulator; None for avr-libc's own
     main: tuple = ("start.c", "main.c")
-    code: int = 2_500           # bytes of flash beside the tables, rounded up
+    code: int = 2_400           # bytes of flash beside the tables, rounded up
     stack: int = 250            # bytes beside the buffers, rounded up
+    row: int = 28               # bytes of a layer's row in the table of layers
 
 
 CHIPS = {
@@ -34,8 +35,10 @@ CHIPS = {
     "rv32ec": Chip(32, 16_384, 2_048, "riscv64-unknown-elf-", "gcc-riscv64-unknown-elf",
                    "-march=rv32ec_zicsr -mabi=ilp32e", (0x8000_0000, 0x8001_0000)),
     "atmega328p": Chip(8, 32_768, 2_048, "avr-", "gcc-avr and avr-libc", "-mmcu=atmega328p", None,
-                       ("main_avr.c",), 5_000, 200),
+                       ("main_avr.c",), 4_900, 110, 22),
 }
+# Its bootloader takes 512 bytes of flash; Arduino's own code lies beside the engine.
+UNO = CHIPS["atmega328p"]._replace(flash=32_256, code=6_900, stack=305)
 
 
 class Tables(NamedTuple):
@@ -140,7 +143,7 @@ def _layer_row(i, table, lanes):
     """An initializer of chip.c's struct mlp_layer, and the arrays that it names, as C text."""
     blocks, rows, bits = table.w.shape
     none = (rows - 1) * bits * lanes // 8       # where a block's row of zeros begins
-    if max(none, table.start.size) >= 2**16:
+    if max(none, rows * bits, table.start.size) >= 2**16:
         raise ValueError(f"layer {i} is wider than the engine's 16-bit offsets reach; "
                          "export it to c")
     arrays, places = [_array(f"mlp_w{i}", table.w, lanes),
@@ -191,21 +194,23 @@ static const struct mlp_layer mlp_layers[] = {{
 """ + ",\n".join(rows) + "\n};\n#endif\n#endif\n"
 
 
-def needs(network, tables, chip):
-    """(bytes of flash, bytes of RAM) that a network takes on a chip, image and all; rounded up.
+def needs(network, tables, name, has):
+    """(bytes of flash, bytes of RAM) that a network takes on a Chip, image and all; rounded up.
 
     Raises:
-      ValueError: the chip has less; one line with both numbers.
+      ValueError: the chip of this name has less; one line with both numbers.
     """
-    has, sizes = CHIPS[chip], plan.sizes(network.steps)
+    sizes = plan.sizes(network.steps)
     groups, sums = max(t.groups for t in tables), max(t.start.size for t in tables)
     words = sum(t.w.size + t.start.size + t.places.size for t in tables)
-    flash = has.code + words * has.lanes // 8
+    flash = has.code + words * has.lanes // 8 + len(tables) * has.row
     ram = ((11 * groups + sums) * has.lanes // 8 + 2 * (max(sizes[:-1]) + 1) + 4 * sizes[-1]
            + has.stack + plan.inputs(network.steps))
+    if has.lanes == 8:
+        ram += len(tables) * has.row            # AVR's start-up code copies the table of layers
     for need, there, kind in ((flash, has.flash, "flash"), (ram, has.ram, "ram")):
         if need > there:
-            raise ValueError(f"it needs about {need:,} bytes of {kind}, {chip} has {there:,}")
+            raise ValueError(f"it needs about {need:,} bytes of {kind}, {name} has {there:,}")
     return flash, ram
 
 
@@ -244,7 +249,7 @@ def export(network, chips):
     """
     tables = {lanes: make_all_tables(network, lanes)
               for lanes in {CHIPS[chip].lanes for chip in chips}}
-    needed = {chip: needs(network, tables[CHIPS[chip].lanes], chip) for chip in chips}
+    needed = {chip: needs(network, tables[CHIPS[chip].lanes], chip, CHIPS[chip]) for chip in chips}
     engine, files = (FOLDER / "chip.c").read_text("utf-8"), {}
     for chip in chips:
         has = CHIPS[chip]
@@ -258,6 +263,8 @@ def export(network, chips):
 
 def export_uno(network):
     """An Arduino sketch for the Uno: {name: text}; raises as export."""
-    files, _ = export(network, ["atmega328p"])
+    tables = make_all_tables(network, UNO.lanes)
+    needs(network, tables, "an Uno", UNO)
     return {"uno.ino": (FOLDER / "firmware" / "uno.ino").read_text("utf-8"),
-            "mlp.h": files["atmega328p/mlp.h"], "mlp.c": files["atmega328p/mlp.c"]}
+            "mlp.h": header(network, tables, UNO.lanes),
+            "mlp.c": (FOLDER / "chip.c").read_text("utf-8")}

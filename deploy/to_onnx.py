@@ -6,7 +6,7 @@ from onnx import TensorProto, helper, numpy_helper
 import integer
 import plan
 
-OPSET = 28                      # the newest that the pinned onnx and onnxruntime both know
+OPSET = 13                      # the least that the operators need: older runtimes read it, too
 # Weights are stored as uint8 with this zero point, not as int8: for uint8 x int8 on x86 CPUs
 # without VNNI, ONNX Runtime adds pairs of products in saturating int16 (2 * 255 * 127 > 32767),
 # which changed 98 % of the logits. uint8 x uint8 has no such kernel, and costs no exactness.
@@ -50,8 +50,9 @@ class Graph:
             self.nodes, "nanoqat", initializer=self.constants,
             inputs=[helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", pixels])],
             outputs=[helper.make_tensor_value_info(name, *kind) for name, kind in outputs.items()])
-        model = helper.make_model(graph, producer_name="nanoQAT",
-                                  opset_imports=[helper.make_opsetid("", OPSET)])
+        opsets = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, producer_name="nanoQAT", opset_imports=opsets,
+                                  ir_version=helper.find_min_ir_version_for(opsets))
         onnx.checker.check_model(model, full_check=True)
         return model.SerializeToString()
 
@@ -73,7 +74,8 @@ def export(network):
     node, constant = graph.node, graph.constant
     qmax = integer.code_range(network.activation_bits, signed=False)[1]
     x = graph.pool(plan.pooled_side(network.steps))
-    x_scale, x_zero = constant("x_scale", np.float32(1)), constant("x_zero", np.uint8(0))
+    if len(network.layers) > 1:
+        x_scale, x_zero = constant("x_scale", np.float32(1)), constant("x_zero", np.uint8(0))
     for i, layer in enumerate(network.layers):
         w_q = constant(f"w{i}_q", (layer.w_q.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8))
         b_q = constant(f"b{i}_q", layer.b_q)

@@ -19,7 +19,7 @@ from formats import checkpoint
 from machine import interrupt, runtime
 from machine.facts import environment, has_fast_bfloat16
 from machine.files import InputError, locked
-from runner import keep, progress
+from runner import adapt, keep, progress
 from runner.state import (
     Recorder,
     announce_others,
@@ -78,17 +78,53 @@ def decide(settings):
 
 
 def load_data(settings, dataset=None):
-    """The Data that the switches name; dataset: the data.Dataset of DATA_DIR, if it is there."""
-    dataset = dataset or data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
+    """The Data that the switches name; prints what was decided about them.
+
+    Args:
+      settings: Config.
+      dataset: the data.Dataset of DATA_DIR, if it is there.
+    Raises:
+      InputError: what is wrong with the data, or LAYERS that don't fit them.
+    """
+    if dataset is None:
+        dataset = data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
     train, val = data.split_val(dataset, settings.VAL_EXAMPLES)
     zero = None
     if dataset.encoding is not None:
         features = train.images.reshape(-1, dataset.shape[-1])
         zero = np.rint(features.mean(0)).astype(np.int16)
-    given = Data(dataset.name, dataset.sha256, train, val, dataset.test, dataset.shape,
+    found = Data(dataset.name, dataset.sha256, train, val, dataset.test, dataset.shape,
                  dataset.classes, dataset.encoding, zero)
-    hyper_of(settings, given)                   # LAYERS that don't fit are said before training
-    return given
+    steps_of(settings, found)                   # before an hour of training
+    _say(*dataset.notes)
+    return found
+
+
+def _say(*lines):
+    """Print what was decided, once for all processes."""
+    if runtime.is_first():
+        for line in lines:
+            print(line)
+
+
+def suit(settings, given, data):
+    """The Config that suits the Data: adapt's, which is printed; given: as for adapt."""
+    settings, line = adapt.adapt(settings, given, len(data.train.labels))
+    if line:
+        _say(line)
+    return settings
+
+
+def steps_of(settings, data):
+    """LAYERS as the steps of a deployed network on these data; InputError where they don't fit."""
+    try:
+        steps = plan.parse(settings.LAYERS, data.shape, len(data.classes))
+    except ValueError as error:
+        raise InputError(f"LAYERS = {settings.LAYERS!r}: {error}") from None
+    if settings.AUGMENT and (len(data.shape) != 3 or data.shape[0] != data.shape[1]):
+        raise InputError(f"AUGMENT = {settings.AUGMENT:g} warps square images; {data.name} has "
+                         "none")
+    return steps
 
 
 def hyper_of(settings, data):
@@ -100,13 +136,7 @@ def hyper_of(settings, data):
     if settings.BATCH_SIZE > len(data.train.labels):
         raise InputError(f"BATCH_SIZE = {settings.BATCH_SIZE} is more than the "
                          f"{len(data.train.labels)} train images")
-    try:
-        steps = plan.parse(settings.LAYERS, data.shape, len(data.classes))
-    except ValueError as error:
-        raise InputError(f"LAYERS = {settings.LAYERS!r}: {error}") from None
-    if settings.AUGMENT and (len(data.shape) != 3 or data.shape[0] != data.shape[1]):
-        raise InputError(f"AUGMENT = {settings.AUGMENT:g} warps square images; {data.name} has "
-                         "none")
+    steps = steps_of(settings, data)
     if data.zero is not None:
         steps = plan.centred(steps)
     return config.hyper(settings)._replace(LAYERS=steps)
@@ -268,7 +298,7 @@ def _parts(groups):
     return parts
 
 
-def run(settings, study, points, data):
+def run(settings, study, points, data, folder=None):
     """Train and judge every point.
 
     Args:
@@ -276,6 +306,7 @@ def run(settings, study, points, data):
       study: name of the run's folder in RUNS_DIR.
       points: list of dicts of switches to change and, if it has one, the "label" of its row.
       data: Data.
+      folder: Path to work in; None: one named after the study, its data and switches.
     Returns:
       (list of Outcome in the points' order; the run's folder; dict of seconds: "compile",
       "epochs"). Only the first process returns.
@@ -287,7 +318,7 @@ def run(settings, study, points, data):
     for i, point in enumerate(changed):
         groups.setdefault(hyper_of(point, data), []).append(i)
     name = folder_name(study, data.sha256, map(keep.switches_of, changed))
-    folder = Path(settings.RUNS_DIR) / name
+    folder = folder or Path(settings.RUNS_DIR) / name
     outcomes, seconds = [None] * len(points), {"compile": 0.0, "epochs": 0.0}
     with locked(folder) if runtime.is_first() else nullcontext():
         if runtime.is_first():
@@ -303,6 +334,30 @@ def run(settings, study, points, data):
             for lane, i in enumerate(members):
                 outcomes[i] = _outcome(changed[i], points[i], sweep, lane, data)
     return outcomes, folder, seconds
+
+
+def train_on_all(outcome, settings, data, folder):
+    """The model trained once more, on the validation examples too: where they are few, they count.
+
+    Args:
+      outcome: Outcome of the run that held them out; what it says of validation stays.
+      settings: Config.
+      data: Data.
+      folder: Path of the run.
+    Returns:
+      Outcome.
+    """
+    # A fixed number of steps judged nothing by validation; else it chose the epochs.
+    by_train = settings.METRIC == "train_loss"
+    epochs = settings.MAX_EPOCHS if by_train else outcome.row["best_epoch"]
+    changes = {"METRIC": "train_loss", "MAX_EPOCHS": epochs, "PATIENCE": epochs}
+    _say(f"once more for {epochs} epochs, on all {len(data.train.labels) + len(data.val.labels):,} "
+         "examples")
+    (last,), _, _ = run(settings, "train", [changes], adapt.with_val(data), folder / "all")
+    check_usable(last.row, folder / "all")
+    names = ("changes", "status", "epochs", "best_epoch", "history", "val_loss", "val_acc")
+    kept = {name: outcome.row[name] for name in names}
+    return last._replace(settings=outcome.settings, row=last.row | kept)
 
 
 def quantize_after(outcome, point, settings, data):

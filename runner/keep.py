@@ -14,6 +14,7 @@ import data
 from formats import checkpoint
 from machine.files import InputError, link, read_bytes, write_atomically
 from report import results
+from runner import adapt
 from training.stopping import USABLE
 
 SWITCHES = ("LEARNING_RATE", "SEED", "VAL_EXAMPLES")    # besides Hyper, what decides the weights
@@ -28,7 +29,8 @@ def switches_of(settings):
 
 def facts_of(settings, given, val_loss):
     """The Facts of a model of these switches, trained on a Data."""
-    return checkpoint.Facts(given.name, given.sha256, given.classes, *(given.encoding or (None, None)),
+    low, exponent = given.encoding or (None, None)
+    return checkpoint.Facts(given.name, given.sha256, given.classes, low, exponent,
                             switches_of(settings), val_loss)
 
 
@@ -97,13 +99,21 @@ def find(settings, sha256=None):
                      "them, or give --WEIGHTS=FILE")
 
 
-def hash_of_data(settings):
-    """The SHA-256 of the data set that the switches name; None where it is not on this disk."""
+def settle(settings, given):
+    """The Config that training would use on the data set that the switches name, and that set.
+
+    Args:
+      settings: Config.
+      given: as for adapt.
+    Returns:
+      (Config, data.Dataset; None where it is not on this disk).
+    """
     with contextlib.suppress(InputError):
         if data.is_there(settings.DATA_DIR):
-            return data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL,
-                             settings.GROUP).sha256
-    return None
+            dataset = data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
+            count = data.count_train(dataset, settings.VAL_EXAMPLES)
+            return adapt.adapt(settings, given, count)[0], dataset
+    return settings, None
 
 
 def age(path):

@@ -415,6 +415,18 @@ def test_change_sets_its_switches_and_no_other():
     assert DEFAULTS == config.load([])
 
 
+def test_a_path_may_begin_with_a_users_folder(edited, monkeypatch, tmp_path):
+    """As a switch, where no shell writes it out, and in config.py from any working directory."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config.load(["--WEIGHTS=~/a.npz"]).WEIGHTS == str(tmp_path / "a.npz")
+    assert "user's name" in error_of("--WEIGHTS=~nobody-here/a.npz")
+    module = edited(("WEIGHTS", "NAME: TYPE = '~/b.npz'"), ("PLOTS_DIR", "NAME: TYPE = 'c'"))
+    monkeypatch.chdir(tmp_path)
+    settings = module.load([])
+    assert settings.WEIGHTS == str(tmp_path / "b.npz")
+    assert settings.PLOTS_DIR == str(ROOT / "c")
+
+
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_lists_every_switch_with_its_value(capsys, flag):
     with pytest.raises(SystemExit) as stop:

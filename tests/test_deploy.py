@@ -123,6 +123,28 @@ def test_any_shift_in_onnx_and_c(need):
     np.testing.assert_array_equal(need(engines.make_c, to_c.export(network)[0])(images), want)
 
 
+@pytest.mark.parametrize("input, sizes", [(28, SIZES), (28, (784, 10)), (14, (196, 9, 10)),
+                                          (12, (144, 10))])
+def test_onnx_is_stamped_with_the_least_that_its_operators_need(input, sizes):
+    """Runtimes refuse what is newer than they are: opset 13 is of 2020, IR 7 goes with it."""
+    model = onnx.load_from_string(to_onnx.export(make_network(4, 4, input, sizes)))
+    (opset,) = model.opset_import
+    assert (opset.domain, opset.version, model.ir_version) == ("", 13, 7)
+    newest = max(onnx.defs.get_schema(node.op_type, max_inclusive_version=opset.version)
+                 .since_version for node in model.graph.node)
+    assert newest == opset.version
+
+
+@pytest.mark.parametrize("input, sizes", [(28, SIZES), (28, (784, 10)), (12, (144, 10))])
+def test_onnx_has_nothing_that_nobody_reads(input, sizes):
+    graph = onnx.load_from_string(to_onnx.export(make_network(4, 4, input, sizes))).graph
+    made = [*graph.initializer, *graph.input]
+    names = [value.name for value in made] + [name for node in graph.node for name in node.output]
+    read = {name for node in graph.node for name in node.input}
+    assert sorted(names) == sorted(set(names))
+    assert set(names) == read - {""} | {output.name for output in graph.output}
+
+
 def test_onnx_does_not_saturate_products():
     """Largest codes everywhere: pairs of products leave int16, where u8 x s8 kernels saturate."""
     layers = []
@@ -315,8 +337,7 @@ def test_lane_words_hold_four_inputs_of_each_output():
 
 def test_page_equals_oracle_at_every_width(page, tmp_path):
     images = random_images(20)
-    for case in CASES:
-        network = make_network(*case)
+    for network in (*(make_network(*case) for case in CASES), make_network(sizes=(784, 256))):
         (tmp_path / "other.html").write_text(to_web.export(network), "utf-8")
         page.goto((tmp_path / "other.html").as_uri())
         np.testing.assert_array_equal(engines.run_page(page, images),

@@ -6,29 +6,30 @@ import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
 
-import config
 import integer
 import model
 import oracle
+import plan
 import predict
+from conftest import IMAGE, make_hyper, rows_of
 
-NET, RAGGED, WIDE = (784, 256, 128, 10), (784, 17, 10), (784, 4096, 10)
-SETTINGS = config.load([])
-
-
-def make_hyper(weight_bits=8, activation_bits=8, **changes):
-    return config.hyper(SETTINGS, WEIGHT_BITS=weight_bits, ACTIVATION_BITS=activation_bits,
-                        **{"COMPUTE": "float32", **changes})
+NET, RAGGED, WIDE = "256 128", "17", "4096"
+CONV = "conv5x4/2 conv3x5 max2 6"       # 24 x 24, 5 channels of 5 x 5, then all of them to 6
 
 
-W8A8, FLOAT = make_hyper(), make_hyper(QAT_ENABLE=False)
+def bits_hyper(weight_bits=8, activation_bits=8, LAYERS=NET, **changes):
+    """make_hyper by widths."""
+    return make_hyper(LAYERS, WEIGHT_BITS=weight_bits, ACTIVATION_BITS=activation_bits, **changes)
+
+
+W8A8, FLOAT = bits_hyper(), bits_hyper(QAT_ENABLE=False)
 
 
 def _gradient(layers, images, labels, hyper):
     """As in a step of training: calibrated scales have none."""
-    return jax.grad(lambda learned: model.loss(model.snap(
-        model.with_scales(learned, layers), hyper), images, labels, hyper))(
-            model.learned(layers, hyper))
+    return jax.grad(lambda moved: model.loss(
+        model.to_layers(model.complete(moved, layers), hyper), images, labels, hyper))(
+            model.trainable(layers))
 
 
 # Jitted: op by op, each shape compiles many small programs.
@@ -36,11 +37,19 @@ is_exact, compute_loss, gradient_of = (jax.jit(function, static_argnames="hyper"
                                        for function in (model.is_exact, model.loss, _gradient))
 
 
-def make_layers(rng, sizes):
+def make_layers(rng, hyper):
     """He-normal weights, and biases that are not zero, without the seconds that init compiles."""
+    shapes = [step.weights for step in hyper.LAYERS if step.has_weights]
     return [model.Layer(rng.normal(0, (2 / i) ** 0.5, (i, o)).astype(np.float32),
-                        rng.normal(0, 0.1, o).astype(np.float32))
-            for i, o in zip(sizes, sizes[1:])]
+                        rng.normal(0, 0.1, o).astype(np.float32)) for i, o in shapes]
+
+
+def images_for(rng, mnist, hyper, count=128):
+    """uint8 [count, I]: MNIST's where they fit, else random."""
+    inputs = plan.inputs(hyper.LAYERS)
+    if inputs == 784:
+        return mnist.test.images[:count]
+    return rng.integers(0, 256, (count, inputs), dtype=np.uint8)
 
 
 def expected_logits(network, images):
@@ -65,7 +74,7 @@ def test_default_network_has_235146_float32_parameters(initial):
     ({}, [256, 128, 1]), ({"PER_CHANNEL": False}, [1, 1, 1]), ({"QAT_ENABLE": False}, None)])
 def test_init_has_the_scales_that_calibrate_replaces(rng, changes, channels):
     """One scale in the last layer, so that argmax reads integers; none in float32."""
-    hyper = make_hyper(**changes)
+    hyper = bits_hyper(**changes)
     layers = jax.eval_shape(lambda key: model.init(key, hyper), jax.random.key(0))
     if channels is None:
         assert all(layer.x_scale is None and layer.w_scale is None for layer in layers)
@@ -101,41 +110,44 @@ def test_pixels_are_exact_codes_on_their_grid():
     np.testing.assert_array_equal(model.pixels(images)[0] * 256, np.arange(256))
 
 
-@pytest.mark.parametrize("side", [14, 12, 10])
-def test_pooled_pixels_are_rounded_means_of_four(rng, side):
-    """Half to even, as every code; each sum that four bytes can have is among them."""
-    images = oracle.images_of_every_sum(rng, side)
-    x = model.pixels(images, make_hyper(INPUT=side, LAYER_SIZES=(side**2, 10)))
-    np.testing.assert_array_equal(np.asarray(x) * 256, oracle.pool_all(images, side))
+def test_init_of_a_convolution_counts_its_patch():
+    hyper = make_hyper("mean2 conv3x400 max2 8")
+    first, *_ = jax.jit(lambda key: model.init(key, hyper))(jax.random.key(0))
+    assert first.w.shape == (9, 400) and first.w_scale.shape == (1, 400)
+    # 5 standard errors of the standard deviation of 3,600 normal numbers.
+    assert abs(np.std(first.w) / (2 / 9) ** 0.5 - 1) < 5 / (2 * 3_600) ** 0.5
 
 
-@pytest.mark.parametrize("sizes", [NET, (784, 10), RAGGED])
-def test_float_forward_equals_float64(rng, mnist, sizes):
-    layers, images = make_layers(rng, sizes), mnist.test.images[:50]
+@pytest.mark.parametrize("line", [NET, "", RAGGED, CONV, "crop20 mean2 conv2x3/3 max2"])
+def test_float_forward_equals_float64(rng, mnist, line):
+    hyper = make_hyper(line, QAT_ENABLE=False)
+    layers, images = make_layers(rng, hyper), mnist.test.images[:50]
     # float32 sums of 784 terms of size 0.1: about 784**0.5 roundings of 1e-8.
-    np.testing.assert_allclose(model.predict(layers, images), oracle.forward(layers, images),
-                               rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(model.predict(layers, images, hyper),
+                               oracle.forward(layers, images, hyper.LAYERS), rtol=1e-5, atol=1e-5)
 
 
 def test_loss_equals_float64_and_stats(rng, mnist):
-    layers, images, labels = make_layers(rng, NET), mnist.test.images[:128], mnist.test.labels[:128]
+    layers, (images, labels) = make_layers(rng, W8A8), rows_of(mnist.test, 0, 128)
     for quantized, share in ((layers, 0), (model.calibrate(layers, images, W8A8), 0.3)):
         logits = np.asarray(model.predict(quantized, images, W8A8), np.float64)
         targets = (1 - share) * np.eye(10)[labels] + share / 10
         log_sums = np.log(np.exp(logits).sum(1, keepdims=True))
         # float32 logits of size 3 to 1e-7 relative, averaged over 128 examples.
         np.testing.assert_allclose(
-            compute_loss(quantized, images, labels, make_hyper(LABEL_SMOOTHING=share)),
+            compute_loss(quantized, images, labels, bits_hyper(LABEL_SMOOTHING=share)),
             (targets * (log_sums - logits)).sum(1).mean(), rtol=1e-6)
         np.testing.assert_allclose(predict.score(np.float32(logits), labels)[0],
                                    oracle.loss(logits, labels), rtol=1e-12)
 
 
-def test_float_gradient_equals_differences_in_float64(rng, mnist):
-    layers = make_layers(rng, (784, 12, 8, 10))
+@pytest.mark.parametrize("line", ["12 8", "conv5x3/2 max2 conv2x4 6", "mean2 conv3x4/3 conv1x3"])
+def test_float_gradient_equals_differences_in_float64(rng, mnist, line):
+    hyper = make_hyper(line, QAT_ENABLE=False)
+    layers = make_layers(rng, hyper)
     images, labels = mnist.train.images[:16], mnist.train.labels[:16]
     arrays = [np.array(a, np.float64) for a in jax.tree.leaves(layers)]
-    gradients = jax.tree.leaves(jax.device_get(gradient_of(layers, images, labels, FLOAT)))
+    gradients = jax.tree.leaves(jax.device_get(gradient_of(layers, images, labels, hyper)))
     for array, gradient in zip(arrays, gradients, strict=True):
         # The entries of most weight, so that no pixel that is always blank is asked.
         largest = np.argsort(-np.abs(gradient).ravel())[:10]
@@ -143,7 +155,8 @@ def test_float_gradient_equals_differences_in_float64(rng, mnist):
             losses, centre, step = [], array[index], 1e-6
             for side in (step, -step):
                 array[index] = centre + side
-                logits = oracle.forward(list(zip(arrays[::2], arrays[1::2])), images)
+                logits = oracle.forward(list(zip(arrays[::2], arrays[1::2])), images,
+                                        hyper.LAYERS)
                 losses.append(oracle.loss(logits, labels))
             array[index] = centre
             # Difference of float64 losses: 1e-16 / 1e-6; the float32 gradient: some 1e-7 relative.
@@ -153,13 +166,14 @@ def test_float_gradient_equals_differences_in_float64(rng, mnist):
 
 @pytest.mark.parametrize("bits", [2, 8])
 def test_quantized_gradient_is_the_float_gradient_at_the_rounded_weights(rng, mnist, bits):
-    hyper, (plain,) = make_hyper(bits), make_layers(rng, (784, 10))
+    hyper = bits_hyper(bits, LAYERS="")
+    plain, = make_layers(rng, hyper)
     images, labels = mnist.train.images[:128], mnist.train.labels[:128]
     layer, = layers = jax.device_get(model.calibrate([plain], images, hyper))
     rounded = model.from_network(model.to_network(layers, hyper))[0][0]
     gradient, = jax.device_get(gradient_of(layers, images, labels, hyper))
     straight, = jax.device_get(gradient_of([model.Layer(rounded.w, rounded.b)], images, labels,
-                                           FLOAT))
+                                           hyper))
     inside = np.abs(layer.w / layer.w_scale) < oracle.code_range(bits, True)[1] + 0.5
     assert inside.any() and (bits == 8 or not inside.all())
     np.testing.assert_allclose(gradient.w, straight.w * inside, atol=1e-7)
@@ -194,24 +208,26 @@ def expected_gradient(layers, x, labels, hyper):
     gh = g2 @ q2.T
     g1 = gh * in_h * (acc > 0)
     g_q1, g_q2 = x.T @ g1, h.T @ g2
-    return [model.Layer(g_q1, g1.sum(0), np.zeros((1, 1)),
-                        by_exponent((g_q1 * by_s1).sum(0, keepdims=True), s1, len(w1), qmax)),
-            model.Layer(g_q2, g2.sum(0),
-                        by_exponent((gh * by_sh).sum(keepdims=True), sh, len(w2), qmax_h),
-                        by_exponent((g_q2 * by_s2).sum(keepdims=True), s2, w2.size, qmax))]
+    return [model.LearnedLayer(
+                g_q1, g1.sum(0), np.zeros((1, 1)),
+                by_exponent((g_q1 * by_s1).sum(0, keepdims=True), s1, len(w1), qmax)),
+            model.LearnedLayer(
+                g_q2, g2.sum(0), by_exponent((gh * by_sh).sum(keepdims=True), sh, len(w2), qmax_h),
+                by_exponent((g_q2 * by_s2).sum(keepdims=True), s2, w2.size, qmax))]
 
 
 def test_gradient_of_learned_scales_equals_backpropagation_in_float64(rng, mnist):
     """For one scale a channel, one a layer and one of activations; the pixels' scale is fixed."""
-    hyper = make_hyper(3, 2, SCALES="learned", INPUT=10, LAYER_SIZES=(100, 12, 10))
+    hyper = bits_hyper(3, 2, "crop20 mean2 12", SCALES="learned")
     images, labels = mnist.train.images[:64], mnist.train.labels[:64]
     # Some numbers are inside their grid and some beyond.
-    layers = [layer._replace(x_scale=np.full((1, 1), -0.7, np.float32), w_scale=np.float32(
+    layers = [model.LearnedLayer(layer.w, layer.b, np.full((1, 1), -0.7, np.float32), np.float32(
         np.log2(np.abs(layer.w).max() / 3) - rng.uniform(0, 1.4, (1, count))))
-        for layer, count in zip(make_layers(rng, hyper.LAYER_SIZES), (12, 1))]
-    expected = expected_gradient(layers, oracle.pool_all(images, 10) / 256, labels, hyper)
+        for layer, count in zip(make_layers(rng, hyper), (12, 1))]
+    pixels = oracle.pool_all(images, hyper.LAYERS) / 256
+    expected = expected_gradient(layers, pixels, labels, hyper)
     found = jax.device_get(gradient_of(layers, images, labels, hyper))
-    for name in model.Layer._fields:
+    for name in model.LearnedLayer._fields:
         for layer, other in zip(found, expected):
             array, other = getattr(layer, name), getattr(other, name)
             # float32 sums of 64 and 1,200 terms of both signs.
@@ -219,24 +235,89 @@ def test_gradient_of_learned_scales_equals_backpropagation_in_float64(rng, mnist
             assert array.all() or name == "w" or not other.any()
 
 
-@pytest.mark.parametrize("hyper, sizes, batches", [
-    (W8A8, NET, (1, 7, 128)), (make_hyper(4, 8), RAGGED, (7,)), (make_hyper(2, 4), RAGGED, (7,)),
-    (make_hyper(1, 1), RAGGED, (7,)), (make_hyper(PER_CHANNEL=False), NET, (7,)),
-    (make_hyper(3, 2, PER_CHANNEL=False), RAGGED, (7,)), (make_hyper(1, 8), RAGGED, (1, 128)),
-    (make_hyper(5, 6, INPUT=14, LAYER_SIZES=(196, 10)), (196, 10), (7,)),
-    (make_hyper(COMPUTE="bfloat16"), RAGGED, (7,)),
-    (make_hyper(2, 3, COMPUTE="bfloat16"), RAGGED, (128,)),
-    (make_hyper(COMPUTE="bfloat16"), NET, (1, 7, 128)),
-    (make_hyper(1, 8, COMPUTE="bfloat16"), RAGGED, (7,)),
-    (make_hyper(5, 6, COMPUTE="bfloat16", INPUT=14, LAYER_SIZES=(196, 10)), (196, 10), (7,))])
-def test_training_logits_are_the_integer_accumulators(rng, mnist, hyper, sizes, batches):
-    layers, images = make_layers(rng, sizes), mnist.test.images[:128]
-    layers = model.calibrate(layers, mnist.train.images[:128], hyper)
+PLANS = [("conv3x3", IMAGE), (CONV, IMAGE), ("mean2 conv7x5/3 conv1x4 max2", IMAGE),
+         ("crop9 mean2 conv2x3 6", (13, 12, 3)), ("conv3x4/2 max2 7", (1, 40, 3))]
+CASES = [
+    (W8A8, (1, 7, 128)), (bits_hyper(4, 8, RAGGED), (7,)), (bits_hyper(2, 4, RAGGED), (7,)),
+    (bits_hyper(1, 1, RAGGED), (7,)), (bits_hyper(PER_CHANNEL=False), (7,)),
+    (bits_hyper(3, 2, RAGGED, PER_CHANNEL=False), (7,)), (bits_hyper(1, 8, RAGGED), (1, 128)),
+    (bits_hyper(5, 6, "mean2"), (7,)), (bits_hyper(8, 8, RAGGED, COMPUTE="bfloat16"), (7,)),
+    (bits_hyper(2, 3, RAGGED, COMPUTE="bfloat16"), (128,)),
+    (bits_hyper(COMPUTE="bfloat16"), (1, 7, 128)),
+    (bits_hyper(1, 8, RAGGED, COMPUTE="bfloat16"), (7,)),
+    (bits_hyper(5, 6, "mean2", COMPUTE="bfloat16"), (7,)),
+    *[(bits_hyper(*bits, line, shape=shape, COMPUTE=compute), (7,))
+      for (line, shape), bits in zip(PLANS, [(8, 8), (4, 8), (3, 4), (2, 5), (1, 8)])
+      for compute in ("float32", "bfloat16")]]
+
+
+@pytest.mark.parametrize("scales", ["calibrated", "learned"])
+@pytest.mark.parametrize("hyper, batches", CASES, ids=range(len(CASES)))
+def test_training_logits_are_the_integer_accumulators(rng, mnist, hyper, batches, scales):
+    layers, images = make_layers(rng, hyper), images_for(rng, mnist, hyper)
+    layers = model.calibrate(layers, images, hyper)
+    if scales == "learned":                     # anywhere near, as training leaves them
+        layers = [layer._replace(
+            x_exponent=layer.x_exponent + rng.uniform(0, 0.9, (1, 1)).astype(np.float32),
+            w_exponent=layer.w_exponent + rng.uniform(
+                -1.2, 1.2, layer.w_exponent.shape).astype(np.float32))
+            for layer in jax.device_get(model.to_learned(layers))]
+        layers = jax.jit(model.to_layers, static_argnames="hyper")(layers, hyper)
     expected = expected_logits(model.to_network(layers, hyper), images)
     assert np.ptp(expected, axis=0).all()       # no logit is a constant
     for batch in batches:
         logits = model.predict(layers, images[:batch], hyper)
         np.testing.assert_array_equal(logits, expected[:batch])
+
+
+@pytest.mark.parametrize("line, shape", [("5", (6,)), ("", (6,)), ("conv3x4/2 max2 7", (1, 40, 3))])
+def test_centred_features_are_folded_into_the_first_bias(rng, line, shape):
+    """Training sees codes less the mean's code, a deployed network bytes: the same logits."""
+    hyper = bits_hyper(4, 6, line, shape=shape)
+    centred = hyper._replace(LAYERS=plan.centred(hyper.LAYERS))
+    zero = rng.integers(0, 256, shape[-1])
+    zero[:3] = 0, 128, 255
+    codes = rng.integers(0, 256, (50, *shape), dtype=np.uint8)
+    less = (codes - zero).astype(np.int16)
+    layers = model.calibrate(make_layers(rng, hyper), less, centred)
+    network = model.to_network(layers, centred, zero)
+    assert network.steps == hyper.LAYERS and bool(is_exact(layers, centred))
+    expected = expected_logits(network, codes)
+    assert np.ptp(expected, axis=0).all()
+    for compute in ("float32", "bfloat16"):
+        logits = model.predict(layers, less, centred._replace(COMPUTE=compute))
+        np.testing.assert_array_equal(logits, expected)
+    np.testing.assert_array_equal(integer.make_engine(network, "numpy")(codes),
+                                  oracle.run(network, codes))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1e4])
+def test_centred_layer_that_training_takes_is_a_legal_network(rng, scale):
+    """Whatever the mean's codes are: its floor counts what centring adds to the bias."""
+    hyper = bits_hyper(8, 8, "5", shape=(300,))
+    hyper = hyper._replace(LAYERS=plan.centred(hyper.LAYERS))
+    layers = [layer._replace(w=np.abs(layer.w) * np.float32(scale))
+              for layer in make_layers(rng, hyper)]
+    codes = rng.integers(-255, 256, (20, 300)).astype(np.int16)
+    layers = model.calibrate(layers, codes, hyper)
+    assert bool(is_exact(layers, hyper))
+    for zero in (0, 255):
+        network = model.to_network(layers, hyper, np.full(300, zero))
+        assert max(map(np.max, oracle.worst_accumulators(network))) < 2**24
+
+
+def test_gradient_of_a_tied_maximum_is_shared():
+    """Codes tie often. Halves at each of three comparisons: an eighth to the first two of a
+    window, a quarter to the third, half to the last; all of it to one that is alone."""
+    steps = plan.parse("conv1x1 max2", (2, 2, 1), 2)
+
+    def largest(x):
+        return plan.walk(steps, x.reshape(1, 2, 2, 1), lambda i, x: x)[0, 0]
+
+    for values, eighths in (([3, 3, 3, 3], [1, 1, 2, 4]), ([1, 3, 2, 0], [0, 8, 0, 0]),
+                            ([3, 1, 3, 2], [4, 0, 4, 0]), ([0, 3, 1, 3], [0, 4, 0, 4])):
+        found = jax.grad(largest)(np.float32(values))
+        np.testing.assert_array_equal(found, np.array(eighths) / 8)
 
 
 ADVERSARIES = {
@@ -251,13 +332,14 @@ ADVERSARIES = {
 
 
 @pytest.mark.parametrize("damage", ADVERSARIES.values(), ids=ADVERSARIES)
-@pytest.mark.parametrize("hyper, sizes", [
-    (W8A8, NET), (make_hyper(PER_CHANNEL=False), WIDE), (make_hyper(1, 8), WIDE),
-    (make_hyper(2, 4), RAGGED)])
-def test_calibration_keeps_every_accumulator_exact(rng, mnist, damage, hyper, sizes):
+@pytest.mark.parametrize("hyper", [
+    W8A8, bits_hyper(8, 8, WIDE, PER_CHANNEL=False), bits_hyper(1, 8, WIDE),
+    bits_hyper(2, 4, RAGGED), bits_hyper(8, 8, CONV), bits_hyper(1, 8, CONV, PER_CHANNEL=False)],
+    ids=range(6))
+def test_calibration_keeps_every_accumulator_exact(rng, mnist, damage, hyper):
     images = mnist.train.images[:128]
     layers = [model.Layer(*(np.asarray(a, np.float32) for a in damage(layer.w, layer.b)))
-              for layer in make_layers(rng, sizes)]
+              for layer in make_layers(rng, hyper)]
     layers = model.calibrate(layers, images, hyper)
     network = model.to_network(layers, hyper)   # proves the bound and every shift, as load does
     assert max(worst.max() for worst in oracle.worst_accumulators(network)) < 2**24
@@ -265,40 +347,40 @@ def test_calibration_keeps_every_accumulator_exact(rng, mnist, damage, hyper, si
                                   expected_logits(network, images[:5]))
 
 
-SNAPPED = [make_hyper(*bits, SCALES="learned", INPUT=side, LAYER_SIZES=sizes,
-                      PER_CHANNEL=bits != (4, 8))
-           for bits, side, sizes in (((8, 8), 14, (196, 4, 3, 2)), ((4, 8), 28, (784, 4, 2)),
-                                     ((3, 4), 12, (144, 4, 2)), ((2, 2), 10, (100, 4, 2)),
-                                     ((1, 1), 14, (196, 4, 2)))]
+LEARNED = [bits_hyper(*bits, line, classes=2, SCALES="learned", PER_CHANNEL=bits != (4, 8))
+           for bits, line in (((8, 8), "mean2 4 3"), ((4, 8), "4"), ((3, 4), "crop24 mean2 4"),
+                              ((2, 2), "crop20 mean2 4"), ((1, 1), "mean2 4"),
+                              ((3, 8), "crop20 mean2 conv3x3/2 max2"),
+                              ((8, 8), "mean2 conv5x2/3 conv2x3"))]
 
 
 @partial(jax.jit, static_argnames="hyper")
-def snap_and_run(layers, images, hyper):
-    """(Layers with snapped scales, whether they are exact, logits)."""
-    layers = model.snap(layers, hyper)
+def round_and_run(layers, images, hyper):
+    """(Layers with rounded scales, whether they are exact, logits)."""
+    layers = model.to_layers(layers, hyper)
     return layers, model.is_exact(layers, hyper), model.forward(layers, images, hyper)
 
 
-@given(hyper=st.sampled_from(SNAPPED), seed=st.integers(0, 99),
+@given(hyper=st.sampled_from(LEARNED), seed=st.integers(0, 99),
        damage=st.sampled_from([lambda w, b: (w, b), *ADVERSARIES.values()]),
        exponents=st.lists(st.floats(-24, 8, width=32) | st.floats(-300, 300, width=32),
                           min_size=6, max_size=6))
-@example(hyper=SNAPPED[0], seed=0, damage=lambda w, b: (w, b), exponents=[-300.0] * 6)
-@example(hyper=SNAPPED[0], seed=0, damage=lambda w, b: (w, b), exponents=[300.0] * 6)
-@example(hyper=SNAPPED[0], seed=0, damage=lambda w, b: (w, b),
+@example(hyper=LEARNED[0], seed=0, damage=lambda w, b: (w, b), exponents=[-300.0] * 6)
+@example(hyper=LEARNED[0], seed=0, damage=lambda w, b: (w, b), exponents=[300.0] * 6)
+@example(hyper=LEARNED[0], seed=0, damage=lambda w, b: (w, b),
          exponents=[0, -9.5, -8.4, -10.2, -7.6, -9.0])
 def test_learned_scales_of_any_exponents_stay_exact(hyper, seed, damage, exponents):
     """Or is_exact says so; and their training logits are the integers' bit for bit."""
     rng = np.random.default_rng(seed)
     layers = [model.Layer(*(np.asarray(a, np.float32) for a in damage(layer.w, layer.b)))
-              for layer in make_layers(rng, hyper.LAYER_SIZES)]
-    layers = [layer._replace(x_scale=np.full((1, 1), x, np.float32),
-                             w_scale=np.full((1, layer.w.shape[1]), w, np.float32))
+              for layer in make_layers(rng, hyper)]
+    layers = [model.LearnedLayer(layer.w, layer.b, np.full((1, 1), x, np.float32),
+                                 np.full((1, layer.w.shape[1]), w, np.float32))
               for layer, x, w in zip(layers, exponents[::2], exponents[1::2])]
     alone = slice(-1 if hyper.PER_CHANNEL else None, None)      # layers of one scale
-    layers[alone] = [layer._replace(w_scale=layer.w_scale[:, :1]) for layer in layers[alone]]
+    layers[alone] = [layer._replace(w_exponent=layer.w_exponent[:, :1]) for layer in layers[alone]]
     images = rng.integers(0, 256, (3, 784), dtype=np.uint8)
-    layers, exact, logits = jax.device_get(snap_and_run(layers, images, hyper))
+    layers, exact, logits = jax.device_get(round_and_run(layers, images, hyper))
     assert exact == accepts(layers, hyper)
     assert exact or max(exponents) > 16         # only scales that nothing could need
     if exact:
@@ -308,7 +390,7 @@ def test_learned_scales_of_any_exponents_stay_exact(hyper, seed, damage, exponen
 
 def test_calibrated_activation_grid_covers_what_it_saw(rng, mnist):
     images = mnist.train.images[:128]
-    layers = jax.device_get(model.calibrate(make_layers(rng, NET), images, W8A8))
+    layers = jax.device_get(model.calibrate(make_layers(rng, W8A8), images, W8A8))
     x = images / np.float32(256)
     for layer, following in zip(layers, layers[1:]):
         x = np.maximum(x @ layer.w + layer.b, 0)
@@ -318,11 +400,11 @@ def test_calibrated_activation_grid_covers_what_it_saw(rng, mnist):
 
 def test_network_has_the_documented_arrays(rng, mnist):
     for per_channel in (True, False):
-        hyper = make_hyper(PER_CHANNEL=per_channel)
-        layers = model.calibrate(make_layers(rng, NET), mnist.train.images[:128], hyper)
+        hyper = bits_hyper(PER_CHANNEL=per_channel)
+        layers = model.calibrate(make_layers(rng, hyper), mnist.train.images[:128], hyper)
         network = model.to_network(layers, hyper)
         assert network[1:3] == (8, 8) and type(network.logit_exponent) is int
-        for layer, inputs, outputs in zip(network.layers, NET, NET[1:]):
+        for layer, (inputs, outputs) in zip(network.layers, [(784, 256), (256, 128), (128, 10)]):
             found = [(type(array), array.dtype.name, array.shape) for array in layer
                      if array is not None]
             expected = [("int8", (inputs, outputs)), ("int32", (outputs,)), ("int8", (outputs,))]
@@ -330,8 +412,10 @@ def test_network_has_the_documented_arrays(rng, mnist):
         assert [layer.shift is None for layer in network.layers] == [False, False, True]
 
 
-FEW = {bits: model.from_network(oracle.random_network(np.random.default_rng(5), (6, 4, 3, 2), bits))
-       for bits in (1, 8)}      # so small that hypothesis may ask often
+FEW = {(bits, line): model.from_network(oracle.random_network(
+    np.random.default_rng(5), plan.parse(line, shape, 2), bits))
+    for line, shape in (("4 3", (6,)), ("conv2x2 max2 3", (4, 4, 1)))
+    for bits in (1, 8)}         # so small that hypothesis may ask often
 
 
 def accepts(layers, hyper):
@@ -344,15 +428,16 @@ def accepts(layers, hyper):
     return True
 
 
-@given(bits=st.sampled_from(list(FEW)), at=st.integers(0, 2), growth=st.floats(1, 1e6, width=32),
+@given(few=st.sampled_from(list(FEW)), at=st.integers(0, 2), growth=st.floats(1, 1e6, width=32),
        bias=st.floats(-1e6, 1e6, width=32), coarser=st.integers(-16, 16))
-@example(bits=8, at=1, growth=1.0, bias=0.0, coarser=0)
-@example(bits=8, at=0, growth=1.0, bias=1e6, coarser=0)
-@example(bits=8, at=1, growth=1.0, bias=0.0, coarser=16)
-@example(bits=8, at=2, growth=1.0, bias=0.0, coarser=120)
-def test_is_exact_where_to_network_accepts(bits, at, growth, bias, coarser):
+@example(few=(8, "4 3"), at=1, growth=1.0, bias=0.0, coarser=0)
+@example(few=(8, "4 3"), at=0, growth=1.0, bias=1e6, coarser=0)
+@example(few=(8, "4 3"), at=1, growth=1.0, bias=0.0, coarser=16)
+@example(few=(8, "4 3"), at=2, growth=1.0, bias=0.0, coarser=120)
+@example(few=(8, "conv2x2 max2 3"), at=0, growth=1.0, bias=1e6, coarser=0)
+def test_is_exact_where_to_network_accepts(few, at, growth, bias, coarser):
     """For weights that an epoch moved after their scale was set, and for scales that don't fit."""
-    layers, hyper = FEW[bits]
+    layers, hyper = FEW[few]
     moved = layers[at]._replace(w=layers[at].w * np.float32(growth),
                                 b=layers[at].b + np.float32(bias),
                                 w_scale=layers[at].w_scale * np.float32(2.0**coarser))
@@ -374,17 +459,20 @@ def test_is_exact_ends_at_the_bound_itself(at, excess):
                          np.ones(inputs, np.int8))
     chain = ([layer, wide] if at == 0 else [wide, layer, wide])
     chain[-1] = chain[-1]._replace(shift=None)
-    network = integer.Network(tuple(chain), 8, 8, -20)
+    network = integer.Network(tuple(chain), 8, 8, -20,
+                              plan.perceptron([layer.w_q for layer in chain]))
     assert max(map(np.max, oracle.worst_accumulators(network))) == 2**24 + excess
     layers, hyper = model.from_network(network)
     assert bool(is_exact(layers, hyper)) == accepts(layers, hyper) == (excess < 0)
 
 
-@pytest.mark.parametrize("bits, inputs", [((8, 8), 60), ((4, 2, 14), 196), ((1, 1, 10), 100)])
-def test_layers_of_a_network_compute_its_integers_and_give_it_back(rng, bits, inputs):
-    network = oracle.random_network(rng, (inputs, 20, 13, 10), *bits)
+@pytest.mark.parametrize("bits, line, shape", [
+    ((8, 8), "20 13", (60,)), ((4, 2), "mean2 20 13", IMAGE), ((1, 1), "crop20 mean2 20 13", IMAGE),
+    ((3, 8), CONV, IMAGE), ((8, 4), "conv3x4/2 max2", (1, 40, 3))])
+def test_layers_of_a_network_compute_its_integers_and_give_it_back(rng, bits, line, shape):
+    network = oracle.random_network(rng, plan.parse(line, shape, 10), *bits)
     layers, hyper = model.from_network(network)
-    images = rng.integers(0, 256, (7, integer.pixels(network.input, inputs)), dtype=np.uint8)
+    images = rng.integers(0, 256, (7, *shape), dtype=np.uint8)
     np.testing.assert_array_equal(model.predict(layers, images, hyper),
                                   expected_logits(network, images))
     again = model.to_network(layers, hyper)
@@ -395,8 +483,8 @@ def test_layers_of_a_network_compute_its_integers_and_give_it_back(rng, bits, in
 
 
 def test_free_scales_have_no_integers(rng, mnist):
-    hyper = make_hyper(POWER_OF_TWO_SCALES=False)
-    layers = model.calibrate(make_layers(rng, RAGGED), mnist.train.images[:128], hyper)
+    hyper = bits_hyper(8, 8, RAGGED, POWER_OF_TWO_SCALES=False)
+    layers = model.calibrate(make_layers(rng, hyper), mnist.train.images[:128], hyper)
     with pytest.raises(ValueError, match="^free scales have no integers; .*POWER_OF_TWO_SCALES"):
         model.to_network(layers, hyper)
 
@@ -404,9 +492,10 @@ def test_free_scales_have_no_integers(rng, mnist):
 def test_deep_chain_of_dead_layers_is_a_legal_network():
     """Scales stop at their floor, however small what they see becomes."""
     images = np.arange(5, dtype=np.uint8)[:, None]
+    hyper = bits_hyper(8, 8, "1 1 1 1 1", shape=(1,), classes=1)
     for weight in (0, 1e-3):
         layers = [model.Layer(np.full((1, 1), weight, np.float32), np.zeros(1, np.float32))] * 6
-        network = model.to_network(model.calibrate(layers, images, W8A8), W8A8)
+        network = model.to_network(model.calibrate(layers, images, hyper), hyper)
         np.testing.assert_array_equal(integer.make_engine(network, "numpy")(images),
                                       oracle.run(network, images))
 
@@ -421,3 +510,36 @@ def test_long_shift_is_cut_to_one_that_gives_zero_too(rng):
     assert set(found.layers[0].shift) == {integer.MAX_SHIFT}
     images = rng.integers(0, 256, (5, 6), dtype=np.uint8)
     np.testing.assert_array_equal(oracle.run(found, images), np.tile(found.layers[1].b_q, (5, 1)))
+
+
+@pytest.mark.parametrize("line", ["20", CONV])
+@pytest.mark.parametrize("quantized", [True, False])
+def test_no_image_has_no_logits(rng, line, quantized):
+    """However a program asks: an empty batch is one of no rows."""
+    hyper = bits_hyper(8, 8, line, QAT_ENABLE=quantized)
+    layers, images = make_layers(rng, hyper), np.zeros((0, 784), np.uint8)
+    if quantized:
+        layers = model.calibrate(layers, rng.integers(0, 256, (9, 784), dtype=np.uint8), hyper)
+        network = model.to_network(layers, hyper)
+        for engine in ("numpy", "jax"):
+            assert predict.make_predictor(network, engine)(images).shape == (0, 10)
+    assert model.predict(layers, images, hyper).shape == (0, 10)
+
+
+def test_prediction_in_blocks_is_that_of_all_at_once(rng, mnist, monkeypatch):
+    """Of a float network and of free scales, where each image's sums do not depend on the others
+    but for their order."""
+    images, steps = mnist.test.images[:11], make_hyper(CONV).LAYERS
+    free = bits_hyper(8, 8, CONV, POWER_OF_TWO_SCALES=False)
+    layers = make_layers(rng, free)
+    floats = integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers), steps)
+    scaled = model.calibrate(layers, images, free)
+    whole = [predict.make_predictor(floats)(images), predict.make_predictor(scaled, hyper=free)(
+        images)]
+    monkeypatch.setattr(plan, "block_size", lambda steps: 4)
+    blocks = [predict.make_predictor(floats)(images), predict.make_predictor(scaled, hyper=free)(
+        images)]
+    for found, expected in zip(blocks, whole):
+        assert found.shape == (11, 10)
+        # Products of another shape sum float32 in another order.
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

@@ -31,16 +31,16 @@ int main(void)
         send(*at);
     for (;;) {
         int32_t logits[MLP_CLASSES];
-        for (uint16_t i = 0; i < MLP_INPUTS; i++) {
+        for (uint8_t *byte = image; byte < image + MLP_INPUTS; byte++) {
             while (!(UCSR0A & (1 << RXC0)))
                 continue;
-            image[i] = UDR0;
+            *byte = UDR0;
         }
         GPIOR0 = 1;
         int best = mlp_predict(image, logits);
         GPIOR0 = 0;
         print(best, ' ');
-        for (uint8_t o = 0; o < MLP_CLASSES; o++)
+        for (int o = 0; o < MLP_CLASSES; o++)
             print(logits[o], o + 1 < MLP_CLASSES ? ' ' : '\n');
     }
 }

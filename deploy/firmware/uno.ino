@@ -24,7 +24,7 @@ void loop()
     int best = mlp_predict(image, logits);
     uint32_t taken = micros() - start;
     Serial.print(best);
-    for (uint8_t o = 0; o < MLP_CLASSES; o++) {
+    for (int o = 0; o < MLP_CLASSES; o++) {
         Serial.print(' ');
         Serial.print(logits[o]);
     }
