@@ -99,7 +99,7 @@ def test_integers_of_any_dtype_make_the_same_network(rules, kind):
 ONE = [([[1, 2]], [3, 4])]          # a network of one layer
 REFUSED = {
     "scale of I": (lambda: quant.fake_quantize(W, np.ones(6), 4), r"scale \(6,\).*\(6, 3\)"),
-    "scale in a column": (lambda: quant.fake_quantize(W[:, :1], np.ones((1, 3)), 4), "does not fit"),
+    "a column's scale": (lambda: quant.fake_quantize(W[:, :1], np.ones((1, 3)), 4), "does not fit"),
     "scale of more axes": (lambda: quant.quantize(W, np.ones((1, 1, 3)), 4), "does not fit"),
     "floor": (lambda: quant.compute_scale(W, 8, floor=np.ones(4)), r"floor \(4,\)"),
     "0 bits": (lambda: quant.fake_quantize(W, 1, 0), "bits 0 is not in 1..24"),
