@@ -74,10 +74,8 @@ def float_params(hyper):
 
 
 def floor_epoch(hyper, steps, lanes=1, rate=1e-6):
-    """An epoch's matrix products in hyper.COMPUTE and the update alone, for lanes side by side.
-
-    What no quantizer and no loss can undercut. Returns the function; it gives the updated weights.
-    """
+    """A function that does an epoch's matrix products in hyper.COMPUTE and the update alone, for
+    lanes side by side, and gives the weights: what no quantizer and no loss can undercut."""
     mesh = devices.make_mesh(lanes, data_parallel=False)
     shape = hyper.BATCH_SIZE, plan.sizes(hyper.LAYERS)[0]
     x = jax.random.uniform(jax.random.key(1), shape) * 1e-2
@@ -237,19 +235,15 @@ def whole_run(arguments, seed, label="", cache=""):
 
 def whole_runs(label, arguments, seeds, cached=False):
     """whole_run with each seed in turn; cached: after one that fills a cache of programs."""
-    if not cached:
-        return [whole_run(arguments, seed, label) for seed in seeds]
     with tempfile.TemporaryDirectory() as cache:
-        whole_run(arguments, seeds[0], label, cache)
-        return [whole_run(arguments, seed, label, cache) for seed in seeds]
+        if cached:
+            whole_run(arguments, seeds[0], label, cache)
+        return [whole_run(arguments, seed, label, cache if cached else "") for seed in seeds]
 
 
 def saving_cost(settings, data):
-    """Seconds an epoch without and with the state saved as in a run, in turns of SAVED_EPOCHS.
-
-    Returns:
-      {"not saved" or "saved": list of REPEATS seconds}. A block ends when its last save has.
-    """
+    """{"not saved" or "saved", as a run does: seconds an epoch, of REPEATS blocks of SAVED_EPOCHS};
+    a block ends when its last save has."""
     hyper = hyper_of(settings, data, MAX_EPOCHS=1_000_000, PATIENCE=1_000_000)
     epochs = loop.epochs(loop.start([settings.LEARNING_RATE], [settings.SEED], hyper), data.train,
                          data.val, hyper)
@@ -287,9 +281,9 @@ def main(argv):
     sweeps = {"single run": lane_epochs(settings, data, 1),
               f"sweep of {lanes} runs": lane_epochs(settings, data, lanes),
               **lane_floors(settings, data)}
-    rows = [{"part": part, "label": label, "seconds": seconds} for part, times in (
-        ("epoch", epochs), ("lane-epoch", sweeps), ("saving", saving_cost(settings, data)))
-        for label, seconds in times.items()]
+    measured = {"epoch": epochs, "lane-epoch": sweeps, "saving": saving_cost(settings, data)}
+    rows = [{"part": part, "label": label, "seconds": seconds}
+            for part, contenders in measured.items() for label, seconds in contenders.items()]
     for row in rows:
         print(f"{row['part']}: {row['label']}: {stats.median_range(row['seconds'], 3)} s")
     seeds, fast = range(settings.SEED, settings.SEED + 5), ["recipes/fast.toml", *argv]
@@ -297,12 +291,9 @@ def main(argv):
              *whole_runs("the same, `--COMPUTE=float32`", [*argv, "--COMPUTE=float32"], seeds[:3]),
              *whole_runs("`recipes/fast.toml`", fast, seeds),
              *whole_runs("the same, compiled before", fast, seeds, cached=True)]
-    multiply = epochs["same operations at the GEMM rate"]
-    flops = flops_per_epoch(plan.sizes(hyper_of(settings, data).LAYERS), settings.BATCH_SIZE,
-                            len(data.train.labels) // settings.BATCH_SIZE)
+    rate = gemm()[1] / np.median(times["same operations at the GEMM rate"])
     results.write_result(Path(settings.RESULTS_DIR) / "training_bench.json", settings._asdict(),
-                         rows, compute=settings.COMPUTE,
-                         gemm_gflops=flops / np.median(multiply) / 1e9)
+                         rows, compute=settings.COMPUTE, gemm_gflops=rate / 1e9)
 
 
 if __name__ == "__main__":
