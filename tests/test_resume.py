@@ -20,7 +20,7 @@ import plan
 from conftest import ROOT, wait_for_epoch
 from machine import files
 from machine.files import InputError
-from runner import experiment, state as runs
+from runner import experiment, keep, state as runs
 from training import loop
 
 SHORT = [*TINY, "--MAX_EPOCHS=5", "--ABLATION_MAX_EPOCHS=5", "--ABLATION_SEEDS=2",
@@ -196,11 +196,12 @@ def test_damaged_state_is_refused_in_one_line(unfinished, script, damage):
 
 
 def test_a_second_process_with_the_same_switches_is_refused(folder, tmp_path, script):
-    settings = config.load(SHORT + places(folder, tmp_path))
+    words = [*SHORT, *places(folder, tmp_path), "--ADAPT=False"]
+    settings = config.load(words)
     data = experiment.load_data(settings)
-    name = runs.name("train", [experiment.facts(settings, data)])
+    name = runs.folder_name("train", data.sha256, [keep.switches_of(settings)])
     with files.locked(tmp_path / "runs" / name):
-        result = script(main_train.main, *SHORT, *places(folder, tmp_path))
+        result = script(main_train.main, *words)
     assert_refused(result)
     assert "in use" in result[2][0]
 
