@@ -51,9 +51,9 @@ def test_training_writes_its_weights_and_result_and_nothing_else(shell):
         "runs", "train.json", "weights_int8.npz"]
     run = (shell.path / "runs" / "latest").resolve()
     assert sorted(path.name for path in (shell.path / "runs").iterdir()) == [
-        "inference.json", "latest", run.name]
+        "confusion.png", "inference.json", "latest", run.name]
     assert sorted(path.name for path in run.iterdir()) == [
-        ".lock", "history0.csv", "train.json", "weights_int8.npz"]
+        ".lock", "all", "history0.csv", "train.json", "weights_int8.npz"]
     for name in ("train.json", "weights_int8.npz"):
         assert (run / name).read_bytes() == (shell.path / name).read_bytes()
     size = (shell.path / "weights_int8.npz").stat().st_size
@@ -252,7 +252,7 @@ def test_a_worse_run_stays_in_its_folder_and_is_the_one_that_inference_takes(tmp
     assert (tmp_path / "weights_int8.npz").read_bytes() == better
     assert json.loads((tmp_path / "train.json").read_text())["rows"][0]["epochs"] == 2
     assert (tmp_path / "runs" / "latest" / "weights_int8.npz").read_bytes() != better
-    _, tested, _ = script(main_inference.main, *TINY, *usual)
+    _, tested, _ = script(main_inference.main, *TINY, "--LEARNING_RATE=0.02", *usual)
     assert accuracy_in(tested) == accuracy_in(lines)
 
 
@@ -275,6 +275,9 @@ def test_a_model_of_other_data_is_named(tmp_path, folder, script, mnist):
     write_folder(other, *(type(split)(split.images[50:150], split.labels[50:150])
                           for split in (mnist.train, mnist.test)))
     _, same, _ = script(main_inference.main, *TINY, *usual)
-    _, lines, _ = script(main_inference.main, *TINY, *usual, f"--DATA_DIR={other}")
+    elsewhere = [*TINY, *usual, f"--DATA_DIR={other}"]
+    assert_refused(script(main_inference.main, *elsewhere))     # no model of these data
+    _, lines, _ = script(main_inference.main, *elsewhere,
+                         f"--WEIGHTS={tmp_path / 'weights_int8.npz'}")
     assert not any("note:" in line for line in same)
     assert f"note: this model was trained on {folder.name}, not on other" in lines
