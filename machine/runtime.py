@@ -41,14 +41,19 @@ def set_strict():
         jax.config.update("jax_num_cpu_devices", environment()["cores"])
 
 
+def _reason(error):
+    """The first line of what JAX says; "" where it says nothing."""
+    return str(error).strip().partition("\n")[0]
+
+
 def _check_devices():
     """InputError unless JAX finds the devices that the environment asks for."""
     try:
         jax.devices()
     except Exception as error:                  # JAX raises many kinds here, one without a word
-        reason = (str(error).splitlines() or ["there is no such device here"])[0]
         raise InputError(f"JAX can't start on JAX_PLATFORMS = "
-                         f"{os.environ.get('JAX_PLATFORMS', '')!r}: {reason}") from None
+                         f"{os.environ.get('JAX_PLATFORMS', '')!r}: "
+                         f"{_reason(error) or 'there is no such device here'}") from None
 
 
 @functools.cache
@@ -153,9 +158,8 @@ def set_up(cache_dir="", coordinator="", processes=1, process_id=0):
         jax.distributed.initialize(**named, initialization_timeout=JOIN_SECONDS,
                                    heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except Exception as error:      # JAX raises many kinds here
-        reason = str(error).strip().splitlines()[0]
         raise InputError(f"COORDINATOR = {coordinator!r}: can't join the other processes: "
-                         f"{reason}") from None
+                         f"{_reason(error)}") from None
     _check_devices()                            # not before: it would start JAX alone
 
 

@@ -22,7 +22,7 @@ from machine.script import forget_environment
 from runner import experiment, state
 
 # Quick, and few steps: summation order makes data-parallel floats drift apart over many.
-SWITCHES = ["--LAYER_SIZES=784,16,10", "--VAL_EXAMPLES=200", "--ABLATION_SEEDS=2",
+SWITCHES = ["--LAYERS=16", "--VAL_EXAMPLES=200", "--ABLATION_SEEDS=2",
             "--LR_ABLATION_RATES=0.1,0.01", "--ABLATION_MAX_EPOCHS=2", f"--CACHE_DIR={CACHE}"]
 LONG = ["--LR_ABLATION_MODE=True", "--ABLATION_MAX_EPOCHS=100000", "--PATIENCE=100000"]
 
@@ -99,7 +99,7 @@ def test_two_processes_give_the_result_of_one(tmp_path, start, mode):
         assert results[0]["rows"] == results[1]["rows"]         # bit for bit, hashes too
     else:
         # The gradient's sum over examples is split differently, so floats round differently.
-        losses = [result["row"]["history"]["train_loss"] for result in results]
+        losses = [result["rows"][0]["history"]["train_loss"] for result in results]
         np.testing.assert_allclose(losses[0], losses[1], rtol=5e-3)
 
 
