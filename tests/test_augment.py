@@ -1,8 +1,9 @@
 """augment: warps against a slow float64 resampling, and maps that can be told in advance."""
-import augment
 import jax
 import numpy as np
 import pytest
+
+from training import augment
 
 warp = jax.jit(augment.warp, static_argnames="strength")
 resample = jax.jit(jax.vmap(augment._resample))

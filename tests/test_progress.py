@@ -4,14 +4,14 @@ import re
 import numpy as np
 import pytest
 
-import config
-import training
+from conftest import make_hyper
 from runner import experiment, progress
+from training import loop, stopping
 
 
 def sweep_of(lanes, epochs, hyper, rng):
     """A Sweep judged on made-up losses that mostly fall; some lanes end before the others."""
-    sweep = training.Sweep(
+    sweep = loop.Sweep(
         np.float32(range(1, lanes + 1)), np.arange(lanes, dtype=np.uint32), None, None,
         np.zeros(lanes, np.int32), np.full(lanes, np.inf), np.zeros(lanes, np.int32),
         np.zeros(lanes, np.uint8), np.zeros((lanes, 0, 3)), np.zeros(0), np.zeros(()))
@@ -23,17 +23,17 @@ def sweep_of(lanes, epochs, hyper, rng):
 
 def judged(sweep, metrics, hyper):
     lanes = len(sweep.rate)
-    return training.judge(sweep, metrics, np.ones(lanes, bool), hyper, 3.0)[0]._replace(
+    return loop.judge(sweep, metrics, np.ones(lanes, bool), hyper, 3.0)[0]._replace(
         seconds=np.append(sweep.seconds, 0.5))
 
 
 @pytest.mark.parametrize("patience, max_epochs", [(3, 1_000), (3, 6), (50, 6), (6, 6)])
 @pytest.mark.parametrize("seed", range(4))
 def test_the_bar_ends_where_early_stopping_would_without_improvement(patience, max_epochs, seed):
-    hyper = config.hyper(config.load([]), PATIENCE=patience, MAX_EPOCHS=max_epochs)
+    hyper = make_hyper(PATIENCE=patience, MAX_EPOCHS=max_epochs)
     sweep = sweep_of(4, 5, hyper, np.random.default_rng(seed))
     promised = progress.earliest_end(sweep, hyper)
-    while (sweep.status == training.RUNNING).any():
+    while (sweep.status == stopping.RUNNING).any():
         sweep = judged(sweep, np.full((4, 3), 2.5), hyper)
     assert sweep.epoch == promised == progress.earliest_end(sweep, hyper)
 
@@ -42,7 +42,7 @@ def test_the_bar_ends_where_early_stopping_would_without_improvement(patience, m
 def shown(monkeypatch, capsys):
     """shown(epochs, seconds, terminal) -> the lines of a run whose epochs take these seconds."""
     def run(epochs, seconds, terminal=False, part=(1, 1, ""), lanes=2):
-        hyper, clock = config.hyper(config.load([])), [0.0]
+        hyper, clock = make_hyper(), [0.0]
         monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
         monkeypatch.setattr(progress.sys.stdout, "isatty", lambda: terminal, raising=False)
         sweep = sweep_of(lanes, 0, hyper, None)
@@ -87,11 +87,11 @@ def test_a_line_of_a_sweep_says_whose_it_is(shown):
 
 
 def test_parts_are_named_by_what_sets_them_apart():
-    settings = config.load([])
-    groups = {config.hyper(settings, **changes): [0] * runs for changes, runs in (
-        ({}, 3), ({"WEIGHT_BITS": 2, "LAYER_SIZES": (784, 10)}, 1))}
-    one, two = experiment._parts(groups)
-    sizes = ",".join(map(str, settings.LAYER_SIZES))
-    assert one == (1, 2, f"W8A8, LAYER_SIZES={sizes}, 3 runs")
-    assert two == (2, 2, "W2A8, LAYER_SIZES=784,10, 1 run")
-    assert experiment._parts({config.hyper(settings): [0]}) == [(1, 1, "W8A8, 1 run")]
+    groups = {make_hyper("256 128", **changes): [0] * runs for changes, runs in (
+        ({}, 3), ({"WEIGHT_BITS": 4}, 2))}
+    groups[make_hyper("mean2 conv3x8", WEIGHT_BITS=2)] = [0]
+    one, two, three = experiment._parts(groups)
+    assert one == (1, 3, "W8A8, LAYERS=256 128, 3 runs")
+    assert two == (2, 3, "W4A8, LAYERS=256 128, 2 runs")
+    assert three == (3, 3, "W2A8, LAYERS=mean2 conv3x8, 1 run")
+    assert experiment._parts({make_hyper(): [0]}) == [(1, 1, "W8A8, 1 run")]

@@ -46,6 +46,21 @@ def test_codes_are_integers_inside_the_range(rng, bits, signed):
     assert set(codes.ravel()) == set(range(qmin, qmax + 1)) - missing
 
 
+@pytest.mark.parametrize("exponent", [-20, 0, 7])
+def test_bias_codes_are_all_integers_that_float32_holds(exponent):
+    """25 bits: up to 2**24 - 1 either way, where the proof of a network ends."""
+    codes = np.array([2**23 - 1, 2**23, 2**23 + 1, 2**24 - 2, 2**24 - 1], np.float64)
+    codes = np.concatenate([codes, -codes, [0]])
+    x, scale = np.float32(codes * 2.0**exponent)[None], np.float32(2.0**exponent)
+    np.testing.assert_array_equal(quant.quantize(x, scale, quant.BIAS_BITS), codes[None])
+    np.testing.assert_array_equal(quant.fake_quantize(x, scale, quant.BIAS_BITS), x)
+    far = np.float32([2.0**24, -1e30]) * scale
+    np.testing.assert_array_equal(quant.quantize(far, scale, quant.BIAS_BITS),
+                                  [2**24 - 1, 1 - 2**24])
+    unsigned = quant.quantize(np.abs(x), scale, quant.BIAS_BITS - 1, False)
+    np.testing.assert_array_equal(unsigned, np.abs(codes)[None])
+
+
 @given(x=MATRICES, exponent=st.integers(-20, 10), grid=st.sampled_from(GRIDS))
 def test_error_is_at_most_half_a_step_inside_the_range(x, exponent, grid):
     bits, signed = grid
@@ -168,6 +183,29 @@ def test_per_channel_scale_is_per_tensor_scale_of_each_column(rng, bits):
                                   np.concatenate(columns, 1))
 
 
+@pytest.mark.parametrize("bits", [1, 4, 8])
+def test_scale_of_a_map_is_that_of_its_numbers(rng, bits):
+    """Four axes, channels last, as the activations of a convolution: [B, H, W, C]."""
+    x = np.abs(rng.normal(0, 1, (3, 4, 5, 6))).astype(np.float32)
+    flat = x.reshape(-1, 6)
+    whole = quant.compute_scale(x, bits, False)
+    assert whole.shape == (1, 1, 1, 1)
+    np.testing.assert_array_equal(whole.ravel(), quant.compute_scale(flat, bits, False).ravel())
+    channels = quant.compute_scale(x, bits, True, True)
+    np.testing.assert_array_equal(channels.ravel(),
+                                  quant.compute_scale(flat, bits, True, True).ravel())
+    floor = np.full((1, 1), 64, np.float32)     # of a layer, [1, 1]
+    np.testing.assert_array_equal(quant.compute_scale(x, bits, False, floor=floor),
+                                  np.full((1, 1, 1, 1), 64))
+    for scale in (whole.reshape(1, 1), channels.reshape(1, 6)):
+        found = quant.fake_quantize(x, scale, bits, False)
+        np.testing.assert_array_equal(found.reshape(-1, 6),
+                                      quant.fake_quantize(flat, scale, bits, False))
+        slope = jax.grad(lambda s: jnp.sum(quant.fake_quantize(x, s, bits, False)))(scale)
+        other = jax.grad(lambda s: jnp.sum(quant.fake_quantize(flat, s, bits, False)))(scale)
+        np.testing.assert_allclose(slope, other, rtol=1e-5, atol=1e-4)      # float32 sums of 360
+
+
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bits", range(1, 6))
 def test_narrow_scale_has_the_least_squared_error_of_its_halvings(rng, bits, signed):
@@ -202,14 +240,13 @@ def test_free_scale_is_absmax_over_qmax(rng):
 
 
 @pytest.mark.parametrize("bits", [1, 3, 8])
-@pytest.mark.parametrize("as_bytes", [True, False])
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float32"])
 @pytest.mark.parametrize("rows, inputs, outputs", [(128, 784, 256), (40, 30, 5), (1, 1, 1)])
-def test_product_is_the_integer_one_whatever_computes_it(rng, rows, inputs, outputs, as_bytes,
-                                                         bits):
+def test_product_is_the_integer_one_whatever_computes_it(rng, rows, inputs, outputs, kind, bits):
     """The gradient too, of the incoming one as rounded: with codes it has no other rounding."""
     w_scale = np.ldexp(np.float32(1), rng.integers(-9, -4, (1, outputs)))
     x_scale = np.full((1, 1), 2.0**-8, np.float32)
-    codes = rng.integers(0, 256, (rows, inputs)).astype(np.uint8)
+    codes = rng.integers(-255 if kind == "int16" else 0, 256, (rows, inputs))   # centred features
     values = np.ldexp(codes, -8).astype(np.float32)
     w = rng.normal(0, 1, (inputs, outputs)).astype(np.float32)
     grad = rng.normal(0, 1, (rows, outputs)).astype(np.float32)
@@ -221,10 +258,10 @@ def test_product_is_the_integer_one_whatever_computes_it(rng, rows, inputs, outp
         def dot(x, w, compute=compute):
             return quant.dot(x, w, x_scale, w_scale, bits, compute)
 
-        x = codes if as_bytes else values
+        x = values if kind == "float32" else codes.astype(kind)
         product, back = jax.vjp(partial(dot, x), w)
         np.testing.assert_array_equal(product, values.astype(np.float64) @ w_q)
-        to_x = () if as_bytes else jax.vjp(partial(dot, w=w), x)[1](grad)
+        to_x = () if kind != "float32" else jax.vjp(partial(dot, w=w), x)[1](grad)
         found[compute] = *back(grad), *to_x
         incoming = grad.astype(np.float64) if compute == "float32" else rounded
         for array, expected in zip(found[compute], (values.T @ incoming * inside,
@@ -245,8 +282,8 @@ def test_scales_get_no_gradient_from_the_product(rng):
 
 def test_compute_that_is_not_decided_is_refused():
     with pytest.raises(ValueError, match="auto"):
-        quant.dot(np.ones((2, 3), np.uint8), np.ones((3, 2), np.float32), np.ones((1, 1), np.float32),
-                  np.ones((1, 2), np.float32), 8, "auto")
+        quant.dot(np.ones((2, 3), np.uint8), np.ones((3, 2), np.float32),
+                  np.ones((1, 1), np.float32), np.ones((1, 2), np.float32), 8, "auto")
 
 
 @partial(jax.jit, static_argnames=("bits", "per_channel"))

@@ -8,35 +8,33 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-import config
 import data
 import integer
 import model
+import plan
 import predict
-import training
-from conftest import ROOT, best_layers, rows_of, train
+from conftest import ROOT, best_layers, make_hyper, rows_of, train
 from machine import devices
-from report import stats
+from training import epoch, loop, stopping
 
-SETTINGS = config.load([])
 # Plain SGD, whatever the defaults are. Patience of one epoch: a lane that does not learn leaves
 # before the others.
-SMALL = {"LAYER_SIZES": (784, 32, 10), "BATCH_SIZE": 64, "MAX_EPOCHS": 3, "PATIENCE": 1,
+SMALL = {"LAYERS": "32", "BATCH_SIZE": 64, "MAX_EPOCHS": 3, "PATIENCE": 1,
          "OPTIMIZER": "sgd", "MOMENTUM": 0.0, "SCHEDULE": "constant", "WEIGHT_DECAY": 0.0,
          "LABEL_SMOOTHING": 0.0, "AVERAGING": 0.0, "AUGMENT": 0.0, "SCALES": "calibrated",
          "FREEZE_SCALES": 1.0, "COMPUTE": "float32"}
 KINDS = {"float32": {"QAT_ENABLE": False}, "calibrated": {"AVERAGING": 0.9},
-         "everything": {"WEIGHT_BITS": 6, "SCALES": "learned", "FREEZE_SCALES": 0.7, "INPUT": 10,
-                        "LAYER_SIZES": (100, 32, 10), "WEIGHT_DECAY": 0.01, "LABEL_SMOOTHING": 0.1,
+         "everything": {"WEIGHT_BITS": 6, "SCALES": "learned", "FREEZE_SCALES": 0.7,
+                        "LAYERS": "crop20 mean2 32", "WEIGHT_DECAY": 0.01, "LABEL_SMOOTHING": 0.1,
                         "AVERAGING": 0.9, "AUGMENT": 1.0, "COMPUTE": "bfloat16"}}
 
 
-def make_hyper(**changes):
-    return config.hyper(SETTINGS, **{**SMALL, **changes})
+def small_hyper(**changes):
+    return make_hyper(**{**SMALL, **changes})
 
 
 def status_of(sweep):
-    return [training.STATUS[status] for status in sweep.status]
+    return [stopping.STATUS[status] for status in sweep.status]
 
 
 def lane_of(sweep, lane):
@@ -56,9 +54,9 @@ def alone(parts):
 
     def get(kind):
         if kind not in found:
-            hyper = make_hyper(**KINDS[kind])
-            begin = training.start([0.1], [0], hyper)
-            found[kind] = list(training.epochs(begin, *parts, hyper))
+            hyper = small_hyper(**KINDS[kind])
+            begin = loop.start([0.1], [0], hyper)
+            found[kind] = list(loop.epochs(begin, *parts, hyper))
         return found[kind]
     return get
 
@@ -66,14 +64,13 @@ def alone(parts):
 def test_sweep_goes_on_from_any_epoch_with_the_same_bits(parts, alone):
     """It is NumPy arrays and nothing else; the yielded ones are not written to later."""
     first, *_, last = alone("everything")
-    hyper = make_hyper(**KINDS["everything"])
+    hyper = small_hyper(**KINDS["everything"])
     assert first.epoch == 1 and all(isinstance(a, (np.ndarray, np.generic))
                                     for a in jax.tree.leaves(first))
-    for sweep in training.epochs(first, *parts, hyper):
-        pass
+    *_, sweep = loop.epochs(first, *parts, hyper)
     assert_same_bits(lane_of(sweep, 0), lane_of(last, 0))
     assert sweep.state.average.count == 3 * (2_000 // 64)       # one mean of every step
-    assert list(training.epochs(sweep, *parts, hyper)) == []    # nothing goes on
+    assert list(loop.epochs(sweep, *parts, hyper)) == []    # nothing goes on
 
 
 @pytest.mark.parametrize("kind, rates, status", [
@@ -85,13 +82,13 @@ def test_bits_of_a_lane_do_not_depend_on_its_company(parts, alone, monkeypatch, 
     """Nor on how many devices share the lanes, nor on when another lane ends: same seed, same bits.
     """
     seeds, everything, last = [*range(1, len(rates)), 0], jax.devices(), len(rates) - 1
-    hyper, ends = make_hyper(**KINDS[kind]), []
+    hyper, ends = small_hyper(**KINDS[kind]), []
     for count in ([1, len(everything)] if kind == "everything" else [len(everything)]):
-        monkeypatch.setattr(jax, "devices", lambda *_: everything[:count])
-        *_, before, end = training.epochs(training.start(rates, seeds, hyper), *parts, hyper)
+        monkeypatch.setattr(jax, "devices", lambda *_, count=count: everything[:count])
+        *_, before, end = loop.epochs(loop.start(rates, seeds, hyper), *parts, hyper)
         assert status_of(end) == status
         assert_same_bits(lane_of(end, last), lane_of(alone(kind)[-1], 0))
-        for lane in np.flatnonzero(before.status != training.RUNNING):      # it has ended
+        for lane in np.flatnonzero(before.status != stopping.RUNNING):      # it has ended
             then, now = (lane_of(sweep, lane) for sweep in (before, end))
             assert_same_bits(then._replace(history=now.history[:-1]), now._replace(
                 history=then.history))
@@ -104,7 +101,7 @@ def test_bits_of_a_lane_do_not_depend_on_its_company(parts, alone, monkeypatch, 
 def test_lanes_side_by_side_agree_with_a_lane_alone(parts, alone, monkeypatch):
     """As on an accelerator, where the slots of a device are vmapped and shrink by halves."""
     monkeypatch.setattr(devices, "_one_by_one", lambda: False)
-    sweep = train(*parts, [1e30, 0.1, 1e30], [0, 0, 1], make_hyper(QAT_ENABLE=False))
+    sweep = train(*parts, [1e30, 0.1, 1e30], [0, 0, 1], small_hyper(QAT_ENABLE=False))
     assert status_of(sweep) == ["diverged", "capped", "diverged"]
     # Equal up to the rounding of other matrix products.
     np.testing.assert_allclose(sweep.history[1], alone("float32")[-1].history[0], rtol=1e-3)
@@ -113,20 +110,19 @@ def test_lanes_side_by_side_agree_with_a_lane_alone(parts, alone, monkeypatch):
 
 def test_interrupt_keeps_the_best_so_far(parts, monkeypatch):
     """Whatever the other lanes did: one that diverged at once must not lose the rest."""
-    evaluate, calls, sweep = stats.evaluate, [], None
+    score, calls, sweep = predict.score, [], None
 
     def interrupted(logits, labels):
         calls.append(1)
         if len(calls) > 2:                      # two lanes in epoch 1, then Ctrl-C in epoch 2
             raise KeyboardInterrupt
-        loss, accuracy = evaluate(logits, labels)
-        return (math.nan, 0.1) if len(calls) == 1 else (loss, accuracy)
+        return (math.nan, 0.1) if len(calls) == 1 else score(logits, labels)
 
-    monkeypatch.setattr(stats, "evaluate", interrupted)
-    hyper = make_hyper(QAT_ENABLE=False, LAYER_SIZES=(784, 10))
+    monkeypatch.setattr(predict, "score", interrupted)
+    hyper = small_hyper(QAT_ENABLE=False, LAYERS="")
     with pytest.raises(KeyboardInterrupt):
-        for sweep in training.epochs(training.start([0.1, 0.1], [0, 1], hyper), *parts, hyper):
-            pass
+        for after in loop.epochs(loop.start([0.1, 0.1], [0, 1], hyper), *parts, hyper):
+            sweep = after
     assert status_of(sweep) == ["diverged", "running"]
     assert sweep.epoch == 1 and sweep.best_epoch.tolist() == [0, 1]
     assert_same_bits(best_layers(sweep, 1), jax.tree.map(lambda a: a[1], sweep.state.layers))
@@ -136,7 +132,8 @@ def assert_reloads_exactly(sweep, lane, val, hyper):
     """The deployed network of a lane's best epoch has the very loss that was recorded for it."""
     layers = best_layers(sweep, lane)
     network = (model.to_network(layers, hyper) if hyper.QAT_ENABLE
-               else integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers)))
+               else integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers),
+                                       hyper.LAYERS))
     found = predict.score(predict.make_predictor(network, "numpy")(val.images), val.labels)
     assert found == tuple(sweep.history[lane, sweep.best_epoch[lane] - 1, 1:])
 
@@ -145,7 +142,7 @@ def assert_reloads_exactly(sweep, lane, val, hyper):
 def test_best_weights_give_the_recorded_loss_exactly(parts, quantized):
     """Overtrained on 200 images, so that the best epoch is long past when patience ends."""
     small, val = rows_of(parts[0], 0, 200), parts[1]
-    hyper = make_hyper(QAT_ENABLE=quantized, BATCH_SIZE=10, MAX_EPOCHS=80, PATIENCE=4)
+    hyper = small_hyper(QAT_ENABLE=quantized, BATCH_SIZE=10, MAX_EPOCHS=80, PATIENCE=4)
     sweep = train(small, val, [0.3], [0], hyper)
     losses, best = sweep.history[0, :, 1], sweep.best_epoch[0]
     assert status_of(sweep) == ["stopped"] and best == 1 + losses.argmin() < len(losses)
@@ -155,13 +152,11 @@ def test_best_weights_give_the_recorded_loss_exactly(parts, quantized):
 
 @pytest.mark.parametrize("changes", [{}, pytest.param(
     {"SCALES": "learned", "WEIGHT_BITS": 3, "OPTIMIZER": "adamw"}, marks=pytest.mark.slow)])
-def test_training_in_8_bits_has_one_set_of_bits_and_float32s_accuracy(parts, changes):
-    """What carries the codes, bfloat16 or int8, changes nothing; rounding the gradient, little."""
-    ends = {compute: train(*parts, [0.1 if not changes else 0.005], [0],
-                           make_hyper(**changes, COMPUTE=compute, MAX_EPOCHS=2, PATIENCE=2))
-            for compute in ("float32", "bfloat16", "int8")}
-    assert_same_bits(lane_of(ends["bfloat16"], 0), lane_of(ends["int8"], 0))
-    narrow, full = ends["bfloat16"].history[0], ends["float32"].history[0]
+def test_training_in_bfloat16_has_float32s_accuracy(parts, changes):
+    """Rounding the gradient changes little."""
+    narrow, full = (train(*parts, [0.1 if not changes else 0.005], [0], small_hyper(
+        **changes, COMPUTE=compute, MAX_EPOCHS=2, PATIENCE=2)).history[0]
+        for compute in ("bfloat16", "float32"))
     assert narrow[-1, 2] > 0.6 and (narrow != full).any()
     np.testing.assert_allclose(narrow[:, :2], full[:, :2], rtol=0.1)    # as two seeds differ
 
@@ -176,10 +171,11 @@ def test_every_epoch_uses_each_image_at_most_once():
     """Image i has one lit pixel, i; so row i of a linear model moves once for each use of it."""
     count, batch, rate = 50, 8, 1e-4
     images, labels = np.eye(count, dtype=np.uint8) * 255, (np.arange(count) % 3).astype(np.uint8)
-    hyper = make_hyper(QAT_ENABLE=False, LAYER_SIZES=(count, 3), BATCH_SIZE=batch, MAX_EPOCHS=1)
+    hyper = small_hyper(QAT_ENABLE=False, LAYERS="", shape=(count,), classes=3, BATCH_SIZE=batch,
+                        MAX_EPOCHS=1)
     split, moved = data.Split(images, labels), []
-    begin = training.start([rate, rate], [0, 1], hyper)
-    end, = training.epochs(begin, split, split, hyper)
+    begin = loop.start([rate, rate], [0, 1], hyper)
+    end, = loop.epochs(begin, split, split, hyper)
     for before, after in zip(begin.state.layers[0].w, end.state.layers[0].w):
         scores = np.exp(before * np.float32(255 / 256))
         error = scores / scores.sum(1, keepdims=True) - np.eye(3)[labels]
@@ -204,20 +200,20 @@ def feed(losses, accuracies=None, exact=None, **changes):
     count, epochs = losses.shape
     accuracies = np.full(losses.shape, 0.5) if accuracies is None else np.array(accuracies)
     exact = np.ones(losses.shape, bool) if exact is None else np.array(exact, bool)
-    hyper, nothing = make_hyper(**{"MAX_EPOCHS": epochs, **changes}), np.zeros(count, np.int32)
-    sweep = training.Sweep(nothing, nothing, None, None, nothing, np.full(count, np.inf), nothing,
+    hyper, nothing = small_hyper(**{"MAX_EPOCHS": epochs, **changes}), np.zeros(count, np.int32)
+    sweep = loop.Sweep(nothing, nothing, None, None, nothing, np.full(count, np.inf), nothing,
                            nothing.astype(np.uint8), np.full((count, 0, 3), np.nan), np.zeros(0),
                            np.zeros(()))
     bests = [[] for _ in range(count)]
-    for epoch in range(epochs):
-        if (sweep.status != training.RUNNING).all():
+    for number in range(epochs):
+        if (sweep.status != stopping.RUNNING).all():
             break
-        metrics = np.stack([losses[:, epoch], losses[:, epoch], accuracies[:, epoch]], axis=1)
-        sweep, improved = training.judge(sweep, metrics, exact[:, epoch], hyper,
+        metrics = np.stack([losses[:, number], losses[:, number], accuracies[:, number]], axis=1)
+        sweep, improved = loop.judge(sweep, metrics, exact[:, number], hyper,
                                          -1 / 10 if hyper.METRIC == "val_acc" else math.log(10))
         sweep = sweep._replace(seconds=np.append(sweep.seconds, 0))
         for lane in np.flatnonzero(improved):
-            bests[lane].append(epoch + 1)
+            bests[lane].append(number + 1)
     return sweep, bests
 
 
@@ -277,9 +273,9 @@ def test_the_guess_to_beat_is_the_best_constant_answer(rng):
     labels = np.repeat(np.arange(4, dtype=np.uint8), [50, 30, 15, 5])
     constants = rng.normal(0, 2, (20_000, 1, 4))
     losses = np.log(np.exp(constants).sum(2)) - constants[:, 0][:, labels].mean(1, keepdims=True)
-    guess = training.guess_score(labels, make_hyper())
+    guess = stopping.guess_score(labels, small_hyper())
     assert guess <= losses.min() < guess + 0.02
-    assert training.guess_score(labels, make_hyper(METRIC="val_acc")) == -0.5
+    assert stopping.guess_score(labels, small_hyper(METRIC="val_acc")) == -0.5
 
 
 def test_epoch_that_can_not_be_deployed_is_never_the_best():
@@ -314,7 +310,7 @@ def expected_end(scores, exact, guess, patience, min_delta):
 
 
 @given(lanes=st.lists(EPOCHS, min_size=1, max_size=3), patience=st.integers(1, 6),
-       min_delta=st.sampled_from([0.0, 0.01, 0.25]), metric=st.sampled_from(training.METRICS[1:]))
+       min_delta=st.sampled_from([0.0, 0.01, 0.25]), metric=st.sampled_from(stopping.METRICS[1:]))
 def test_early_stopping_equals_its_definition(lanes, patience, min_delta, metric):
     """For each lane, in any company."""
     losses, accuracies, exact = np.array(lanes, np.float64).transpose(2, 0, 1)
@@ -327,14 +323,14 @@ def test_early_stopping_equals_its_definition(lanes, patience, min_delta, metric
 
 
 def updates(hyper, steps, count, gradient=2.0):
-    """What `count` steps on a constant gradient, at rate 0.1, add to a Layer whose leaves are 1.
+    """What `count` steps on a constant gradient, at rate 0.1, add to a layer whose leaves are 1.
 
     Returns:
-      float64 [count, 4]: of w, b, x_scale and w_scale.
+      float64 [count, 4]: of w, b, x_exponent and w_exponent.
     """
     one = np.ones((1, 1), np.float32)
-    layers, found = [model.Layer(one, one[0], one, one)], []
-    optimizer = training.make_optimizer(hyper, 0.1, steps)
+    layers, found = [model.LearnedLayer(one, one[0], one, one)], []
+    optimizer = epoch.make_optimizer(hyper, 0.1, steps)
     gradients = jax.tree.map(lambda leaf: np.full_like(leaf, gradient), layers)
     with jax.numpy_dtype_promotion("standard"):
         state = optimizer.init(layers)
@@ -345,28 +341,28 @@ def updates(hyper, steps, count, gradient=2.0):
 
 
 def test_optimizers_follow_their_definitions():
-    np.testing.assert_allclose(updates(make_hyper(), 5, 3), -0.2, rtol=1e-6)
-    momentum = updates(make_hyper(MOMENTUM=0.9), 5, 3)
+    np.testing.assert_allclose(updates(small_hyper(), 5, 3), -0.2, rtol=1e-6)
+    momentum = updates(small_hyper(MOMENTUM=0.9), 5, 3)
     np.testing.assert_allclose(momentum.T, [-0.2 * np.cumsum([1, 0.9, 0.81])] * 4, rtol=1e-6)
     # Adam on a constant gradient steps by the rate; its float32 means are off by up to 1e-5.
-    np.testing.assert_allclose(updates(make_hyper(OPTIMIZER="adamw"), 5, 3), -0.1, rtol=1e-4)
+    np.testing.assert_allclose(updates(small_hyper(OPTIMIZER="adamw"), 5, 3), -0.1, rtol=1e-4)
 
 
 @pytest.mark.parametrize("changes", [{}, {"MOMENTUM": 0.9}, {"OPTIMIZER": "adamw"}])
 def test_decay_is_of_the_weights_alone_and_zero_means_none(changes):
     """Neither biases nor scales; rate * WEIGHT_DECAY of a weight at each step, momentum or not."""
-    decayed = updates(make_hyper(**changes, WEIGHT_DECAY=0.01), 5, 3, gradient=0.0)
+    decayed = updates(small_hyper(**changes, WEIGHT_DECAY=0.01), 5, 3, gradient=0.0)
     np.testing.assert_allclose(decayed, [[-0.1 * 0.01, 0, 0, 0]] * 3, rtol=1e-6)
-    np.testing.assert_array_equal(updates(make_hyper(**changes), 5, 3, gradient=0.0), 0)
+    np.testing.assert_array_equal(updates(small_hyper(**changes), 5, 3, gradient=0.0), 0)
 
 
 def test_cosine_schedule_warms_up_and_ends_at_zero():
-    hyper = make_hyper(SCHEDULE="cosine", WARMUP_EPOCHS=0.5, MAX_EPOCHS=4)
+    hyper = small_hyper(SCHEDULE="cosine", WARMUP_EPOCHS=0.5, MAX_EPOCHS=4)
     found = updates(hyper, 10, 41)[:, 0]       # 5 steps of warm-up, 35 of cosine, then nothing
     step = np.arange(41)
     factor = np.where(step < 5, step / 5, (1 + np.cos(np.pi * (step - 5) / 35)) / 2)
     np.testing.assert_allclose(found, -0.2 * factor, rtol=1e-5, atol=1e-8)
-    plain = updates(make_hyper(SCHEDULE="cosine", MAX_EPOCHS=4), 10, 40)[:, 0]
+    plain = updates(small_hyper(SCHEDULE="cosine", MAX_EPOCHS=4), 10, 40)[:, 0]
     np.testing.assert_allclose(plain, -0.1 * (1 + np.cos(np.pi * step[:40] / 40)),
                                rtol=1e-5, atol=1e-8)
 
@@ -374,9 +370,8 @@ def test_cosine_schedule_warms_up_and_ends_at_zero():
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("warmup, epochs", [(0, 1), (0.5, 1), (0.9, 1), (1, 1), (1.6, 2), (3, 4)])
 def test_every_legal_schedule_trains(warmup, epochs, optimizer):
-    settings = config.load(["--SCHEDULE=cosine", f"--OPTIMIZER={optimizer}",
-                            f"--WARMUP_EPOCHS={warmup}", f"--MAX_EPOCHS={epochs}"])
-    hyper = config.hyper(settings)
+    hyper = make_hyper(SCHEDULE="cosine", OPTIMIZER=optimizer, WARMUP_EPOCHS=warmup,
+                       MAX_EPOCHS=epochs)
     for steps in (1, 468):                      # init_lane asks for 1 step an epoch
         assert np.isfinite(updates(hyper, steps, 2)).all()
     assert (updates(hyper, 468, 3)[-1] < 0).all()
@@ -384,11 +379,11 @@ def test_every_legal_schedule_trains(warmup, epochs, optimizer):
 
 @pytest.mark.parametrize("rate, changes", [
     (3e-3, {"OPTIMIZER": "adamw", "SCHEDULE": "cosine", "WARMUP_EPOCHS": 0.5, "SCALES": "learned",
-            "WEIGHT_BITS": 3, "INPUT": 14, "LAYER_SIZES": (196, 32, 10), "WEIGHT_DECAY": 0.01}),
+            "WEIGHT_BITS": 3, "LAYERS": "mean2 32", "WEIGHT_DECAY": 0.01}),
     (0.1, {"MOMENTUM": 0.5, "POWER_OF_TWO_SCALES": False, "WEIGHT_BITS": 3})])
 def test_other_switches_train(parts, rate, changes):
     """Without AVERAGING, an epoch publishes its last weights."""
-    hyper = make_hyper(MAX_EPOCHS=2, **changes)
+    hyper = small_hyper(MAX_EPOCHS=2, **changes)
     sweep = train(*parts, [rate], [0], hyper)
     assert sweep.best_epoch[0] == 2 and sweep.history[0, -1, 2] > 0.5   # chance is 0.1
     for best, layer in zip(sweep.best, sweep.state.layers):
@@ -401,9 +396,9 @@ def test_published_weights_are_the_mean_of_those_after_each_step(parts):
     """With its bias removed; in float64 from the steps of epochs of one step. Scales that are not
     learned are calibrated to the mean, and its integers give the loss on record."""
     split = rows_of(parts[0], 0, 64)
-    hyper = make_hyper(AVERAGING=0.7, MAX_EPOCHS=4, PATIENCE=4)
+    hyper = small_hyper(AVERAGING=0.7, MAX_EPOCHS=4, PATIENCE=4)
     steps = []
-    for sweep in training.epochs(training.start([0.1], [0], hyper), split, split, hyper):
+    for sweep in loop.epochs(loop.start([0.1], [0], hyper), split, split, hyper):
         steps.append([np.float64(a) for layer in sweep.state.layers for a in layer[:2]])
         share = 0.7 ** np.arange(len(steps))[::-1]
         expected = [np.tensordot(share / share.sum(), arrays, 1) for arrays in zip(*steps)]
@@ -417,37 +412,40 @@ def test_published_weights_are_the_mean_of_those_after_each_step(parts):
 
 
 def test_learned_exponents_are_averaged_like_weights(parts, alone):
-    """And rounded, held by their bounds, only then: what is published is snapped from the mean."""
-    hyper = make_hyper(**KINDS["everything"])
+    """And rounded, held by their bounds, only then: what is published is rounded from the mean."""
+    hyper = small_hyper(**KINDS["everything"])
     sweep = alone("everything")[1]              # of the three, the last one before they are frozen
     average, count = jax.tree.map(lambda a: np.float64(a[0]), sweep.state.average.ema), 62
     mean = jax.tree.map(lambda a: np.float32(a / (1 - 0.9**count)), average)
-    snapped = jax.device_get(jax.jit(model.snap, static_argnames="hyper")(mean, hyper))
+    rounded = jax.device_get(jax.jit(model.to_layers, static_argnames="hyper")(mean, hyper))
     assert sweep.best_epoch[0] == 2
-    for layer, other in zip(snapped, best_layers(sweep)):
+    for layer, other in zip(rounded, best_layers(sweep)):
         np.testing.assert_array_equal(layer.x_scale, other.x_scale)
         np.testing.assert_array_equal(layer.w_scale, other.w_scale)
         np.testing.assert_allclose(layer.w, other.w, rtol=1e-6)
-    moved = [layer.w_scale for layer in sweep.state.layers]     # from where calibration began them
+    # From where calibration began them.
+    moved = [layer.w_exponent for layer in sweep.state.layers]
     assert all((np.rint(exponent) != exponent).mean() > 0.5 for exponent in moved)
     assert_reloads_exactly(sweep, 0, parts[1], hyper)
 
 
 def test_frozen_exponents_hold_in_each_step_and_in_what_is_deployed(parts, alone):
     """On a state whose exponents and their average round to other numbers than the frozen ones."""
-    hyper = make_hyper(**KINDS["everything"])   # frozen after 0.7 of three epochs
+    hyper = small_hyper(**KINDS["everything"])   # frozen after 0.7 of three epochs
     second = alone("everything")[1]
 
     def moved(layers, by):
-        return [layer._replace(x_scale=np.rint(layer.x_scale) + np.float32(by),
-                               w_scale=np.rint(layer.w_scale) + np.float32(by)) for layer in layers]
+        return [layer._replace(x_exponent=np.rint(layer.x_exponent) + np.float32(by),
+                               w_exponent=np.rint(layer.w_exponent) + np.float32(by))
+                for layer in layers]
 
     average = second.state.average
+    # What is learned goes on from there, and is not used.
+    average = average._replace(ema=moved(average.ema, 0.8))
     outcomes = []
     for by in (0.0, 0.49):                      # both round to the same exponents
-        state = second.state._replace(layers=moved(second.state.layers, by), average=average._replace(
-            ema=moved(average.ema, 0.8)))       # what is learned goes on from there, and is not used
-        outcomes.append(next(training.epochs(second._replace(state=state), *parts, hyper)))
+        state = second.state._replace(layers=moved(second.state.layers, by), average=average)
+        outcomes.append(next(loop.epochs(second._replace(state=state), *parts, hyper)))
         for begun, kept in zip(state.layers, outcomes[-1].state.layers):
             assert_same_bits(begun[2:], kept[2:])
             assert (begun.w != kept.w).any()
@@ -456,30 +454,30 @@ def test_frozen_exponents_hold_in_each_step_and_in_what_is_deployed(parts, alone
     assert rounded.best_epoch[0] == beside.best_epoch[0] == 3
     assert_same_bits(rounded.best, beside.best)
     for layer, exponent in zip(rounded.best, rounded.state.layers):     # 6 bits: no bound holds any
-        assert_same_bits(layer.w_scale, np.exp2(exponent.w_scale))
-        assert_same_bits(layer.x_scale[1:], np.exp2(exponent.x_scale)[1:])
+        assert_same_bits(layer.w_scale, np.exp2(exponent.w_exponent))
+        assert_same_bits(layer.x_scale[1:], np.exp2(exponent.x_exponent)[1:])
 
 
 def test_scales_learn_however_few_epochs_there_are(parts):
     """A share of one epoch is one epoch; of none, none."""
-    changes = {"SCALES": "learned", "OPTIMIZER": "adamw", "MAX_EPOCHS": 1, "LAYER_SIZES": (784, 10)}
+    changes = {"SCALES": "learned", "OPTIMIZER": "adamw", "MAX_EPOCHS": 1, "LAYERS": ""}
     for share, learns in ((0.25, True), (0.0, False)):
-        sweep = train(*parts, [1e-2], [0], make_hyper(FREEZE_SCALES=share, **changes))
-        exponent = sweep.state.layers[0].w_scale
+        sweep = train(*parts, [1e-2], [0], small_hyper(FREEZE_SCALES=share, **changes))
+        exponent = sweep.state.layers[0].w_exponent
         assert (exponent != np.rint(exponent)).all() == learns
 
 
 def test_all_zero_images_train_without_nan(parts):
     """Every activation and most gradients are zero; scales must not be."""
     blank = data.Split(np.zeros((128, 784), np.uint8), parts[0].labels[:128])
-    sweep = train(blank, blank, [0.1], [0], make_hyper(MAX_EPOCHS=2))
+    sweep = train(blank, blank, [0.1], [0], small_hyper(MAX_EPOCHS=2))
     assert np.isfinite(sweep.history).all() and sweep.best_epoch[0]
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(sweep.best))
 
 
 def test_rate_that_outgrows_the_integers_ends_inexact_not_in_an_error(parts):
     """One big step: float32 learns, but its integers pass 2**24 in an epoch of stale scales."""
-    hyper = make_hyper(OPTIMIZER="adamw", MAX_EPOCHS=1, LAYER_SIZES=(784, 10))
+    hyper = small_hyper(OPTIMIZER="adamw", MAX_EPOCHS=1, LAYERS="")
     sweep = train(*parts, [3.0], [0], hyper)
     layers = jax.tree.map(lambda a: a[0], sweep.state.layers)
     with pytest.raises(ValueError, match="not below"):
@@ -487,10 +485,62 @@ def test_rate_that_outgrows_the_integers_ends_inexact_not_in_an_error(parts):
     assert status_of(sweep) == ["inexact"] and sweep.best_epoch[0] == 0
 
 
+CONVOLUTIONS = {"LAYERS": "mean2 conv3x6/2 max2 16", "OPTIMIZER": "adamw", "WEIGHT_BITS": 4,
+                "SCALES": "learned", "AVERAGING": 0.9, "AUGMENT": 0.3, "COMPUTE": "bfloat16",
+                "MAX_EPOCHS": 3, "PATIENCE": 3}
+
+
+def test_sweep_of_convolutions_learns_resumes_and_reloads(parts):
+    """Learned and calibrated; the network deployed of its best epoch has the loss on record."""
+    for changes in ({}, {"SCALES": "calibrated", "COMPUTE": "float32", "MAX_EPOCHS": 2}):
+        hyper = small_hyper(**CONVOLUTIONS | changes)
+        first, *_, last = loop.epochs(loop.start([0.02, 0.01], [0, 1], hyper), *parts, hyper)
+        assert status_of(last) == ["capped"] * 2
+        assert (last.history[:, -1, 2] > 0.5).all()             # chance is 0.1
+        for lane in range(2):
+            assert_reloads_exactly(last, lane, parts[1], hyper)
+        *_, again = loop.epochs(first, *parts, hyper)
+        for lane in range(2):
+            assert_same_bits(lane_of(again, lane), lane_of(last, lane))
+
+
+def test_logits_in_blocks_are_those_of_all_at_once(parts, monkeypatch):
+    """The last block is whole too: it begins inside the one before it. And an epoch that is judged
+    in blocks ends with the same bits."""
+    hyper = small_hyper(LAYERS="mean2 conv3x6/2 max2", MAX_EPOCHS=1)
+    images = parts[1].images[:23]
+    layers = jax.device_get(model.calibrate(
+        best_layers(loop.start([0.1], [0], hyper)), images, hyper))
+
+    def run(block):
+        monkeypatch.setattr(plan, "block_size", lambda steps: block)
+        sizes = []
+
+        def function(part):
+            sizes.append(len(part))
+            return model.forward(layers, part, hyper)
+
+        return jax.jit(lambda images: epoch.in_blocks(function, images, hyper))(images), set(sizes)
+
+    whole, sizes = run(0)
+    assert sizes == {23} and run(23)[1] == {23} and run(24)[1] == {23}
+    for block in (1, 5, 11, 22):
+        logits, sizes = run(block)
+        assert sizes == {block}                 # one shape to compile
+        np.testing.assert_array_equal(logits, whole)
+    ends = []
+    for block in (0, 300):                      # of 1,000 images
+        monkeypatch.setattr(plan, "block_size", lambda steps, block=block: block)
+        ends.append(train(*parts, [0.1], [0], hyper))
+    assert_same_bits(*(lane_of(end, 0) for end in ends))
+
+
 def test_importing_our_modules_changes_nothing_in_jax():
     """Flags are set by set_strict alone, which scripts call, and which needs an unused backend."""
-    names = sorted(path.stem for path in ROOT.glob("*.py"))
-    assert {"quant", "integer", "model", "training", "runtime", "experiment"} <= set(names)
+    names = sorted({path.stem for path in ROOT.glob("*.py")} | {
+        f"{path.parent.name}.{path.stem}" for folder in ("training", "machine", "runner")
+        for path in (ROOT / folder).glob("*.py")})
+    assert {"quant", "integer", "model", "training.loop", "machine.runtime"} <= set(names)
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
@@ -498,7 +548,7 @@ import jax
 before = dict(jax.config.values)
 import {", ".join(names)}
 assert dict(jax.config.values) == before
-runtime.set_strict()
+machine.runtime.set_strict()
 assert dict(jax.config.values) != before
 """
     subprocess.run([sys.executable, "-B", "-c", program], check=True)
