@@ -19,7 +19,6 @@ import config  # JAX is imported below, if it is needed at all
 import data
 import integer
 import predict
-from formats import checkpoint
 from formats.encode import Encoding
 from machine.files import InputError
 from report.results import write_result
@@ -125,7 +124,7 @@ def main(argv):
     if not files and dataset is None:           # say what is wrong with the data, or fetch them
         dataset = data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
     path = keep.find(settings, dataset and dataset.sha256)
-    network, facts = checkpoint.load(path)
+    network, facts = keep.load(path)
     if settings.ENGINE == "jax":
         from machine import runtime
         runtime.set_up(settings.CACHE_DIR)

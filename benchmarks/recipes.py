@@ -89,7 +89,7 @@ def main(argv):
         if not settings.POWER_OF_TWO_SCALES:
             raise InputError(f"{path}: POWER_OF_TWO_SCALES = False has no integers to save")
     from report import results
-    from runner import experiment
+    from runner import experiment, keep
     from runner.state import finish
     settings = named[paths[0]]
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.WEIGHTS_DIR)
@@ -111,7 +111,8 @@ def main(argv):
             recipe = read_bytes(path, MAX_BYTES).decode()
             write_atomically(path, _with_header(recipe, text).encode())
         weights = Path(settings.WEIGHTS_DIR) / stem / f"{path.stem}.{settings.FILE_FORMAT}"
-        write_atomically(weights, outcome.content)
+        loss = outcome.row["val_loss"]
+        keep.write_weights(weights, outcome.content, keep.facts_of(outcome.settings, data, loss))
         print(f"wrote {weights}")
         finish(folder)
 

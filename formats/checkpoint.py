@@ -135,13 +135,27 @@ def _text(value):
                    for c in value)
 
 
+def _old_layers(meta):
+    """(line of LAYERS, shape, number of classes) of a meta of format 2."""
+    sizes, side = meta.get("layer_sizes"), meta.get("input", 28)
+    if (type(sizes) is not list or not all(type(n) is int for n in sizes) or len(sizes) < 2
+            or type(side) is not int or side not in plan.OLD_SIDES):
+        raise ValueError("layer_sizes is no list of widths, or input no side of an image")
+    return *plan.from_sizes(side, sizes), sizes[-1]
+
+
 def parse_facts(meta, names):
     """Facts without arrays, from a file's JSON of any format; ValueError says what is wrong."""
     facts = _typed(meta, "facts", dict)
     dataset, switches = facts.get("dataset", ""), _typed(facts, "switches", dict, {})
     sha256 = facts.get("sha256", "")
-    if type(dataset) is dict:                   # format 2
+    if meta.get("format") == 2:
+        dataset = _typed(facts, "dataset", dict, {})
         dataset, sha256 = dataset.get("name", ""), dataset.get("sha256", "")
+        if switches:                            # what LAYERS says now
+            switches = switches | {"LAYERS": _old_layers(meta)[0]}
+            switches = {name: value for name, value in switches.items()
+                        if name not in ("LAYER_SIZES", "INPUT")}
     val_loss = facts.get("val_loss")
     if val_loss is not None:
         if type(val_loss) not in (int, float) or not 0 <= val_loss <= 1e6:
@@ -151,10 +165,9 @@ def parse_facts(meta, names):
     for name, value in switches.items():
         if type(value) is str:
             value = _text(value)
-        elif type(value) not in (bool, int, float) and name != "LAYER_SIZES":       # format 2
-            raise ValueError(f"its switch {name[:MAX_TEXT]!r} is no number, bool or text")
+        elif type(value) not in (bool, int, float):
+            raise ValueError(f"its switch {_text(name)} is no number, bool or text")
         checked[_text(name)] = value
-    checked.pop("LAYER_SIZES", None)
     return Facts(_text(dataset), _text(sha256), names, None, None, checked, val_loss)
 
 
@@ -163,13 +176,8 @@ def _check_meta(meta):
     if meta.get("format") not in FORMATS:
         raise ValueError(f"its format is not {' or '.join(map(str, FORMATS))}")
     if meta["format"] == 2:
-        sizes, side = meta.get("layer_sizes"), meta.get("input", 28)
-        if (type(sizes) is not list or not all(type(n) is int for n in sizes) or len(sizes) < 2
-                or side not in plan.OLD_SIDES):
-            raise ValueError("layer_sizes is no list of widths, or input no side of an image")
-        line, shape = plan.from_sizes(side, sizes)
-        names = tuple(map(str, range(min(sizes[-1], plan.MAX_WIDTH))))
-        classes = sizes[-1]
+        line, shape, classes = _old_layers(meta)
+        names = tuple(map(str, range(min(classes, plan.MAX_WIDTH))))
     else:
         line, shape = _typed(meta, "layers", str), _typed(meta, "shape", list)
         if len(line) > 2_000 or len(shape) not in (1, 3) or not all(type(n) is int for n in shape):

@@ -24,7 +24,8 @@ BY_MACHINE = ("COMPUTE",)       # of the switches, what the processor decides
 
 def switches_of(settings):
     """The switches that decide a model's weights, as JSON; they go into the weights file."""
-    return config.hyper(settings)._asdict() | {key: getattr(settings, key) for key in SWITCHES}
+    switches = config.hyper(settings)._asdict() | {key: getattr(settings, key) for key in SWITCHES}
+    return switches | {"LAYERS": " ".join(settings.LAYERS.split())}
 
 
 def facts_of(settings, given, val_loss):
@@ -39,7 +40,7 @@ def _facts_path(path):
     return Path(f"{path}.json")
 
 
-def _write_weights(path, content, facts):
+def write_weights(path, content, facts):
     """Write a weights file and, of an .nqat, its Facts beside it."""
     write_atomically(path, content)
     if path.suffix == ".nqat":
@@ -88,8 +89,9 @@ def find(settings, sha256=None):
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     trained = Path(settings.RUNS_DIR).glob(f"train-*/{name}")
     reference, wanted = Path(settings.WEIGHTS_DIR) / name, switches_of(settings)
-    why = ""
-    for path in [*sorted(trained, key=lambda path: -path.stat().st_mtime), reference]:
+    recipes = sorted((reference.parent / "recipes").glob(f"*{reference.suffix}"))
+    for path in [*sorted(trained, key=lambda path: -path.stat().st_mtime), *recipes, reference]:
+        why = ""
         with contextlib.suppress(InputError):   # what can't be read answers for nothing
             why = _difference(load(path)[1], wanted, sha256)
             if not why:
@@ -140,7 +142,7 @@ def save(outcome, folder, given):
     facts = facts_of(settings, given, outcome.row["val_loss"])
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     path = Path(settings.WEIGHTS_DIR) / name
-    _write_weights(folder / name, outcome.content, facts)
+    write_weights(folder / name, outcome.content, facts)
     link(folder.with_name("latest"), folder.name)
     why = ""
     with contextlib.suppress(InputError):       # what is missing or can't be read is not better
@@ -150,7 +152,7 @@ def save(outcome, folder, given):
             why = f"its val loss {kept.val_loss:.6f} is lower"
     if why:
         return f"wrote {folder / name} ({size}); {path} stays: {why}"
-    _write_weights(path, outcome.content, facts)
+    write_weights(path, outcome.content, facts)
     return f"wrote {path} ({size})"
 
 
@@ -187,10 +189,13 @@ def publish(source, folder):
     why = ""
     with contextlib.suppress(InputError, KeyError, TypeError, AttributeError):  # damaged: no better
         kept = results.read_result(target)
+        mine, its = _worth(made), _worth(kept)
         if _recipe(kept) != _recipe(made):
             why = "it is of other data or switches"
-        elif any(mine < its for mine, its in zip(_worth(made), _worth(kept))):
+        elif any(a < b for a, b in zip(mine, its)):
             why = "it has more seeds, more finished runs or a lower val loss"
+        elif mine == its:                       # so that only its times would change
+            why = "it is as good"
     if why:
         print(f"{target} stays: {why}")
         return False

@@ -10,7 +10,8 @@ import integer
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FOLDERS = ("benchmarks", "deploy", "formats", "machine", "report", "runner", "theory")
+FOLDERS = ("benchmarks", "deploy", "formats", "machine", "report", "runner", "theory",
+           "training")
 
 
 def floors():
@@ -70,17 +71,19 @@ def test_no_folder_imports_in_a_circle():
 
 def test_only_the_upper_floors_see_the_switches():
     users = {a for a, b in arrows() if b == "config"}
-    assert users <= {name for name, floor in floors().items() if floor >= 5}
+    assert users <= {name for name, floor in floors().items() if floor >= 6}
 
 
 def test_core_has_as_many_lines_as_the_readme_says():
-    numbered = re.findall(r"^[2-6]\. `(\w+\.py)`", README, re.MULTILINE)
-    sentence = re.search(r"^Files 2 to 6, (.+?) are the core: ([\d,]+) lines", README,
+    numbered = re.findall(r"^[2-7]\. `([\w/.]+)`", README, re.MULTILINE)
+    sentence = re.search(r"^Files 2 to 7, (.+?) are the core: ([\d,]+) lines", README,
                          re.MULTILINE | re.DOTALL)
-    files = numbered + re.findall(r"`(\w+\.py)`", sentence[1])
-    assert len(files) == 8
-    lines = sum(len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in files)
-    assert lines == int(sentence[2].replace(",", "")) < 1_500
+    names = numbered + re.findall(r"`([\w/]+\.py)`", sentence[1])
+    assert len(names) == 10
+    files = [file for name in names for file in
+             ((ROOT / name).glob("*.py") if name.endswith("/") else [ROOT / name])]
+    lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+    assert lines == int(sentence[2].replace(",", "")) < 2_600
 
 
 def test_readme_is_short():
@@ -112,11 +115,12 @@ def test_importing_changes_no_flag_of_jax_or_matplotlib():
 import sys; sys.path.insert(0, %r)
 import jax, matplotlib
 before = dict(jax.config.values), dict(matplotlib.rcParams)
-import ablation, config, data, integer, model, predict, quant, training
+import ablation, config, data, integer, model, plan, predict, quant
+from training import loop
 from formats import checkpoint, photo
 from machine import runtime
 from report import draw, results, stats
-from runner import experiment, state
+from runner import experiment, keep, state
 assert before == (dict(jax.config.values), dict(matplotlib.rcParams))
 assert jax._src.xla_bridge._backends == {}
 """
