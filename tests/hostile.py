@@ -1,7 +1,8 @@
 """Damaged and hostile files for Hypothesis to draw: valid ones, changed behind their outer checks.
 
-Zips, CRCs and gzip stay right, mostly, so that a change reaches the parser. The functions take a
-Hypothesis strategy's draw and the bytes of a valid file, and give the bytes of another.
+Zips, CRCs and gzip stay right, mostly, so that a change reaches the parser. The functions take the
+bytes of a valid file and give those of another; each choice takes the next three bytes of a stream
+that Hypothesis draws, because a draw for each would take several times as long as the loaders do.
 """
 import contextlib
 import gzip
@@ -48,217 +49,220 @@ TAGS = (256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 317, 320, 322, 324, 33
 @st.composite
 def changed(draw, files):
     """(path, content) of one of the files, changed; files: {path: (function of here, content)}."""
-    path = pick(draw, list(files))
+    stream = io.BytesIO(draw(st.binary(min_size=600, max_size=600)))
+    path = pick(stream, list(files))
     change, content = files[path]
-    return path, change(draw, content)
+    return path, change(stream, content)
 
 
-def pick(draw, options):
-    return draw(st.sampled_from(options))
+def below(stream, count):
+    """A number in 0 .. count - 1."""
+    return int.from_bytes(stream.read(3), "big") % count
 
 
-def below(draw, count):
-    return draw(st.integers(0, count - 1))
+def pick(stream, options):
+    return options[below(stream, len(options))]
 
 
-def noise(draw, size):
-    """Random bytes; of itself Hypothesis draws 8 kB for an input at most."""
-    if size > 256:
-        return random.Random(below(draw, 2**32)).randbytes(size)
-    return draw(st.binary(min_size=size, max_size=size))
+def noise(stream, size):
+    """Random bytes."""
+    return random.Random(below(stream, 2**24)).randbytes(size)
 
 
-def number(draw, content, at, sizes, orders=("little", "big"), more=()):
+def number(stream, content, at, sizes, orders=("little", "big"), more=()):
     """Some bytes at a place set to a number that parsers trip over."""
-    size, order = pick(draw, sizes), pick(draw, orders)
+    size, order = pick(stream, sizes), pick(stream, orders)
     at = max(0, min(at, len(content) - size))
     old = int.from_bytes(content[at:at + size], order)
-    new = pick(draw, (*INTEGERS, old + 1, *more)) % 256**size
+    new = pick(stream, (*INTEGERS, old + 1, *more)) % 256**size
     return content[:at] + new.to_bytes(size, order) + content[at + size:]
 
 
-def field(draw, content):
+def field(stream, content):
     """A number near the start, where headers are, at the end, where a zip has them, or anywhere."""
-    at = pick(draw, (below(draw, 65), below(draw, 65), below(draw, len(content) + 1), len(content)))
-    return number(draw, content, at, (1, 2, 4, 8))
+    start, anywhere = below(stream, 65), below(stream, len(content) + 1)
+    at = pick(stream, (start, start, anywhere, len(content)))
+    return number(stream, content, at, (1, 2, 4, 8))
 
 
-def raw(draw, content):
+def raw(stream, content):
     """Bytes flipped, set, inserted, removed, repeated, cut off, or made a number."""
-    for _ in range(pick(draw, (1, 1, 2, 8))):
-        kind, at = below(draw, 7), below(draw, len(content) + 1)
-        length = pick(draw, (1, 1, 2, 4, 16, 200))
+    for _ in range(pick(stream, (1, 1, 2, 8))):
+        kind, at = below(stream, 7), below(stream, len(content) + 1)
+        length = pick(stream, (1, 1, 2, 4, 16, 200))
         head, part, tail = content[:at], content[at:at + length], content[at + length:]
         if kind < 3:
-            new = noise(draw, length)
+            new = noise(stream, length)
             flipped = bytes(old ^ 1 << (bit & 7) for old, bit in zip(part, new))
             content = head + (flipped, new[:len(part)], part + new)[kind] + tail
         elif kind < 6:
-            content = (head, head + tail, head + pick(draw, (2, 2, 30)) * part + tail)[kind - 3]
+            content = (head, head + tail, head + pick(stream, (2, 2, 30)) * part + tail)[kind - 3]
         else:
-            content = field(draw, content)
+            content = field(stream, content)
     return content
 
 
-def edit(draw, items, change):
+def edit(stream, items, change):
     """A list with one item removed, repeated, copied, changed, or a changed one added.
 
     change: function of an item: another in its place.
     """
     if not items:
         return items
-    at, other, kind = below(draw, len(items)), below(draw, len(items)), below(draw, 10)
+    at, other, kind = below(stream, len(items)), below(stream, len(items)), below(stream, 10)
     item = items[at]
     if kind < 5:
         new = [change(item)]
     else:
-        copies = pick(draw, (1, 1, 30))
+        copies = pick(stream, (1, 1, 30))
         new = ([], copies * [item] + [item], copies * [items[other]] + [item], [item, change(item)],
                items[min(at, other):max(at, other)] + [item])[kind - 5]
     return items[:at] + new + items[at + 1:]
 
 
-def text(draw, content):
+def text(stream, content):
     """Tokens of TOML, JSON or sums edited; some bytes, too."""
-    if below(draw, 10) == 9:
-        return raw(draw, content)
+    if below(stream, 10) == 9:
+        return raw(stream, content)
     tokens = re.findall(r"\w+|\s+|.", content.decode("utf-8", "replace"), re.DOTALL)
-    for _ in range(pick(draw, (1, 1, 2, 5))):
-        tokens = edit(draw, tokens, lambda _: pick(draw, WORDS))
+    for _ in range(pick(stream, (1, 1, 2, 5))):
+        tokens = edit(stream, tokens, lambda _: pick(stream, WORDS))
     return "".join(tokens).encode("utf-8", "surrogatepass")
 
 
-def value(draw, old):
+def value(stream, old):
     """A JSON value in the place of another, or that one with a part edited."""
-    if not old or not isinstance(old, (list, dict)) or below(draw, 5) == 4:
-        return pick(draw, VALUES)
+    if not old or not isinstance(old, (list, dict)) or below(stream, 5) == 4:
+        return pick(stream, VALUES)
     if isinstance(old, list):
-        return edit(draw, old, lambda item: value(draw, item))
-    return dict(edit(draw, list(old.items()), lambda pair: (
-        pick(draw, (pair[0], pair[0], pair[0], "x")), value(draw, pair[1]))))
+        return edit(stream, old, lambda item: value(stream, item))
+    return dict(edit(stream, list(old.items()), lambda pair: (
+        pick(stream, (pair[0], pair[0], pair[0], "x")), value(stream, pair[1]))))
 
 
-def npy(draw, content):
+def npy(stream, content):
     """A .npy with changed data, header or JSON."""
-    start, kind = 10 + int.from_bytes(content[8:10], "little"), below(draw, 6)
+    start, kind = 10 + int.from_bytes(content[8:10], "little"), below(stream, 6)
     header, data = content[10:start], content[start:]
     if b"<U" in header and kind < 4:
         with contextlib.suppress(ValueError, RecursionError):   # no JSON, or changed already
             buffer, old = io.BytesIO(), json.loads(data.decode("utf-32-le"))
-            np.save(buffer, np.array(json.dumps(value(draw, old))))
+            np.save(buffer, np.array(json.dumps(value(stream, old))))
             return buffer.getvalue()
     if kind < 2:                                # its codes, biases, shifts or letters
-        at, new = below(draw, len(data) + 1), pick(draw, (noise(draw, 4), *CODES))
+        at, new = below(stream, len(data) + 1), pick(stream, (noise(stream, 4), *CODES))
         return content[:start] + (data[:at] + new + data[at + len(new):])[:len(data)]
     if kind == 2:
-        data = raw(draw, data)
+        data = raw(stream, data)
     elif kind == 3:
-        header = raw(draw, header)
+        header = raw(stream, header)
     else:                                       # words, tuples and texts of its dict, and marks
         tokens = re.findall(r"'[^']*'|\([^)]*\)|\w+|.", header.decode("latin-1").rstrip())
-        new = pick(draw, HEADERS)
-        tokens = edit(draw, tokens, lambda _: pick(draw, (new, repr(new))))
+        new = pick(stream, HEADERS)
+        tokens = edit(stream, tokens, lambda _: pick(stream, (new, repr(new))))
         header = "".join(tokens).encode("latin-1")
-    version = pick(draw, (b"\1\0", b"\1\0", b"\1\0", b"\2\0", b"\3\0", b"\0\0", b"\xff\xff"))
+    version = pick(stream, (b"\1\0", b"\1\0", b"\1\0", b"\2\0", b"\3\0", b"\0\0", b"\xff\xff"))
     size = (len(header) % 65_536).to_bytes(4 if version == b"\2\0" else 2, "little")
     return b"\x93NUMPY" + version + size + header + data
 
 
-def npz(draw, content):
+def npz(stream, content):
     """An npz with edited members, or with a changed field of its zip."""
-    if below(draw, 10) == 9:
-        return raw(draw, content)
+    if below(stream, 10) == 9:
+        return raw(stream, content)
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
 
     def change(member):
-        if below(draw, 5) == 4:
-            return pick(draw, NAMES), member[1]
-        return member[0], npy(draw, member[1]) if len(member[1]) > 99 else b""
+        if below(stream, 5) == 4:
+            return pick(stream, NAMES), member[1]
+        return member[0], npy(stream, member[1]) if len(member[1]) > 99 else b""
 
-    for _ in range(pick(draw, (0, 1, 1, 1, 2, 3))):
-        first = pick(draw, (1, 99, 99))         # its meta is the first
-        members = edit(draw, members[:first], change) + members[first:]
+    for _ in range(pick(stream, (0, 1, 1, 1, 2, 3))):
+        first = pick(stream, (1, 99, 99))         # its meta is the first
+        members = edit(stream, members[:first], change) + members[first:]
     buffer, methods = io.BytesIO(), 4 * (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    method = pick(draw, (*methods, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
+    method = pick(stream, (*methods, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))
     with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(buffer, "w", method) as archive:
         for name, member in members:
             archive.writestr(zipfile.ZipInfo(name), member, method)
     content = buffer.getvalue()
-    if below(draw, 10) < 3:                     # a header of the zip: local, directory or end
+    if below(stream, 10) < 3:                     # a header of the zip: local, directory or end
         starts = [match.start() for match in re.finditer(b"PK(?:\1\2|\3\4|\5\6)", content)]
-        at = pick(draw, starts) + 4 + below(draw, 38)
-        content = number(draw, content, at, (1, 2, 4), ("little",))
+        at = pick(stream, starts) + 4 + below(stream, 38)
+        content = number(stream, content, at, (1, 2, 4), ("little",))
     return content
 
 
-def weights(draw, content):
+def weights(stream, content):
     """npz; or a whole file of right shapes, whose widths, bits and codes are anything."""
-    if below(draw, 10) < 7:
-        return npz(draw, content)
-    count, side = pick(draw, (2, 2, 3, 4, 66)), pick(draw, (28, 28, 28, 14, 13))
-    sizes = [pick(draw, (1, 2, 3, 9) if count > 9 else (1, 2, 3, 9, 64, 300)) for _ in range(count)]
+    if below(stream, 10) < 7:
+        return npz(stream, content)
+    count, side = pick(stream, (2, 2, 3, 4, 66)), pick(stream, (28, 28, 28, 14, 13))
+    widths = (1, 2, 3, 9) if count > 9 else (1, 2, 3, 9, 64, 300)
+    sizes = [pick(stream, widths) for _ in range(count)]
 
     def array(dtype, *shape):
         size = math.prod(shape) * np.dtype(dtype).itemsize
-        data = pick(draw, (bytes(size), noise(draw, size), b"\1" * size, b"\x81" * size,
+        data = pick(stream, (bytes(size), noise(stream, size), b"\1" * size, b"\x81" * size,
                            b"\1\0\0\0" * (size // 4 + 1)))
         return np.frombuffer(data[:size], dtype).reshape(shape)
 
     shapes = list(itertools.pairwise(sizes))
-    if below(draw, 5) == 4:
+    if below(stream, 5) == 4:
         network = integer.FloatNetwork(tuple(
             (array(np.float32, *shape), array(np.float32, shape[1])) for shape in shapes), side)
     else:
         layers = [integer.Layer(array(np.int8, *shape), array(np.int32, shape[1]),
                                 array(np.int8, shape[1])) for shape in shapes]
         layers[-1] = layers[-1]._replace(shift=None)
-        bits, exponents = below(draw, 8) + 1, (-101, -100, -12, 0, 100, 101)
-        network = integer.Network(tuple(layers), bits, pick(draw, (0, 1, 4, 8, 9)),
-                                  pick(draw, exponents), side)
+        bits, exponents = below(stream, 8) + 1, (-101, -100, -12, 0, 100, 101)
+        network = integer.Network(tuple(layers), bits, pick(stream, (0, 1, 4, 8, 9)),
+                                  pick(stream, exponents), side)
     return checkpoint.encode(network, {})
 
 
-def nqat(draw, content):
-    """An .nqat with a changed header, stream of bits or weights, mostly with a right CRC."""
+def nqat(stream, content):
+    """An .nqat with a changed header, numbers or weights, mostly with a right CRC."""
     end = 12 + 5 * content[9]                   # of the rows, as docs/format.md has them
     start = end + -(-sum((outputs + 1) * (width + spread) for outputs, width, _, spread in
                          struct.iter_unpack("<HBBB", content[12:end])) // 8)
-    header, stream, codes = content[:end], content[end:start], content[start:-4]
-    match below(draw, 8):
+    header, numbers, codes = content[:end], content[end:start], content[start:-4]
+    match below(stream, 8):
         case 0:
-            return raw(draw, content)
+            return raw(stream, content)
         case 1 | 2:
-            header = field(draw, header)
+            header = field(stream, header)
         case 3:
-            stream, codes = raw(draw, stream), pick(draw, (codes, b""))
+            numbers, codes = raw(stream, numbers), pick(stream, (codes, b""))
         case 4:
-            stream = noise(draw, len(stream) - 1) + stream[-1:]
+            numbers = noise(stream, len(numbers) - 1) + numbers[-1:]
         case 5:
-            codes = raw(draw, codes)
+            codes = raw(stream, codes)
         case _:                                 # the bytes under DEFLATE
-            symbols, more = raw(draw, zlib.decompress(codes, -15)), pick(draw, (0, 0, 0, 1, 10**6))
-            codes = zlib.compress(symbols + bytes(more), pick(draw, (0, 1, 9)), -15)
-    body = header + stream + codes
+            symbols = raw(stream, zlib.decompress(codes, -15))
+            symbols += bytes(pick(stream, (0, 0, 0, 1, 10**6)))
+            codes = zlib.compress(symbols, pick(stream, (0, 1, 9)), -15)
+    body = header + numbers + codes
     return body + zlib.crc32(body).to_bytes(4, "little")
 
 
-def idx(draw, content):
+def idx(stream, content):
     """A packed idx file with a changed header or content, packed again, or damaged as packed."""
-    if below(draw, 10) < 3:
-        return raw(draw, content)
+    if below(stream, 10) < 3:
+        return raw(stream, content)
     plain = gzip.decompress(content)
-    if below(draw, 5) < 4:                      # magic, rank and sizes
-        plain = number(draw, plain, below(draw, 16), (1, 4), ("big",))
-    if below(draw, 5) < 2:
-        plain = raw(draw, plain)
-    cuts = [0, *pick(draw, ([], [], [below(draw, len(plain) + 1)])), len(plain)]
-    packed = b"".join(gzip.compress(plain[start:end], pick(draw, (0, 1, 9)))
+    if below(stream, 5) < 4:                      # magic, rank and sizes
+        plain = number(stream, plain, below(stream, 16), (1, 4), ("big",))
+    if below(stream, 5) < 2:
+        plain = raw(stream, plain)
+    cuts = [0, *pick(stream, ([], [], [below(stream, len(plain) + 1)])), len(plain)]
+    packed = b"".join(gzip.compress(plain[start:end], pick(stream, (0, 1, 9)))
                       for start, end in itertools.pairwise(cuts))
-    return packed + pick(draw, (b"", b"", b"", b"\0" * 8, b"tail", packed))
+    return packed + pick(stream, (b"", b"", b"", b"\0" * 8, b"tail", packed))
 
 
-def png(draw, content):
+def png(stream, content):
     """A PNG with one or two edited chunks, their CRCs right."""
     chunks, at = [], 8
     while at + 12 <= len(content):
@@ -268,34 +272,35 @@ def png(draw, content):
 
     def change(chunk):
         kind, body = chunk
-        if below(draw, 5) == 4:
-            return pick(draw, CHUNKS), pick(draw, (b"", bytes(26), body, zlib.compress(bytes(999))))
-        if kind == b"IDAT" and below(draw, 3) == 2:
+        if below(stream, 5) == 4:
+            more = (b"", bytes(26), body, zlib.compress(bytes(999)))
+            return pick(stream, CHUNKS), pick(stream, more)
+        if kind == b"IDAT" and below(stream, 3) == 2:
             with contextlib.suppress(zlib.error):       # pixels that were changed already
-                return kind, zlib.compress(raw(draw, zlib.decompress(body)))
-        return kind, pick(draw, (raw, field))(draw, body)
+                return kind, zlib.compress(raw(stream, zlib.decompress(body)))
+        return kind, pick(stream, (raw, field))(stream, body)
 
-    for _ in range(pick(draw, (1, 1, 2))):
-        chunks = edit(draw, chunks, change)
+    for _ in range(pick(stream, (1, 1, 2))):
+        chunks = edit(stream, chunks, change)
     return content[:8] + b"".join(
         len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
         for kind, body in chunks)
 
 
-def image(draw, content):
+def image(stream, content):
     """A changed PNG, TIFF, whose first directory has its fields changed, or other image."""
-    kind = below(draw, 10)
+    kind = below(stream, 10)
     if content.startswith(b"\x89PNG") and kind < 8:
-        return png(draw, content)
+        return png(stream, content)
     if content[:4] in (b"II*\0", b"MM\0*") and kind < 6:
         order = "little" if content[:2] == b"II" else "big"
         start = int.from_bytes(content[4:8], order)
         count = int.from_bytes(content[start:start + 2], order)
-        at, size = pick(draw, ((0, 2), (2, 2), (4, 4), (8, 4)))     # tag, kind, length, value
-        at += start + 2 + 12 * below(draw, count)
-        content = number(draw, content, at, (size,), (order,), TAGS)
-        return raw(draw, content) if kind < 1 else content
-    return pick(draw, (raw, field))(draw, content)
+        at, size = pick(stream, ((0, 2), (2, 2), (4, 4), (8, 4)))     # tag, kind, length, value
+        at += start + 2 + 12 * below(stream, count)
+        content = number(stream, content, at, (size,), (order,), TAGS)
+        return raw(stream, content) if kind < 1 else content
+    return pick(stream, (raw, field))(stream, content)
 
 
 def image_seeds():

@@ -130,7 +130,8 @@ class Home:
                 with zipfile.ZipFile(self.folder / path) as state:
                     assert state.testzip() is None, path
             elif path.suffix not in (".tmp", ".csv"):
-                assert comparable(self.folder / path) in (self.old.get(path), self.new.get(path)), path
+                found = comparable(self.folder / path)
+                assert found in (self.old.get(path), self.new.get(path)), path
 
     def is_complete(self):
         """The files are those of the undisturbed run, equal but for times, and no other."""
