@@ -158,8 +158,8 @@ def parse_facts(meta, names):
                         if name not in ("LAYER_SIZES", "INPUT")}
     val_loss = facts.get("val_loss")
     if val_loss is not None:
-        if type(val_loss) not in (int, float) or not 0 <= val_loss <= 1e6:
-            raise ValueError("its val_loss is no loss: a number of nats in 0..1e6")
+        if type(val_loss) not in (int, float) or not 0 <= val_loss <= 1e30:
+            raise ValueError("its val_loss is no loss: a number of nats in 0..1e30")
         val_loss = float(val_loss)
     checked = {}
     for name, value in switches.items():
