@@ -46,6 +46,7 @@ class Dataset(NamedTuple):
     encoding: encode.Encoding | None = None     # how features became bytes; None of pictures
     groups: np.ndarray | None = None    # of each train example: the recording it belongs to
     is_idx: bool = False        # read from four idx files: split as ever
+    sample: np.ndarray | None = None    # float32, features of the first test example, as read
     notes: tuple = ()           # what the reader decided, to print
 
 
@@ -114,14 +115,15 @@ def from_raw(name, given):
         test_x, test_y = train_x[held], train_y[held]
         train_x, train_y = train_x[kept], train_y[kept]
         groups = None if groups is None else groups[kept]
-    sha256, encoding = raw.identity(train_x, train_y, test_x, test_y), None
+    sha256 = raw.identity(train_x, train_y, test_x, test_y)
+    encoding = sample = None
     if train_x.dtype != np.uint8:
-        encoding = encode.fit(train_x)
+        encoding, sample = encode.fit(train_x), test_x[0].reshape(-1)
         train_x, test_x = (encode.encode(x, encoding) for x in (train_x, test_x))
     train, test = (Split(x.reshape(len(x), -1), y.astype(np.uint8))
                    for x, y in ((train_x, train_y), (test_x, test_y)))
     return Dataset(KNOWN.get(sha256, name), sha256, train, test, given.shape, given.classes,
-                   encoding, groups, notes=tuple(notes))
+                   encoding, groups, sample=sample, notes=tuple(notes))
 
 
 def _fetch_or_refuse(name, path):

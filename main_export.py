@@ -26,43 +26,57 @@ from runner import keep
 OUT = Path(config.at_home("deploy/out"))
 
 
-def export_onnx(network):
+def export_onnx(network, facts, dataset, chips):
     """({file name: bytes}, how to use them), as all functions here."""
     try:
         from deploy import to_onnx
     except ImportError:
         raise InputError("onnx is missing: pip install -r requirements-dev.txt") from None
-    pixels = plan.inputs(network.steps)
     return {"mlp.onnx": to_onnx.export(network)}, f"""\
-uint8 image [N, {pixels}] in; int32 logits (accumulators) and int64 class out:
+uint8 image [N, {plan.inputs(network.steps)}] in; int32 logits (accumulators) and int64 class out:
   session = onnxruntime.InferenceSession("{OUT}/mlp.onnx")
   logits, classes = session.run(None, {{"image": images}})"""
 
 
-def export_c(network):
-    files, flash, ram = to_c.export(network)
-    compiler = "cc -std=c99 -O3 -march=native"
-    return {name: text.encode() for name, text in files.items()}, f"""\
-in plain C: flash {flash:,} bytes of tables, and code; stack at most {ram:,} bytes
-your program: #include "mlp.h", compile mlp.c, call mlp_predict(image, logits)
-a test vector of one image, exit code 0 if right:
-  {compiler} {OUT}/mlp.c {OUT}/example.c -o {OUT}/example
-  {OUT}/example && echo right
-the test images:
-  {compiler} {OUT}/mlp.c {OUT}/classify.c -o {OUT}/classify
-  gunzip -c datasets/mnist/t10k-images-idx3-ubyte.gz > {OUT}/images
-  gunzip -c datasets/mnist/t10k-labels-idx1-ubyte.gz > {OUT}/labels
-  {OUT}/classify {OUT}/images {OUT}/labels
-C++ and Python call it in ten lines: README.md"""
+def export_c(network, facts, dataset, chips):
+    image = features = None
+    if dataset is not None and len(dataset.test.images[0]) == plan.inputs(network.steps):
+        image = dataset.test.images[0]          # a real example
+        features = dataset.sample if facts.low is not None else None
+    files, flash, ram = to_c.export(network, facts, image, features)
+    compiler, lines = "cc -std=c99 -O3 -march=native", []
+    if facts.low is not None:
+        lines = ["features: mlp_encode(features, bytes) first; mlp_class_names says the class"]
+    elif dataset is not None and dataset.name == "MNIST":
+        lines = ["the test images:",
+                 f"  {compiler} {OUT}/mlp.c {OUT}/classify.c -o {OUT}/classify",
+                 f"  gunzip -c datasets/mnist/t10k-images-idx3-ubyte.gz > {OUT}/images",
+                 f"  gunzip -c datasets/mnist/t10k-labels-idx1-ubyte.gz > {OUT}/labels",
+                 f"  {OUT}/classify {OUT}/images {OUT}/labels"]
+    return {name: text.encode() for name, text in files.items()}, "\n".join([
+        f"in plain C: flash {flash:,} bytes of tables, and code; stack at most {ram:,} bytes",
+        'your program: #include "mlp.h", compile mlp.c, call mlp_predict(image, logits)',
+        "a test vector of one example, which says RIGHT:",
+        f"  {compiler} {OUT}/mlp.c {OUT}/example.c -o {OUT}/example",
+        f"  {OUT}/example", *lines, "C++ and Python call it in ten lines: README.md"])
 
 
-def export_web(network, dataset):
-    return {"mlp.html": to_web.export(network, dataset).encode()}, (
+def _refuse_features(facts):
+    """InputError for what chips and the page don't know yet."""
+    if facts.low is not None:
+        raise InputError("firmware and the page read images of bytes, this network features; "
+                         "export it to c or onnx")
+
+
+def export_web(network, facts, dataset, chips):
+    _refuse_features(facts)
+    return {"mlp.html": to_web.export(network, facts.dataset).encode()}, (
         "open it in a browser, from disk; it needs no network and no other file")
 
 
-def export_firmware(network, chips):
-    files, needed = to_firmware.export(network, chips)
+def export_firmware(network, facts, dataset, chips):
+    _refuse_features(facts)
+    files, needed = to_firmware.export(network, chips or list(to_firmware.CHIPS))
     lines = [f"  {chip}: at most about {flash:,} bytes of flash, {ram:,} of RAM"
              for chip, (flash, ram) in needed.items()]
     return {f"firmware/{name}": text.encode() for name, text in files.items()}, "\n".join([
@@ -70,7 +84,8 @@ def export_firmware(network, chips):
         "  your program: #include \"mlp.h\", compile mlp.c, call mlp_predict(image, logits)"])
 
 
-def export_uno(network):
+def export_uno(network, facts, dataset, chips):
+    _refuse_features(facts)
     files = to_firmware.export_uno(network)
     return {f"uno/{name}": text.encode() for name, text in files.items()}, (
         f"open {OUT}/uno/uno.ino in the Arduino IDE and upload it; the web page talks to it")
@@ -93,10 +108,8 @@ def main(argv):
     settings, dataset = keep.settle(settings, config.given(argv))
     path = keep.find(settings, dataset and dataset.sha256)
     network, facts = checkpoint.load_quantized(path)
-    extra = {"web": {"dataset": facts.dataset},         # what to draw
-             "firmware": {"chips": chips or list(to_firmware.CHIPS)}}.get(form, {})
     try:
-        files, usage = FORMATS[form](network, **extra)      # all made before any is written
+        files, usage = FORMATS[form](network, facts, dataset, chips)    # all made, then written
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     for name, content in files.items():

@@ -6,6 +6,7 @@ import numpy as np
 
 import integer
 import plan
+from formats.checkpoint import Facts
 
 # Bits of the field that a weight takes: powers of two, so that no field straddles a word.
 FIELD_BITS = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
@@ -69,11 +70,65 @@ def pooling(network):
     return "" if side == 28 else f"#define MLP_POOLED {side}      /* side of the pooled image */\n"
 
 
-def _header(network):
+def _quote(name):
+    """A text as a C string: UTF-8, with everything but plain letters as octal escapes."""
+    plain = set(range(32, 127)) - set(b'"?\\')     # no quotes, trigraphs or escapes
+    return '"' + "".join(chr(c) if c in plain else f"\\{c:03o}" for c in name.encode()) + '"'
+
+
+ENCODE = """
+/* Features become bytes: clip(round_half_even((v - low) * 2^-exponent), 0, 255); NaN gives 0. */
+void mlp_encode(const float features[MLP_INPUTS], uint8_t bytes[MLP_INPUTS])
+{
+    for (uint32_t i = 0; i < MLP_INPUTS; i++) {
+        /* To memory: x87 and contraction would round later. */
+        volatile float difference = features[i] - mlp_low[i % MLP_FEATURES];
+        float code = difference * mlp_scale[i % MLP_FEATURES], rest;
+        uint8_t whole = 255;
+        if (!(code > 0.0f))
+            whole = 0;
+        else if (code < 255.0f) {
+            whole = (uint8_t)code;
+            rest = code - (float)whole;
+            whole = (uint8_t)(whole + (rest > 0.5f || (rest == 0.5f && (whole & 1))));
+        }
+        bytes[i] = whole;
+    }
+}
+"""
+
+
+def _floats(name, values):
+    """A constant array of float32, exact: hexadecimal."""
+    text = [f"{float(value).hex()}f" for value in np.asarray(values, np.float32)]
+    rows = [", ".join(text[start:start + 4]) for start in range(0, len(text), 4)]
+    return f"static const float {name}[] = {{\n" + ",\n".join(rows) + "\n};\n"
+
+
+def _names_and_encoding(facts):
+    """What mlp.c defines besides the engine: the names of the classes, how features become bytes."""
+    names = ",\n".join(f"    {_quote(name)}" for name in facts.classes)
+    text = f"\nconst char *const mlp_class_names[MLP_CLASSES] = {{\n{names}\n}};\n"
+    if facts.low is None:
+        return text
+    scale = np.exp2(-facts.exponent.astype(np.float64))
+    return (f"{text}\n#define MLP_FEATURES {len(facts.low)}u\n{_floats('mlp_low', facts.low)}"
+            f"{_floats('mlp_scale', scale)}{ENCODE}")
+
+
+def _header(network, facts):
     """mlp.h: what a caller needs to know."""
     more = """
 /* The logits of `count` images, one after the other. */
 void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count);
+
+/* What the classes are called. */
+extern const char *const mlp_class_names[MLP_CLASSES];
+"""
+    if facts.low is not None:
+        more += """
+/* The bytes that mlp_predict takes, from features as they were measured. */
+void mlp_encode(const float features[MLP_INPUTS], uint8_t bytes[MLP_INPUTS]);
 """
     return f"""/* {title(network)} */
 #ifndef MLP_H
@@ -84,11 +139,10 @@ void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count);
 
 def declarations(network, more=""):
     """What a caller in C or C++ needs of any engine, and `more` of one of them."""
-    sizes = plan.sizes(network.steps)
     return f"""#include <stdint.h>
 
 #define MLP_INPUTS {plan.inputs(network.steps)}      /* bytes of an image */
-#define MLP_CLASSES {sizes[-1]}
+#define MLP_CLASSES {network.steps[-1].after[0]}
 
 #ifdef __cplusplus
 extern "C" {{
@@ -103,7 +157,7 @@ int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES]);
 """
 
 
-def _weights(network):
+def _weights(network, facts):
     """(mlp_weights.h: the tables, and what mlp.c needs to know; bytes of the packed tables)."""
     bits, sizes = network.weight_bits, plan.sizes(network.steps)
     packed, lanes, rest, table, flash = [], [], [], [], 0
@@ -120,6 +174,7 @@ def _weights(network):
             flash += layer.shift.nbytes
         inputs, outputs = layer.w_q.shape
         table.append(f"    {{{inputs}, {outputs}, mlp_w{i}, mlp_b{i}, {shift}}}")
+    rest.append(_names_and_encoding(facts))
     return f"""/* {title(network)} */
 {pooling(network)}#define MLP_LAYERS {len(network.layers)}
 #define MLP_FIELD_BITS {FIELD_BITS[bits]}
@@ -151,12 +206,29 @@ def _max_codes(network):
     return max(sizes[1:] if plan.pooled_side(network.steps) == 28 else sizes)
 
 
-def _example(network):
-    """example.c: the least program, which is a test: an image and its logits by NumPy."""
-    count = plan.inputs(network.steps)
-    ramp = 97 * np.arange(count) % 512          # half of the bytes 0, the others of all kinds
-    image = np.maximum(ramp - 256, 0).astype(np.uint8)
+def make_example(network):
+    """uint8 [inputs]: an image to try, without data: half of it 0, the rest all kinds of bytes."""
+    ramp = 97 * np.arange(plan.inputs(network.steps)) % 512
+    return np.maximum(ramp - 256, 0).astype(np.uint8)
+
+
+def _example(network, facts, image, features):
+    """example.c: the least program, which is a test: an example and its logits by NumPy.
+
+    Args:
+      image: uint8 [inputs].
+      features: float32 [inputs] that image encodes, or None.
+    """
     logits = integer.make_engine(network, "numpy")(image[None])[0]
+    given = _array("uint8_t", "bytes", image)
+    encode = ""
+    if features is not None:
+        given = f"{_floats('features', features)}\n{_array('uint8_t', 'coded', image)}"
+        encode = """
+    uint8_t bytes[MLP_INPUTS];
+    mlp_encode(features, bytes);
+    for (int i = 0; i < MLP_INPUTS; i++)
+        wrong |= bytes[i] != coded[i];"""
     return f"""/* {title(network)}
  *
  * The least program, and a test vector: exits with 0 if the logits are right on this machine.
@@ -164,34 +236,44 @@ def _example(network):
  */
 #include "mlp.h"
 
-{_array("uint8_t", "image", image)}
+#include <stdio.h>
+
+{given}
 {_array("int32_t", "expected", logits)}
 int main(void)
 {{
     int32_t logits[MLP_CLASSES];
-    int best = mlp_predict(image, logits), wrong = best != {logits.argmax()};
+    int wrong = 0, best;{encode}
+    best = mlp_predict(bytes, logits);
+    wrong |= best != {logits.argmax()};
     for (int o = 0; o < MLP_CLASSES; o++)
         wrong |= logits[o] != expected[o];
+    printf("%s: %s\\n", mlp_class_names[best], wrong ? "WRONG" : "RIGHT");
     return wrong;
 }}
 """
 
 
-def export(network):
+def export(network, facts=None, image=None, features=None):
     """The files of a C program and what the engine needs in plain C, as on a microcontroller.
 
     Args:
       network: integer.Network.
+      facts: checkpoint.Facts: names and encoding; None: 0, 1, ... and bytes.
+      image: uint8 [inputs] for example.c; None: made up.
+      features: float32 [inputs], of which the image is the code; None of images.
     Returns:
-      (files, flash, ram): {name: text}; bytes of constant tables, code on top; bytes of stack that
-      mlp_predict needs at most, buffers and calls.
+      (files, flash, ram): {name: text}; bytes of constant tables, code on top; bytes of stack
+      that mlp_predict needs at most, buffers and calls.
     """
     sizes, fields = plan.sizes(network.steps), 32 // FIELD_BITS[network.weight_bits]
-    weights, flash = _weights(network)
+    facts = facts or Facts(classes=tuple(map(str, range(sizes[-1]))))
+    image = make_example(network) if image is None else image
+    weights, flash = _weights(network, facts)
     sums = max(fields * math.ceil(outputs / fields) for outputs in sizes[1:])
     ram = 4 * sums + _max_codes(network) + min(256, max(sizes[:-1])) + FRAMES
     folder = Path(__file__).parent
-    return {"mlp.h": _header(network), "mlp_weights.h": weights,
+    return {"mlp.h": _header(network, facts), "mlp_weights.h": weights,
             "mlp.c": (folder / "engine.c").read_text("utf-8"),
             "classify.c": (folder / "classify.c").read_text("utf-8"),
-            "example.c": _example(network)}, flash, ram
+            "example.c": _example(network, facts, image, features)}, flash, ram
