@@ -106,7 +106,7 @@ def _floats(name, values):
 
 
 def _names_and_encoding(facts):
-    """What mlp.c defines besides the engine: the names of the classes, how features become bytes."""
+    """What mlp.c defines besides the engine: class names, and how features become bytes."""
     names = ",\n".join(f"    {_quote(name)}" for name in facts.classes)
     text = f"\nconst char *const mlp_class_names[MLP_CLASSES] = {{\n{names}\n}};\n"
     if facts.low is None:
