@@ -261,6 +261,7 @@ def walk(steps, x, apply):
         elif step.kind == "mean":
             x = _mean(x, step)
         elif step.kind == "max":                # after requantizing as before it: that is monotone
+            # Of a tie, which codes have often, each comparison shares the gradient out by halves.
             x = functools.reduce(numpy.maximum, _windows(x, step))
         else:
             if step.kind == "conv":             # a patch is the inputs of a position

@@ -251,23 +251,24 @@ CASES = [
       for compute in ("float32", "bfloat16")]]
 
 
-@pytest.mark.parametrize("scales", ["calibrated", "learned"])
+to_layers = jax.jit(model.to_layers, static_argnames="hyper")
+
+
 @pytest.mark.parametrize("hyper, batches", CASES, ids=range(len(CASES)))
-def test_training_logits_are_the_integer_accumulators(rng, mnist, hyper, batches, scales):
-    layers, images = make_layers(rng, hyper), images_for(rng, mnist, hyper)
-    layers = model.calibrate(layers, images, hyper)
-    if scales == "learned":                     # anywhere near, as training leaves them
-        layers = [layer._replace(
-            x_exponent=layer.x_exponent + rng.uniform(0, 0.9, (1, 1)).astype(np.float32),
-            w_exponent=layer.w_exponent + rng.uniform(
-                -1.2, 1.2, layer.w_exponent.shape).astype(np.float32))
-            for layer in jax.device_get(model.to_learned(layers))]
-        layers = jax.jit(model.to_layers, static_argnames="hyper")(layers, hyper)
-    expected = expected_logits(model.to_network(layers, hyper), images)
-    assert np.ptp(expected, axis=0).all()       # no logit is a constant
-    for batch in batches:
-        logits = model.predict(layers, images[:batch], hyper)
-        np.testing.assert_array_equal(logits, expected[:batch])
+def test_training_logits_are_the_integer_accumulators(rng, mnist, hyper, batches):
+    """With calibrated scales, and with learned ones that have moved on from these."""
+    images = images_for(rng, mnist, hyper)
+    layers = jax.device_get(model.calibrate(make_layers(rng, hyper), images, hyper))
+    moved = [layer._replace(x_exponent=layer.x_exponent + np.float32(rng.uniform(0, 0.9)),
+                            w_exponent=layer.w_exponent + rng.uniform(
+                                -1.2, 0.4, layer.w_exponent.shape).astype(np.float32))
+             for layer in model.to_learned(layers)]
+    for computing in (layers, jax.device_get(to_layers(moved, hyper))):
+        expected = expected_logits(model.to_network(computing, hyper), images)
+        assert np.ptp(expected, axis=0).all()   # no logit is a constant
+        for batch in batches:
+            logits = model.predict(computing, images[:batch], hyper)
+            np.testing.assert_array_equal(logits, expected[:batch])
 
 
 @pytest.mark.parametrize("line, shape", [("5", (6,)), ("", (6,)), ("conv3x4/2 max2 7", (1, 40, 3))])
