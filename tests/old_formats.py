@@ -1,4 +1,4 @@
-"""Readers of the weights files of earlier versions in plain Python, as their page described them."""
+"""Readers of weights files of earlier versions in plain Python, as their page had them."""
 import json
 import struct
 import zlib
@@ -20,8 +20,9 @@ def read_nqat(content):
     assert content[:4] == b"NQAT" and version == 1
     rows = list(struct.iter_unpack("<HBBB", content[12:12 + 5 * count]))
     start = 12 + 5 * count
+    sizes = [inputs + 1, *(row[0] + 1 for row in rows)]
     return side, bits, activation_bits, exponent, read_layers(
-        content, start, bits, [row[1:] for row in rows], [inputs + 1, *(row[0] + 1 for row in rows)])
+        content, start, bits, [row[1:] for row in rows], list(zip(sizes, sizes[1:])))
 
 
 def read_layers(content, start, bits, rows, sizes):
@@ -30,10 +31,8 @@ def read_layers(content, start, bits, rows, sizes):
     Args:
       start: where the stream begins.
       rows: (bits of a bias, least shift, bits of a shift above it) of each layer.
-      sizes: of layer i, inputs and outputs: sizes[i], sizes[i + 1]; or a list of such pairs.
+      sizes: (inputs, outputs) of each layer.
     """
-    if isinstance(sizes[0], int):
-        sizes = list(zip(sizes, sizes[1:]))
     stream, at, numbers = int.from_bytes(content[start:], "little"), 0, []
     for i, ((_, outputs), (width, least, spread)) in enumerate(zip(sizes, rows, strict=True)):
         biases, shifts = [], []

@@ -12,10 +12,10 @@ import tracemalloc
 import zipfile
 
 import numpy as np
+import old_formats
 import pytest
 
 import integer
-import old_formats
 import oracle
 import plan
 from conftest import ROOT
@@ -132,7 +132,8 @@ def test_files_of_earlier_formats_load_to_the_same_integers(name):
         *_, exponent, layers = old_formats.read_nqat(path.read_bytes())
     else:
         exponent, layers = old_formats.read_npz(path)
-        assert facts.switches["LAYERS"] == "256 128" and facts.val_loss == pytest.approx(0.1093, 1e-3)
+        assert facts.switches["LAYERS"] == "256 128"
+        assert facts.val_loss == pytest.approx(0.1093, 1e-3)
         assert not {"LAYER_SIZES", "INPUT"} & set(facts.switches)
     assert network.logit_exponent == exponent
     for layer, (weights, biases, shifts) in zip(network.layers, layers, strict=True):
@@ -208,10 +209,9 @@ def test_interrupted_save_leaves_the_old_file_whole(rng, tmp_path, monkeypatch, 
 def test_content_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):
-        def spy(*arguments, name=name, real=getattr(os, name)):
-            calls.append(name)
-            return real(*arguments)
-        monkeypatch.setattr(os, name, spy)
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *arguments, name=name, real=real: (
+            calls.append(name), real(*arguments))[1])
     files.write_atomically(tmp_path / "new" / "file", b"content")
     assert calls == ["fsync", "replace", "fsync"]       # the file, its name, the folder
     assert (tmp_path / "new" / "file").read_bytes() == b"content"

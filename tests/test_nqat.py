@@ -7,6 +7,7 @@ import zipfile
 import zlib
 
 import numpy as np
+import page_reader
 import pytest
 from hypothesis import given, strategies as st
 from test_checkpoint import assert_same_networks
@@ -14,7 +15,6 @@ from test_checkpoint import assert_same_networks
 import config
 import integer
 import oracle
-import page_reader
 import plan
 from conftest import ROOT
 from formats import checkpoint, encode, nqat
@@ -214,9 +214,12 @@ def deflate(content):
     return packer.compress(content) + packer.flush()
 
 
+FORGED_WEIGHTS = deflate(bytes(25))
+
+
 def forge(version=2, bits=3, activation_bits=8, exponent=-5, shape=(7,), rank=None, classes=3,
           count=1, text=b"", names=None, steps=b"\x80\4\0", features=0, encoding=b"",
-          rows=((10, 1, 2), (10, 0, 0)), stream=bytes(12), weights=deflate(bytes(25))):
+          rows=((10, 1, 2), (10, 0, 0)), stream=bytes(12), weights=FORGED_WEIGHTS):
     """An .nqat with a right CRC: 7-5-3 of 3 bits, all its weights and biases 0, shifts of 1."""
     body = b"NQAT" + struct.pack("<BBb", version, bits << 4 | activation_bits, exponent)
     body += struct.pack(f"<B{len(shape)}HHBH", len(shape) if rank is None else rank,
@@ -228,7 +231,7 @@ def forge(version=2, bits=3, activation_bits=8, exponent=-5, shape=(7,), rank=No
 
 
 def forge_old(version=1, side=28, bits=3, activation_bits=8, exponent=-5, count=2, inputs=7,
-              rows=((5, 10, 1, 2), (3, 10, 0, 0)), stream=bytes(12), weights=deflate(bytes(25))):
+              rows=((5, 10, 1, 2), (3, 10, 0, 0)), stream=bytes(12), weights=FORGED_WEIGHTS):
     """The same as version 1."""
     body = b"NQAT" + struct.pack("<4BbBH", version, side, bits, activation_bits, exponent, count,
                                  inputs - 1)
