@@ -8,7 +8,7 @@ import numpy as np
 
 import integer
 import plan
-from formats import npz, nqat
+from formats import encode as encode_features, npz, nqat
 from machine.files import InputError, read_bytes, write_atomically
 
 FORMATS = (2, 3)                # of the npz that are read; the last one is written
@@ -180,8 +180,9 @@ def _check_meta(meta):
         names = tuple(map(str, range(min(classes, plan.MAX_WIDTH))))
     else:
         line, shape = _typed(meta, "layers", str), _typed(meta, "shape", list)
-        if len(line) > 2_000 or len(shape) not in (1, 3) or not all(type(n) is int for n in shape):
-            raise ValueError("its layers are too long, or its shape has not 1 or 3 axes")
+        if len(line) > 2_000 or len(shape) not in (1, 3) or not all(
+                type(n) is int and n > 0 for n in shape):
+            raise ValueError("its layers are too long, or its shape is not 1 or 3 counts")
         names = tuple(map(_text, _typed(meta, "classes", list)))
         classes = len(names)
     if type(meta.get("quantized")) is not bool:
@@ -200,8 +201,8 @@ def _claim(meta):
     shapes, arrays = [step.weights for step in steps if step.has_weights], {}
     features = _typed(meta, "features", int, 0)
     if features:
-        if features != steps[0].before[-1]:
-            raise ValueError(f"it encodes {features} features of {steps[0].before[-1]}")
+        if features > plan.MAX_WIDTH:           # before memory is taken for them
+            raise ValueError(f"it encodes {features} features")
         arrays = {"low": (np.float32, (features,)), "exponent": (np.int8, (features,))}
     for i, (inputs, outputs) in enumerate(shapes):
         if not meta["quantized"]:
@@ -215,6 +216,17 @@ def _claim(meta):
     return arrays
 
 
+def _check_encoding(facts, steps):
+    """The Facts; ValueError unless what encodes their features, if anything, can be run."""
+    if facts.low is not None:
+        if len(facts.low) != steps[0].before[-1]:
+            raise ValueError(f"it encodes {len(facts.low)} features of {steps[0].before[-1]}")
+        if (not np.isfinite(facts.low).all() or facts.exponent.min() < encode_features.LEAST
+                or facts.exponent.max() > encode_features.MOST):
+            raise ValueError("an encoding of it is not finite, or its step is out of range")
+    return facts
+
+
 def decode(content):
     """A deployed model and its Facts, from the bytes of a weights file from anywhere.
 
@@ -225,11 +237,13 @@ def decode(content):
     """
     if content.startswith(nqat.MAGIC):
         network, names, low, exponent = nqat.decode(content)
-        return network, Facts(classes=tuple(map(_text, names)), low=low, exponent=exponent)
+        facts = Facts(classes=tuple(map(_text, names)), low=low, exponent=exponent)
+        return network, _check_encoding(facts, network.steps)
     meta, arrays = npz.decode(content, _claim)
     steps, names = _check_meta(meta)
     facts = parse_facts(meta, names)._replace(low=arrays.get("low"),
-                                               exponent=arrays.get("exponent"))
+                                              exponent=arrays.get("exponent"))
+    _check_encoding(facts, steps)
     if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
         raise ValueError("it holds a number that is not finite")
     shapes = [step.weights for step in steps if step.has_weights]

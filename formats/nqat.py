@@ -93,7 +93,7 @@ def _pack_step(step):
         kind |= (max(step.kernel) << 2) | (max(step.stride) - 1)
     if step.has_weights:
         return struct.pack("<BH", kind, step.after[-1] - 1)
-    return struct.pack("<BB", kind, max(step.kernel)) if step.kind == "crop" else bytes([kind])
+    return struct.pack("<BH", kind, max(step.kernel)) if step.kind == "crop" else bytes([kind])
 
 
 def _read_step(reader):
@@ -103,7 +103,7 @@ def _read_step(reader):
         raise ValueError("a step of it is of no kind")
     kind = KINDS[first >> 5]
     if kind == "crop":
-        return f"crop{reader.numbers('B')[0]}"
+        return f"crop{reader.numbers('H')[0]}"
     if kind in ("mean", "max"):
         return f"{kind}2"
     outputs = reader.numbers("H")[0] + 1
@@ -164,10 +164,10 @@ def _read_old_header(reader):
     side, bits, activation_bits, exponent, count, inputs = reader.numbers(OLD_HEADER.format[1:])
     rows = [reader.numbers(OLD_ROW.format[1:]) for _ in range(count)]
     widths = [row[0] + 1 for row in rows]
-    if side not in plan.OLD_SIDES:
-        raise ValueError(f"its input side {side} is none of {', '.join(map(str, plan.OLD_SIDES))}")
+    if side not in plan.OLD_SIDES or not rows:
+        raise ValueError(f"it has {count} layers on input side {side}")
     line, shape = plan.from_sizes(side, (inputs + 1, *widths))
-    names = tuple(map(str, range(widths[-1]))) if widths else ()
+    names = tuple(map(str, range(widths[-1])))
     return line, shape, names, (bits, activation_bits, exponent), [row[1:] for row in rows], ()
 
 

@@ -12,17 +12,21 @@ import tracemalloc
 import zipfile
 
 import numpy as np
+import old_formats
 import pytest
 
 import integer
 import oracle
+import plan
 from conftest import ROOT
 from formats import checkpoint, npz
 from machine import files
 from machine.files import InputError
 
 SIZES = (7, 5, 3)               # odd, so that packed bytes end inside a byte
-FACTS = {"note": "naïve ☃", "number": 0.1, "switches": {"SEED": 3}}
+FACTS = checkpoint.Facts("naïve ☃", "00ff", ("a", "é", "c"), switches={
+    "SEED": 3, "LEARNING_RATE": 0.1, "QAT_ENABLE": True, "LAYERS": "5"}, val_loss=0.25)
+PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 
 
 def assert_same_networks(a, b):
@@ -40,22 +44,32 @@ def assert_same_networks(a, b):
 def test_load_returns_what_was_saved(rng, tmp_path, bits, sizes):
     path = tmp_path / "w.npz"
     network = oracle.random_network(rng, sizes, bits, 9 - bits)
-    size = checkpoint.save(path, network, FACTS)
+    given = FACTS._replace(classes=tuple(f"class {i}" for i in range(sizes[-1])))
+    size = checkpoint.save(path, network, given)
     loaded, facts = checkpoint.load(path)
     assert_same_networks(loaded, network)
-    assert facts == FACTS and size == path.stat().st_size
+    assert facts == given and size == path.stat().st_size
     assert checkpoint.digest(loaded) == checkpoint.digest(network)
 
 
-def random_floats(rng, sizes=SIZES, side=28):
+# Steps of all kinds: what lies between images or features and three classes.
+LINES = {"perceptron of an image": ("5", (28, 28, 1)), "linear": ("", (7,)),
+         "features": ("9 8", (6,)), "pooled": ("crop20 mean2 5", (28, 28, 1)),
+         "convolutions": ("conv3x4/2 max2 conv2x5 6", (12, 11, 3)),
+         "colour": ("crop6 mean2 conv3x2", (8, 9, 3)), "window": ("conv5x3 max2 4", (1, 30, 2))}
+EVERY_LINE = pytest.mark.parametrize("line, shape", LINES.values(), ids=LINES)
+
+
+def random_floats(rng, line="5", shape=(7,), classes=3):
+    steps = plan.parse(line, shape, classes)
     return integer.FloatNetwork(tuple(
         (rng.normal(0, 1, (i, o)).astype(np.float32), rng.normal(0, 1, o).astype(np.float32))
-        for i, o in zip(sizes, sizes[1:])), side)
+        for i, o in (step.weights for step in steps if step.has_weights)), steps)
 
 
-@pytest.mark.parametrize("sizes, side", [(SIZES, 28), ((196, 3), 14), ((100, 5, 3), 10)])
-def test_load_returns_the_floats_that_were_saved(rng, tmp_path, sizes, side):
-    network = random_floats(rng, sizes, side)
+@EVERY_LINE
+def test_load_returns_the_floats_that_were_saved(rng, tmp_path, line, shape):
+    network = random_floats(rng, line, shape)
     checkpoint.save(tmp_path / "w.npz", network, FACTS)
     loaded, facts = checkpoint.load(tmp_path / "w.npz")
     assert facts == FACTS and isinstance(loaded, integer.FloatNetwork)
@@ -75,20 +89,64 @@ def test_same_model_gives_the_same_bytes(rng):
         assert checkpoint.encode(again, facts) == content
 
 
-@pytest.mark.parametrize("sizes, side", [((784, 3), 28), ((196, 3), 14), ((144, 3), 12),
-                                         ((100, 5, 3), 10)])
-def test_file_says_what_the_first_layer_reads(rng, tmp_path, sizes, side):
-    network = oracle.random_network(rng, sizes, 4, input=side)
-    checkpoint.save(tmp_path / "w.npz", network, FACTS)
-    assert_same_networks(checkpoint.load(tmp_path / "w.npz")[0], network)
+@EVERY_LINE
+@pytest.mark.parametrize("form", ["npz", "nqat"])
+def test_file_says_what_lies_between_the_data_and_the_classes(rng, tmp_path, form, line, shape):
+    network = oracle.random_network(rng, plan.parse(line, shape, 3), 4, 5)
+    checkpoint.save(tmp_path / "w", network, FACTS, form)
+    loaded, facts = checkpoint.load(tmp_path / "w")
+    assert_same_networks(loaded, network)
+    assert loaded.steps == network.steps and facts.classes == FACTS.classes
 
 
-def test_older_file_reads_images_as_they_are(good, good_floats):
+@pytest.mark.parametrize("form", ["npz", "nqat"])
+@pytest.mark.parametrize("shape", [(6,), (1, 20, 6)])
+def test_encoding_of_features_comes_back(rng, tmp_path, form, shape):
+    """Low and step of each feature, or of each channel of a window, to the bit."""
+    network = oracle.random_network(rng, plan.parse("4", shape, 3), 4, 5)
+    low = np.float32([0, -0.0, 1e-45, -3.4e38, 0.1, 2**24])
+    exponent = np.int8([0, -100, 121, 5, -1, 7])
+    facts = FACTS._replace(low=low, exponent=exponent)
+    checkpoint.save(tmp_path / "w", network, facts, form)
+    found = checkpoint.load(tmp_path / "w")[1]
+    assert found.low.tobytes() == low.tobytes() and found.low.dtype == np.float32
+    np.testing.assert_array_equal(found.exponent, exponent, strict=True)
+
+
+# Files that earlier versions shipped, and what their readers made of them: the sides of the pooled
+# image, sizes, bits, and the SHA-256 of the arrays, layer by layer.
+OLD_FILES = {"version1.nqat": (10, (100, 50, 38, 24, 10), 3, 8),
+             "format2.npz": (28, (784, 256, 128, 10), 8, 8)}
+
+
+@pytest.mark.parametrize("name", OLD_FILES)
+def test_files_of_earlier_formats_load_to_the_same_integers(name):
+    """As an independent reader of the format of then has them."""
+    side, sizes, bits, activation_bits = OLD_FILES[name]
+    path = ROOT / "tests" / "data" / name
+    network, facts = checkpoint.load(path)
+    assert network[1:3] == (bits, activation_bits) and plan.sizes(network.steps) == sizes
+    assert plan.pooled_side(network.steps) == side and network.steps[0].before == (28, 28, 1)
+    assert facts.classes == tuple("0123456789") and facts.low is None
+    if name.endswith(".nqat"):
+        *_, exponent, layers = old_formats.read_nqat(path.read_bytes())
+    else:
+        exponent, layers = old_formats.read_npz(path)
+        assert facts.switches["LAYERS"] == "256 128"
+        assert facts.val_loss == pytest.approx(0.1093, 1e-3)
+        assert not {"LAYER_SIZES", "INPUT"} & set(facts.switches)
+    assert network.logit_exponent == exponent
+    for layer, (weights, biases, shifts) in zip(network.layers, layers, strict=True):
+        assert layer.w_q.tolist() == weights and layer.b_q.tolist() == biases
+        assert shifts == ([] if layer.shift is None else layer.shift.tolist())
+
+
+def test_file_of_format_2_without_an_input_reads_images_as_they_are(good, good_floats):
     for arrays in (good, good_floats):
-        meta = {key: value for key, value in arrays["meta"].items() if key != "input"}
-        assert len(meta) < len(arrays["meta"])
-        network, _ = checkpoint.decode(to_npz(arrays, meta=meta))
-        assert network.input == 28 and integer.sizes(network) == SIZES
+        content = old_npz(arrays, SIZES)
+        network, _ = checkpoint.decode(content)
+        assert plan.sizes(network.steps) == SIZES and network.steps[0].before == (7,)
+        assert checkpoint.decode(old_npz(arrays, SIZES, input=28))[0].steps == network.steps
 
 
 def test_digest_is_of_the_arrays_alone(rng):
@@ -122,7 +180,9 @@ def test_file_is_an_npz_without_pickle_that_numpy_reads(rng, tmp_path):
     with np.load(tmp_path / "w.npz", allow_pickle=False) as file:
         assert sorted(file) == ["b0_q", "b1_q", "meta", "shift0", "w0_q", "w1_q"]
         assert json.loads(str(file["meta"])) == {
-            "format": 2, "quantized": True, "layer_sizes": list(SIZES), "input": 28, "facts": FACTS,
+            "format": 3, "quantized": True, "layers": "5", "shape": [7], "classes": ["a", "é", "c"],
+            "facts": {"dataset": FACTS.dataset, "sha256": FACTS.sha256, "val_loss": 0.25,
+                      "switches": FACTS.switches},
             "weight_bits": 4, "activation_bits": 3, "logit_exponent": network.logit_exponent}
         assert file["w0_q"].nbytes == (7 * 5 * 4 + 7) // 8
         np.testing.assert_array_equal(file["shift0"], network.layers[0].shift)
@@ -149,10 +209,9 @@ def test_interrupted_save_leaves_the_old_file_whole(rng, tmp_path, monkeypatch, 
 def test_content_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     calls = []
     for name in ("fsync", "replace"):
-        def spy(*arguments, name=name, real=getattr(os, name)):
-            calls.append(name)
-            return real(*arguments)
-        monkeypatch.setattr(os, name, spy)
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *arguments, name=name, real=real: (
+            calls.append(name), real(*arguments))[1])
     files.write_atomically(tmp_path / "new" / "file", b"content")
     assert calls == ["fsync", "replace", "fsync"]       # the file, its name, the folder
     assert (tmp_path / "new" / "file").read_bytes() == b"content"
@@ -181,8 +240,8 @@ def good_floats(rng):
     """The same of a float32 file."""
     arrays = {f"{name}{i}": array for i, pair in enumerate(random_floats(rng).layers)
               for name, array in zip("wb", pair)}
-    return {**arrays, "meta": {"format": checkpoint.FORMAT, "quantized": False, "facts": {},
-                               "layer_sizes": list(SIZES), "input": 28}}
+    return {**arrays, "meta": {"format": 3, "quantized": False, "layers": "5", "shape": [7],
+                               "classes": ["0", "1", "2"], "facts": {}}}
 
 
 def to_npz(arrays, **more):
@@ -197,6 +256,14 @@ def to_npz(arrays, **more):
 
 def with_meta(arrays, **changes):
     return to_npz(arrays, meta={**arrays["meta"], **changes})
+
+
+def old_npz(arrays, sizes, facts=None, **more):
+    """The same as a file of format 2."""
+    meta = {key: value for key, value in arrays["meta"].items()
+            if key not in ("layers", "shape", "classes")}
+    return to_npz(arrays, meta={**meta, "format": 2, "layer_sizes": list(sizes),
+                                "facts": facts or {}, **more})
 
 
 def without(arrays, key):
@@ -283,9 +350,11 @@ HOSTILE = {
     "JSON list": lambda good: to_npz(good, meta=np.array("[1]")),
     "deep JSON": lambda good: to_npz(good, meta=np.array("[" * 100_000)),
     "JSON integer of 5000 digits": lambda good: to_npz(good, meta=np.array("9" * 5_000)),
-    "meta of 8 MB": lambda good: with_meta(good, facts={"note": "x" * 2**21}),
+    "meta of 8 MB": lambda good: with_meta(good, facts={"dataset": "x" * 2**21}),
     "format 1": lambda good: with_meta(good, format=1),
-    "format 3": lambda good: with_meta(good, format=3),
+    "format 4": lambda good: with_meta(good, format=4),
+    "format text": lambda good: with_meta(good, format="3"),
+    "format a list": lambda good: with_meta(good, format=[3]),
     "facts missing": lambda good: with_meta(good, facts=None),
     "facts are text": lambda good: with_meta(good, facts="none"),
     "format missing": lambda good: with_meta(good, format=None),
@@ -302,24 +371,70 @@ HOSTILE = {
     "logit_exponent 0.5": lambda good: with_meta(good, logit_exponent=0.5),
     "logit_exponent 101": lambda good: with_meta(good, logit_exponent=101),
     "logit_exponent -10**30": lambda good: with_meta(good, logit_exponent=-10**30),
-    "input null": lambda good: with_meta(good, input=None),
-    "input 28.0": lambda good: with_meta(good, input=28.0),
-    "input true": lambda good: with_meta(good, input=True),
-    "input text": lambda good: with_meta(good, input="28"),
-    "input 13": lambda good: with_meta(good, input=13),
-    "input -28": lambda good: with_meta(good, input=-28),
-    "input of other images": lambda good: with_meta(good, input=14),
     "quantized missing": lambda good: with_meta(good, quantized=None),
     "said to be float": lambda good: with_meta(good, quantized=False),
-    "no layers": lambda good: with_meta(good, layer_sizes=[]),
-    "one layer too few": lambda good: with_meta(good, layer_sizes=[7, 5]),
-    "layer_sizes negative": lambda good: with_meta(good, layer_sizes=[7, -5, 3]),
-    "layer_sizes huge": lambda good: with_meta(good, layer_sizes=[7, 2**40, 3]),
-    "layer_sizes 65536": lambda good: with_meta(good, layer_sizes=[65_536, 65_536, 65_536]),
-    "layer_sizes text": lambda good: with_meta(good, layer_sizes="753"),
-    "layer_sizes of floats": lambda good: with_meta(good, layer_sizes=[7.0, 5.0, 3.0]),
-    "layer_sizes of booleans": lambda good: with_meta(good, layer_sizes=[True, True]),
-    "65 layers": lambda good: with_meta(good, layer_sizes=[1] * 66),
+    "layers missing": lambda good: with_meta(good, layers=None),
+    "one layer too few": lambda good: with_meta(good, layers=""),
+    "layers of another width": lambda good: with_meta(good, layers="6"),
+    "layers of no word": lambda good: with_meta(good, layers="relu"),
+    "layers negative": lambda good: with_meta(good, layers="-5"),
+    "layers huge": lambda good: with_meta(good, layers=str(2**40)),
+    "layers of a width of 0": lambda good: with_meta(good, layers="0"),
+    "layers 65536": lambda good: with_meta(good, layers="65536 65536"),
+    "layers a list": lambda good: with_meta(good, layers=["5"]),
+    "layers of 20,000 words": lambda good: with_meta(good, layers="5 " * 20_000),
+    "64 layers and the classes": lambda good: with_meta(good, layers="1 " * 64),
+    "crop of features": lambda good: with_meta(good, layers="crop2 5"),
+    "shape missing": lambda good: with_meta(good, shape=None),
+    "shape of two axes": lambda good: with_meta(good, shape=[7, 1]),
+    "shape of floats": lambda good: with_meta(good, shape=[7.0]),
+    "shape of booleans": lambda good: with_meta(good, shape=[True, True, True]),
+    "shape 0": lambda good: with_meta(good, shape=[0]),
+    "shape negative": lambda good: with_meta(good, shape=[-7, -1, 1]),
+    "shape huge": lambda good: with_meta(good, shape=[2**40, 2**40, 2**40]),
+    "shape text": lambda good: with_meta(good, shape="7"),
+    "shape of other inputs": lambda good: with_meta(good, shape=[8]),
+    "classes missing": lambda good: with_meta(good, classes=None),
+    "no classes": lambda good: with_meta(good, classes=[]),
+    "other count of classes": lambda good: with_meta(good, classes=["a", "b"]),
+    "classes that are numbers": lambda good: with_meta(good, classes=[0, 1, 2]),
+    "class with a long name": lambda good: with_meta(good, classes=["a", "b", "c" * 201]),
+    "classes a dict": lambda good: with_meta(good, classes={"a": 0, "b": 1, "c": 2}),
+    "features without an encoding": lambda good: with_meta(good, features=7),
+    "features of another count": lambda good: to_npz(
+        good, meta={**good["meta"], "features": 6}, low=np.zeros(6, np.float32),
+        exponent=np.zeros(6, np.int8)),
+    "features true": lambda good: with_meta(good, features=True),
+    "encoding without features": lambda good: to_npz(
+        good, low=np.zeros(7, np.float32), exponent=np.zeros(7, np.int8)),
+    "encoding that is not finite": lambda good: to_npz(
+        good, meta={**good["meta"], "features": 7}, low=np.full(7, np.nan, np.float32),
+        exponent=np.zeros(7, np.int8)),
+    "encoding too fine": lambda good: to_npz(
+        good, meta={**good["meta"], "features": 7}, low=np.zeros(7, np.float32),
+        exponent=np.full(7, -101, np.int8)),
+    "encoding too coarse": lambda good: to_npz(
+        good, meta={**good["meta"], "features": 7}, low=np.zeros(7, np.float32),
+        exponent=np.full(7, 122, np.int8)),
+    "input null": lambda good: old_npz(good, SIZES, input=None),
+    "input 28.0": lambda good: old_npz(good, SIZES, input=28.0),
+    "input true": lambda good: old_npz(good, SIZES, input=True),
+    "input text": lambda good: old_npz(good, SIZES, input="28"),
+    "input a list": lambda good: old_npz(good, SIZES, input=[28]),
+    "input 13": lambda good: old_npz(good, SIZES, input=13),
+    "input -28": lambda good: old_npz(good, SIZES, input=-28),
+    "input of other images": lambda good: old_npz(good, SIZES, input=14),
+    "no layers": lambda good: old_npz(good, []),
+    "layer_sizes of one layer too few": lambda good: old_npz(good, [7, 5]),
+    "layer_sizes negative": lambda good: old_npz(good, [7, -5, 3]),
+    "inputs negative": lambda good: old_npz(good, [-7, 5, 3]),
+    "layer_sizes huge": lambda good: old_npz(good, [7, 2**40, 3]),
+    "layer_sizes 65536": lambda good: old_npz(good, [65_536, 65_536, 65_536]),
+    "layer_sizes text": lambda good: old_npz(good, "753"),
+    "layer_sizes null": lambda good: old_npz(good, SIZES, layer_sizes=None),
+    "layer_sizes of floats": lambda good: old_npz(good, [7.0, 5.0, 3.0]),
+    "layer_sizes of booleans": lambda good: old_npz(good, [True, True]),
+    "65 layers": lambda good: old_npz(good, [1] * 66),
     "code -128": lambda good: with_value(good, "w0_q", -128),
     "shift 0": lambda good: with_value(good, "shift0", 0),
     "shift -128": lambda good: with_value(good, "shift0", -128),
@@ -389,9 +504,10 @@ def peak_of(call):
 
 @pytest.mark.parametrize("sizes", [[1] * 66, [4_096, 4_097], [65_536, 256, 1], [2**40, 2]])
 def test_limits_are_refused_before_memory_is_taken(good, good_floats, sizes):
+    line = " ".join(map(str, sizes[1:]))
     for arrays in (good, good_floats):
-        content = with_meta(arrays, layer_sizes=sizes)
-        assert peak_of(lambda: checkpoint.decode(content)) < 2**20
+        for content in (old_npz(arrays, sizes), with_meta(arrays, layers=line, shape=sizes[:1])):
+            assert peak_of(lambda content=content: checkpoint.decode(content)) < 2**20
 
 
 def test_array_larger_than_meta_says_is_refused_before_it_is_unpacked(good):
@@ -445,7 +561,7 @@ def test_accumulator_that_is_not_exact_is_refused(tmp_path, good):
     assert "not below 2**24" in one_line_error(path)
 
 
-@pytest.mark.parametrize("sizes", [(1,) * 65, (4_096, 4_096), (65_536, 1), (1, 65_536)])
+@pytest.mark.parametrize("sizes", [(1,) * 65, (4_096, 4_096), (65_536, 1), (1, 65_536, 1)])
 @pytest.mark.parametrize("quantized", [True, False])
 def test_whatever_save_accepts_load_accepts(tmp_path, sizes, quantized):
     """At the limits of a network; test_integer has what lies beyond."""
@@ -455,35 +571,40 @@ def test_whatever_save_accepts_load_accepts(tmp_path, sizes, quantized):
                                 np.full(shape[1], 90)) for shape in pairs]
         layers[-1] = layers[-1]._replace(shift=None)
         network = integer.make_network(layers, 2, 8, -100)
-        checkpoint.save(path, network, FACTS)
+        checkpoint.save(path, network)
         assert_same_networks(checkpoint.load(path)[0], network)
     else:
-        checkpoint.save(path, float_network(*pairs), FACTS)
-        assert integer.sizes(checkpoint.load(path)[0]) == sizes
+        checkpoint.save(path, float_network(*pairs))
+        assert plan.sizes(checkpoint.load(path)[0].steps) == sizes
 
 
-def float_network(*shapes, dtype=np.float32, value=1, side=28):
-    return integer.FloatNetwork(tuple((np.full(shape, value, dtype), np.zeros(shape[1], dtype))
-                                      for shape in shapes), side)
+def float_network(*shapes, dtype=np.float32, value=1, steps=None):
+    arrays = [(np.full(shape, value, dtype), np.zeros(shape[1], dtype)) for shape in shapes]
+    if steps is None:                           # by hand: plan.parse would refuse some of them
+        steps = tuple(plan.Step("dense", (), (), (i,), (o,)) for i, o in shapes)
+    return integer.FloatNetwork(tuple(arrays), steps)
 
 
 REFUSED = {
-    "65 layers": (float_network(*[(1, 1)] * 65), FACTS),
-    "too many weights": (float_network((4_096, 4_097)), FACTS),
-    "too wide": (float_network((65_537, 1)), FACTS),
-    "layers that don't chain": (float_network((4, 3), (2, 1)), FACTS),
-    "float64": (float_network((4, 3), dtype=np.float64), FACTS),
-    "NaN": (float_network((4, 3), value=np.nan), FACTS),
-    "input that does not fit": (float_network((4, 3), side=14), FACTS),
-    "facts of 8 MB": (float_network((4, 3)), {"note": "x" * 2**21}),
-    "facts are no dict": (float_network((4, 3)), "none"),
+    "65 layers": (float_network(*[(1, 1)] * 65), {}),
+    "too many weights": (float_network((4_096, 4_097)), {}),
+    "too wide": (float_network((65_537, 1)), {}),
+    "layers that don't chain": (float_network((4, 3), (2, 1)), {}),
+    "float64": (float_network((4, 3), dtype=np.float64), {}),
+    "NaN": (float_network((4, 3), value=np.nan), {}),
+    "steps that do not fit": (float_network((4, 3), steps=plan.parse("", (5,), 3)), {}),
+    "a name of 8 MB": (float_network((4, 3)), {"dataset": "x" * 2**21}),
+    "a switch that is a list": (float_network((4, 3)), {"switches": {"a": [1]}}),
+    "switches are no dict": (float_network((4, 3)), {"switches": "none"}),
+    "a loss of NaN": (float_network((4, 3)), {"val_loss": float("nan")}),
+    "one class too many": (float_network((4, 3)), {"classes": tuple("abcd")}),
 }
 
 
 @pytest.mark.parametrize("model, facts", REFUSED.values(), ids=REFUSED)
 def test_save_refuses_what_load_refuses(tmp_path, model, facts):
     with pytest.raises(ValueError) as caught:
-        checkpoint.save(tmp_path / "w.npz", model, facts)
+        checkpoint.save(tmp_path / "w.npz", model, checkpoint.Facts(**facts))
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 
@@ -495,19 +616,11 @@ def test_arrays_in_column_order_come_back(rng, tmp_path):
     assert_same_networks(checkpoint.load(tmp_path / "w.npz")[0], network)
 
 
-@pytest.mark.parametrize("quantized, bits, name", [
-    (True, 8, "weights_int8.npz"), (True, 2, "weights_int2.npz"),
-    (False, 8, "weights_unquantized_int8.npz")])
-def test_file_is_named_after_its_width_and_found_in_the_first_folder_that_has_it(
-        tmp_path, quantized, bits, name):
-    folders = [tmp_path / "latest", tmp_path / "weights"]
-    assert checkpoint.default_name(quantized, bits) == name
-    assert checkpoint.find("", folders, quantized, bits) == folders[1] / name    # none has it
-    for folder in reversed(folders):
-        folder.mkdir()
-        (folder / name).touch()
-        assert checkpoint.find("", folders, quantized, bits) == folder / name
-    assert checkpoint.find("mine.npz", folders, quantized, bits).name == "mine.npz"
+@pytest.mark.parametrize("quantized, bits, form, name", [
+    (True, 8, "npz", "weights_int8.npz"), (True, 2, "npz", "weights_int2.npz"),
+    (True, 3, "nqat", "weights_int3.nqat"), (False, 8, "npz", "weights_unquantized_int8.npz")])
+def test_file_is_named_after_its_width(quantized, bits, form, name):
+    assert checkpoint.default_name(quantized, bits, form) == name
 
 
 def test_npz_holds_what_was_given_and_nothing_larger_is_read(rng):

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import data
+import plan
 from conftest import ROOT, write_folder, write_idx
+from formats import idx
 from machine.files import InputError
 
 MNIST = ROOT / "datasets" / "mnist"
@@ -96,7 +98,7 @@ def test_folder_of_idx_files_is_read_packed_or_not(rng, tmp_path, suffix):
 def test_colour_images_are_flattened(rng, tiny):
     folder, train, test = tiny
     colour = rng.integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
-    for (name, _), images in zip(data.FILES, (colour, colour[:20])):
+    for (name, _), images in zip(idx.FILES, (colour, colour[:20])):
         write_idx(folder / f"{name}.gz", images)
     loaded = data.load(folder).train
     np.testing.assert_array_equal(loaded.images, colour.reshape(30, 48))
@@ -117,7 +119,7 @@ def test_identity_is_the_hash_of_the_unpacked_files(rng, tmp_path):
         write_folder(folder, *splits, side=4, suffix=suffix)
         identities.append(data.load(folder)[:2])
     digests = [hashlib.sha256((folder / name).read_bytes()).digest()
-               for pair in data.FILES for name in pair]
+               for pair in idx.FILES for name in pair]
     sha256 = hashlib.sha256(b"".join(digests)).hexdigest()
     assert identities == [("data.gz", sha256), ("data", sha256)]
 
@@ -137,7 +139,7 @@ def test_identity_changes_with_any_pixel_or_label(tiny):
 def test_idx_file_written_is_the_one_an_independent_writer_makes(rng, tmp_path, suffix):
     array = rng.integers(0, 256, (5, 3, 2), dtype=np.uint8)
     ours, theirs = tmp_path / f"ours{suffix}", tmp_path / f"theirs{suffix}"
-    data.write_idx(ours, array)
+    idx.write(ours, array)
     write_idx(theirs, array)
     unpack = gzip.decompress if suffix else bytes
     assert unpack(ours.read_bytes()) == unpack(theirs.read_bytes())
@@ -147,7 +149,7 @@ def test_idx_file_written_is_the_one_an_independent_writer_makes(rng, tmp_path, 
                                   "{hash} *./{name}\r\n", "# a comment\n\n{hash}  {name}"])
 def test_hash_of_a_listed_file_is_checked(tiny, line):
     folder, *splits = tiny
-    path = folder / f"{data.FILES[0][0]}.gz"
+    path = folder / f"{idx.FILES[0][0]}.gz"
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     sums = folder / "SHA256SUMS"
     for listed in (digest, digest.upper()):
@@ -167,7 +169,7 @@ def test_other_lines_beside_the_hashes_are_refused(tiny, line):
 
 def test_gzip_of_several_members_is_read_whole(tiny):
     folder, *splits = tiny
-    path = folder / f"{data.FILES[0][0]}.gz"
+    path = folder / f"{idx.FILES[0][0]}.gz"
     content = gzip.decompress(path.read_bytes())
     path.write_bytes(b"".join(map(gzip.compress, (content[:3], b"", content[3:100],
                                                   content[100:]))))
@@ -191,7 +193,7 @@ def test_folder_that_cannot_be_gives_one_line(tmp_path, monkeypatch, make):
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path),
                                   lambda path: os.symlink(path, path)],
                          ids=["FIFO", "folder", "endless device", "symlink loop"])
-@pytest.mark.parametrize("name", [f"{data.FILES[0][1]}.gz", "SHA256SUMS"])
+@pytest.mark.parametrize("name", [f"{idx.FILES[0][1]}.gz", "SHA256SUMS"])
 def test_only_regular_files_are_read(tiny, make, name):
     path = tiny[0] / name
     path.unlink(missing_ok=True)
@@ -232,14 +234,14 @@ DAMAGES = {
 @pytest.mark.parametrize("content", DAMAGES.values(), ids=DAMAGES)
 def test_damaged_file_gives_one_line(tiny, content):
     folder, *_ = tiny
-    (folder / f"{data.FILES[0][0]}.gz").write_bytes(content)
+    (folder / f"{idx.FILES[0][0]}.gz").write_bytes(content)
     assert str(folder) in one_line_error(folder)
 
 
 def test_decompression_bomb_takes_little_memory(tiny):
     folder, *_ = tiny
     bomb = gzip.compress(header((30, 4, 4)) + bytes(2**26), 1)      # 64 MB where 480 bytes are due
-    (folder / f"{data.FILES[0][0]}.gz").write_bytes(bomb)
+    (folder / f"{idx.FILES[0][0]}.gz").write_bytes(bomb)
     tracemalloc.start()
     try:
         one_line_error(folder)
@@ -252,7 +254,7 @@ def test_wrong_magic_is_seen_before_the_file_is_unpacked(tiny):
     """Of one that does not pack, so that its bytes are as many unpacked; they are read once."""
     folder, *_ = tiny
     noise = np.random.default_rng(0).bytes(2**23)
-    (folder / f"{data.FILES[0][0]}.gz").write_bytes(gzip.compress(noise, 1))
+    (folder / f"{idx.FILES[0][0]}.gz").write_bytes(gzip.compress(noise, 1))
     tracemalloc.start()
     try:
         one_line_error(folder)
@@ -261,7 +263,7 @@ def test_wrong_magic_is_seen_before_the_file_is_unpacked(tiny):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("name", [name for pair in data.FILES for name in pair])
+@pytest.mark.parametrize("name", [name for pair in idx.FILES for name in pair])
 def test_missing_file_is_named(tiny, name):
     folder, *_ = tiny
     (folder / f"{name}.gz").unlink()
@@ -274,52 +276,83 @@ def test_missing_folder_gives_one_line(tmp_path):
 
 def test_label_counts_must_match(tiny):
     folder, train, _ = tiny
-    write_idx(folder / f"{data.FILES[0][1]}.gz", train.labels[:-1])
+    write_idx(folder / f"{idx.FILES[0][1]}.gz", train.labels[:-1])
     message = one_line_error(folder)
     assert "30 images" in message and "29 labels" in message
 
 
-@pytest.mark.parametrize("layer_sizes", [(15, 10), (17, 10), (16, 9), (16, 4, 9)])
-def test_network_must_fit_the_data(tiny, layer_sizes):
-    with pytest.raises(InputError, match="LAYER_SIZES = .*16 pixels and 10 classes"):
-        data.check_fits(data.load(tiny[0]), layer_sizes)
+def steps_of(line, inputs, classes):
+    return plan.parse(line, (inputs,), classes)
+
+
+@pytest.mark.parametrize("line, inputs, classes", [("", 15, 10), ("", 17, 10), ("", 16, 9),
+                                                   ("4", 16, 9)])
+def test_network_must_fit_the_data(tiny, line, inputs, classes):
+    with pytest.raises(InputError, match=f"{inputs} inputs and {classes} classes .*: it has 16"):
+        data.check_fits(data.load(tiny[0]), steps_of(line, inputs, classes))
 
 
 def test_network_may_have_more_classes_than_the_data(tiny):
-    data.check_fits(data.load(tiny[0]), (16, 12))
+    data.check_fits(data.load(tiny[0]), steps_of("", 16, 12))
+
+
+def whole(count, labels=None, **more):
+    """A Dataset of idx files whose images are their numbers."""
+    index = np.arange(count, dtype=np.uint8)
+    train = data.Split(index[:, None], np.resize(index % 10 if labels is None else labels, count))
+    return data.Dataset("d", "0", train, train, (1,), tuple(map(str, range(10))),
+                        **{"is_idx": True, **more})
 
 
 def test_val_split_is_a_disjoint_fixed_partition():
-    index = np.arange(200, dtype=np.uint8)
-    whole = data.Split(index[:, None], index)   # image and label are the example's number
+    dataset = whole(200)
     np.random.seed(1)
-    train, val = data.split_val(whole, 50, 10)
+    train, val = data.split_val(dataset, 50)
     assert len(val.labels) == 50 and len(train.labels) == 150
-    assert sorted([*train.labels, *val.labels]) == list(range(200))
-    for split in (train, val):
-        np.testing.assert_array_equal(split.images[:, 0], split.labels)
-    assert not np.array_equal(val.labels, np.sort(val.labels))      # shuffled, not the last 50
+    numbers = [split.images[:, 0] for split in (train, val)]
+    assert sorted(np.concatenate(numbers)) == list(range(200))
+    for split, index in zip((train, val), numbers):
+        np.testing.assert_array_equal(split.labels, index % 10)
+    assert not np.array_equal(numbers[1], np.sort(numbers[1]))      # shuffled, not the last 50
     np.random.seed(2)
-    assert_same_splits(data.split_val(whole, 50, 20), (train, val))
-    larger = data.split_val(whole, 80, 10)[1]
-    assert set(val.labels) < set(larger.labels)  # always the end of one permutation
+    assert_same_splits(data.split_val(dataset, 50), (train, val))
+    larger = data.split_val(dataset, 80)[1]
+    assert set(numbers[1]) < set(larger.images[:, 0])   # always the end of one permutation
 
 
-@pytest.mark.parametrize("val_examples, batch_size, legal", [
-    (50, 150, True), (50, 151, False), (200, 1, False), (199, 1, True), (201, 1, False)])
-def test_val_split_leaves_at_least_one_batch(val_examples, batch_size, legal):
-    whole = data.Split(np.zeros((200, 1), np.uint8), np.zeros(200, np.uint8))
-    if legal:
-        train, val = data.split_val(whole, val_examples, batch_size)
-        assert (len(train.labels), len(val.labels)) == (200 - val_examples, val_examples)
-    else:
-        with pytest.raises(InputError, match=f"BATCH_SIZE = {batch_size} .*= {val_examples}"):
-            data.split_val(whole, val_examples, batch_size)
+def test_val_split_of_mnist_is_the_one_of_earlier_versions(mnist):
+    order = np.random.default_rng(0).permutation(60_000)
+    train, val = data.split_val(mnist, 5_000)
+    for split, part in ((train, order[:-5_000]), (val, order[-5_000:])):
+        np.testing.assert_array_equal(split.labels, mnist.train.labels[part])
+        np.testing.assert_array_equal(split.images[::997], mnist.train.images[part[::997]])
+
+
+@pytest.mark.parametrize("val_examples, held", [(50, 50), (100, 100), (101, 40), (200, 40),
+                                                (1_000_000, 40)])
+def test_val_split_leaves_most_of_small_data_to_train_on(val_examples, held):
+    """More than half of it is never held out: then a fifth is."""
+    train, val = data.split_val(whole(200), val_examples)
+    assert (len(train.labels), len(val.labels)) == (200 - held, held)
+
+
+@pytest.mark.parametrize("is_idx", [True, False])
+@pytest.mark.parametrize("labels, val_examples, which", [
+    ([3], 50, "train"), ([0] * 199 + [1], 50, "train|validation"), (None, 1, "validation")])
+def test_split_of_one_class_is_refused_before_training(labels, val_examples, which, is_idx):
+    """No model can be told from a guess by it."""
+    if labels is None and not is_idx:
+        val_examples = 1                        # one of 200 examples; a part of each class is held
+        _, val = data.split_val(whole(200, is_idx=False), val_examples)
+        assert len(set(val.labels)) > 1
+        return
+    with pytest.raises(InputError, match=rf"(?s)^the \d+ ({which}) examples are all of one class"):
+        data.split_val(whole(200, labels, is_idx=is_idx), val_examples)
 
 
 def test_missing_tensorflow_says_which_file_is_missing_and_what_to_install(tmp_path):
     message = one_line_error(tmp_path / "fashion_mnist")
-    assert data.FILES[0][0] in message and "pip install -r requirements-tfds.txt" in message
+    assert idx.FILES[0][0] in message and "pip install -r requirements-tfds.txt" in message
     assert (ROOT / "requirements-tfds.txt").exists()
 
 
@@ -367,9 +400,9 @@ def test_folder_without_files_is_fetched_once(rng, tmp_path, fake_tfds):
 
 def test_folder_with_some_files_is_left_as_it_is(tiny, fake_tfds):
     folder, *_ = tiny
-    (folder / f"{data.FILES[1][1]}.gz").unlink()
+    (folder / f"{idx.FILES[1][1]}.gz").unlink()
     before = sorted(folder.iterdir())
-    assert data.FILES[1][1] in one_line_error(folder)
+    assert idx.FILES[1][1] in one_line_error(folder)
     assert sorted(folder.iterdir()) == before
 
 

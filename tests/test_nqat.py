@@ -7,31 +7,36 @@ import zipfile
 import zlib
 
 import numpy as np
+import page_reader
 import pytest
 from hypothesis import given, strategies as st
 from test_checkpoint import assert_same_networks
 
 import config
 import integer
-import main_inference
 import oracle
-from conftest import ROOT, rows_of
-from formats import checkpoint, nqat
+import plan
+from conftest import ROOT
+from formats import checkpoint, encode, nqat
 from machine.files import InputError
-from runner import experiment
 
 PAGE = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
 SIZES = (7, 5, 3)
 
 
+LINES = [("", (5,)), ("3 2", (1,)), ("4", (3, 3, 1)), ("crop24 mean2 3", (28, 28, 1)),
+         ("mean2 conv2x3/2 max2 conv1x2 6", (20, 17, 3)), ("conv7x2/3", (9, 1, 2)),
+         ("conv3x4 conv2x3/2 max2 9 8", (1, 15, 2)), ("crop6 conv5x4/2", (9, 8, 1)),
+         ("crop300 3", (1, 303, 1))]
+
+
 @st.composite
 def networks(draw):
-    """Legal Networks of all widths and inputs, with extreme biases and shifts."""
-    side = draw(st.sampled_from([28, 28, 28, 14, 12, 10]))
-    sizes = draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
-    sizes = [draw(st.integers(1, 9)) if side == 28 else side**2, *sizes]
-    network = oracle.random_network(np.random.default_rng(draw(st.integers(0, 99))), sizes,
-                                    draw(st.integers(1, 8)), draw(st.integers(1, 8)), side)
+    """Legal Networks of all widths and steps, with extreme biases and shifts."""
+    line, shape = draw(st.sampled_from(LINES))
+    steps = plan.parse(line, shape, draw(st.integers(1, 9)))
+    network = oracle.random_network(np.random.default_rng(draw(st.integers(0, 99))), steps,
+                                    draw(st.integers(1, 8)), draw(st.integers(1, 8)))
     layers = []
     for layer in network.layers:
         bias = draw(st.sampled_from([0, 1, -1, 2**13, 2**22, -(2**22)]))
@@ -43,55 +48,77 @@ def networks(draw):
                             logit_exponent=draw(st.integers(-100, 100)))
 
 
-def read(content):
-    """(input, bits, activation bits, exponent, layers) in plain Python, from docs/format.md alone.
-
-    A layer is (weights [I][O], biases, shifts) of lists; the last one's shifts are empty.
-    """
-    version, side, bits, activation_bits, exponent, count, inputs = struct.unpack(
-        "<4BbBH", content[4:12])
-    assert content[:4] == b"NQAT" and version == 1
-    rows = list(struct.iter_unpack("<HBBB", content[12:12 + 5 * count]))
-    start = 12 + 5 * count
-    stream, at, numbers = int.from_bytes(content[start:], "little"), 0, []
-
-    def sign(field, width):
-        return field - (1 << width) if field >> width - 1 & 1 else field
-
-    for i, (outputs, width, least, spread) in enumerate(rows):
-        biases, shifts = [], []
-        for _ in range(outputs + 1):
-            biases.append(sign(stream >> at & (1 << width) - 1, width))
-            at += width
-        for _ in range(outputs + 1 if i + 1 < count else 0):
-            shifts.append(least + (stream >> at & (1 << spread) - 1))
-            at += spread
-        numbers.append((biases, shifts))
-    unpacker = zlib.decompressobj(-15)
-    symbols = unpacker.decompress(content[start + (at + 7) // 8:])
-    assert unpacker.unused_data == content[-4:] == struct.pack("<I", zlib.crc32(content[:-4]))
-    fields = (byte >> bits * k & (1 << bits) - 1 for byte in symbols for k in range(8 // bits))
-    layers, inputs = [], inputs + 1
-    for biases, shifts in numbers:
-        weights = [[2 * next(fields) - 1 if bits == 1 else sign(next(fields), bits)
-                    for _ in biases] for _ in range(inputs)]
-        layers.append((weights, biases, shifts))
-        inputs = len(biases)
-    return side, bits, activation_bits, exponent, layers
+@st.composite
+def contents(draw):
+    """(Network, class names, low, exponent): names of 0..n-1 or others; an encoding or none."""
+    network = draw(networks())
+    first, count = network.steps[0], network.steps[-1].after[0]
+    names = tuple(map(str, range(count)))
+    if draw(st.booleans()):
+        names = tuple(f"é {name}" for name in names)
+    if first.kind in ("crop", "mean") or draw(st.booleans()):
+        return network, names, None, None
+    features, rng = first.before[-1], np.random.default_rng(0)
+    return (network, names, rng.normal(0, 1e3, features).astype(np.float32),
+            rng.integers(-100, 122, features).astype(np.int8))
 
 
-@given(network=networks())
-def test_what_is_encoded_is_decoded_and_means_what_the_page_says(network):
-    content = nqat.encode(network)
-    decoded = nqat.decode(content)
+@given(given=contents())
+def test_what_is_encoded_is_decoded_and_means_what_the_page_says(given):
+    network, names, low, exponent = given
+    content = nqat.encode(network, names, low, exponent)
+    decoded, *rest = nqat.decode(content)
     assert_same_networks(decoded, network)
-    assert nqat.encode(decoded) == content and checkpoint.digest(decoded) == checkpoint.digest(
-        network)
-    *header, layers = read(content)
-    assert header == [network.input, *network[1:4]]
-    for layer, (weights, biases, shifts) in zip(network.layers, layers, strict=True):
+    assert nqat.encode(decoded, *rest) == content
+    assert checkpoint.digest(decoded) == checkpoint.digest(network)
+    model = page_reader.read_nqat(content)
+    assert_read_alike(model, network, names, low, exponent)
+
+
+def assert_read_alike(model, network, names, low, exponent):
+    """What the page's reader found is the network and its facts, step by step."""
+    assert (model.weight_bits, model.activation_bits, model.logit_exponent) == network[1:4]
+    assert model.classes == list(names)
+    assert model.shape == list(network.steps[0].before)
+    assert model.words == plan.to_line(network.steps).split()
+    if low is None:
+        assert model.low is None and model.exponent is None
+    else:
+        assert model.low == low.tolist() and model.exponent == exponent.tolist()
+    for layer, (weights, biases, shifts) in zip(network.layers, model.layers, strict=True):
         assert layer.w_q.tolist() == weights and layer.b_q.tolist() == biases
         assert shifts == ([] if layer.shift is None else layer.shift.tolist())
+
+
+@pytest.mark.parametrize("line, shape", LINES)
+@pytest.mark.parametrize("form", ["npz", "nqat"])
+def test_reader_made_from_the_page_gives_the_same_accumulators(rng, tmp_path, form, line, shape):
+    network = oracle.random_network(rng, plan.parse(line, shape, 4), 3, 5)
+    low, exponent = np.float32([0.5] * shape[-1]), np.int8([-3] * shape[-1])
+    encoded = not line.startswith(("crop", "mean"))
+    facts = checkpoint.Facts("d", "00", tuple("wxyz"), *((low, exponent) if encoded else ()))
+    path = tmp_path / f"w.{form}"
+    checkpoint.save(path, network, facts, form)
+    model = page_reader.read(path)
+    assert_read_alike(model, network, tuple("wxyz"), *((low, exponent) if encoded else (None,) * 2))
+    for image in rng.integers(0, 256, (3, plan.inputs(network.steps)), dtype=np.uint8):
+        assert page_reader.run(model, image.tolist()) == oracle.run_slowly(network, image)
+    if encoded:
+        values = rng.normal(0, 20, plan.inputs(network.steps)).astype(np.float32)
+        wanted = encode.encode(values.reshape(1, *shape),
+                               encode.Encoding(low, exponent.astype(int)))
+        assert page_reader.to_bytes(model, values.tolist()) == wanted.ravel().tolist()
+
+
+def test_page_reader_and_engine_agree_on_the_shipped_files(mnist):
+    for name in ("recipes/3kB.nqat", "recipes/ternary.npz"):
+        path = ROOT / "weights" / name
+        network, facts = checkpoint.load(path)
+        model = page_reader.read(path)
+        assert_read_alike(model, network, facts.classes, None, None)
+        image = mnist.test.images[0]
+        acc = integer.make_engine(network, "numpy")(image[None])[0]
+        assert page_reader.run(model, image.tolist()) == acc.tolist()
 
 
 def test_example_of_the_page_is_what_is_written_and_read():
@@ -103,9 +130,9 @@ def test_example_of_the_page_is_what_is_written_and_read():
     network = integer.make_network([
         integer.Layer(np.int8(w0), np.int32(b0), np.int8(shift)),
         integer.Layer(np.int8(w1), np.int32(b1), None)], 3, 4, -9)
-    assert nqat.encode(network) == content
-    assert_same_networks(nqat.decode(content), network)
-    image = np.uint8([eval(re.search(r"image (\[.+?\])", listing)[1])])
+    assert nqat.encode(network, ("no", "yes")) == content
+    assert_same_networks(nqat.decode(content).network, network)
+    image = np.uint8([eval(re.search(r"bytes (\[.+?\])", listing)[1])])
     hidden = image[0] @ network.layers[0].w_q.astype(int) + b0
     codes = integer.requantize(hidden[None], np.array([shift]), 4)[0]
     acc = integer.make_engine(network, "numpy")(image)[0]
@@ -113,24 +140,23 @@ def test_example_of_the_page_is_what_is_written_and_read():
             f"{acc.tolist()} / 512") in listing
 
 
-@pytest.mark.parametrize("side", integer.INPUTS)
-def test_page_says_how_to_run_it(rng, side):
-    """Its two rules, as they stand there, against the oracle."""
-    pooling, = re.findall(r"sum of the four, `(.+?)`", PAGE)
+def test_page_says_how_to_run_it(rng):
+    """Its rules, as they stand there, against the oracle."""
+    mean, = re.findall(r"sum of the four, `(.+?)`", PAGE)
     acc, x = re.findall(r"^(?:acc|x  ) = (.+)$", PAGE, re.MULTILINE)
-    network = oracle.random_network(rng, (side**2, 9, 3), 4, 3, side)
-    image = rng.integers(0, 256, 784, dtype=np.uint8)
-    names = {"x": image.astype(np.int64), "clip": np.clip, "activation_bits": 3}
-    if side < 28:
-        edge = 14 - side
-        centre = image.reshape(28, 28).astype(np.int64)[edge:28 - edge, edge:28 - edge]
-        t = centre[::2, ::2] + centre[::2, 1::2] + centre[1::2, ::2] + centre[1::2, 1::2]
-        names["x"] = eval(pooling, {"t": t}).reshape(-1)
-    for w_q, b_q, shift in network.layers:
-        names["acc"] = eval(acc, names, {"w_q": w_q, "b_q": b_q})
-        if shift is not None:
-            names["x"] = eval(x, names, {"shift": shift.astype(np.int64)})
-    assert names["acc"].tolist() == oracle.run_slowly(network, image)
+    for line in ("9", "mean2 9"):
+        network = oracle.random_network(rng, plan.parse(line, (8, 8, 1), 3), 4, 3)
+        image = rng.integers(0, 256, 64, dtype=np.uint8)
+        names = {"x": image.astype(np.int64), "clip": np.clip, "activation_bits": 3}
+        if line.startswith("mean2"):
+            part = image.reshape(8, 8).astype(np.int64)
+            t = part[::2, ::2] + part[::2, 1::2] + part[1::2, ::2] + part[1::2, 1::2]
+            names["x"] = eval(mean, {"t": t}).reshape(-1)
+        for w_q, b_q, shift in network.layers:
+            names["acc"] = eval(acc, names, {"w_q": w_q, "b_q": b_q})
+            if shift is not None:
+                names["x"] = eval(x, names, {"shift": shift.astype(np.int64)})
+        assert names["acc"].tolist() == oracle.run_slowly(network, image)
 
 
 @pytest.mark.parametrize("bits, most", [(1, 1.01), (2, 0.85), (3, 0.9), (4, 0.95), (8, 0.97)])
@@ -146,7 +172,7 @@ def test_file_is_about_as_small_as_its_weights_allow(rng, bits, most):
     layers[-1] = layers[-1]._replace(shift=None)
     network = integer.make_network(layers, bits, 4, -9)
     content = nqat.encode(network)
-    small = 12 + 3 * 5 + (90 * 12 + 80 * 1 + 7) // 8
+    small = 7 + 8 + 2 * 3 + 2 + 3 * 3 + (90 * 12 + 80 * 1 + 7) // 8
     assert len(content) <= most * (small + 6_656 * bits / 8 + 4)
     symbols = zlib.decompressobj(-15)
     assert len(symbols.decompress(content[small:])) == -(-6_656 // (8 // bits))
@@ -188,29 +214,46 @@ def deflate(content):
     return packer.compress(content) + packer.flush()
 
 
-def forge(version=1, side=28, bits=3, activation_bits=8, exponent=-5, count=2, inputs=7,
-          rows=((5, 10, 1, 2), (3, 10, 0, 0)), stream=bytes(12), weights=deflate(bytes(25))):
+FORGED_WEIGHTS = deflate(bytes(25))
+
+
+def forge(version=2, bits=3, activation_bits=8, exponent=-5, shape=(7,), rank=None, classes=3,
+          count=1, text=b"", names=None, steps=b"\x80\4\0", features=0, encoding=b"",
+          rows=((10, 1, 2), (10, 0, 0)), stream=bytes(12), weights=FORGED_WEIGHTS):
     """An .nqat with a right CRC: 7-5-3 of 3 bits, all its weights and biases 0, shifts of 1."""
+    body = b"NQAT" + struct.pack("<BBb", version, bits << 4 | activation_bits, exponent)
+    body += struct.pack(f"<B{len(shape)}HHBH", len(shape) if rank is None else rank,
+                        *(n - 1 for n in shape), classes - 1, count,
+                        len(text) if names is None else names) + text + steps
+    body += struct.pack("<H", features) + encoding
+    body += b"".join(struct.pack("<3B", *row) for row in rows) + stream + weights
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def forge_old(version=1, side=28, bits=3, activation_bits=8, exponent=-5, count=2, inputs=7,
+              rows=((5, 10, 1, 2), (3, 10, 0, 0)), stream=bytes(12), weights=FORGED_WEIGHTS):
+    """The same as version 1."""
     body = b"NQAT" + struct.pack("<4BbBH", version, side, bits, activation_bits, exponent, count,
                                  inputs - 1)
     body += b"".join(struct.pack("<H3B", row[0] - 1, *row[1:]) for row in rows) + stream + weights
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def first(outputs=5, width=10, least=1, spread=2):
-    return {"rows": ((outputs, width, least, spread), (3, 10, 0, 0))}
+def first(width=10, least=1, spread=2):
+    return {"rows": ((width, least, spread), (10, 0, 0))}
 
 
-def last(outputs=3, width=10, least=0, spread=0):
-    return {"rows": ((5, 10, 1, 2), (outputs, width, least, spread))}
+def last(width=10, least=0, spread=0):
+    return {"rows": ((10, 1, 2), (width, least, spread))}
+
+
+def dense(outputs):
+    return b"\x80" + struct.pack("<H", outputs - 1)
 
 
 FORGED = {
     "version 0": ({"version": 0}, "version"),
-    "version 2": ({"version": 2}, "version"),
-    "input 0": ({"side": 0}, "input side 0"),
-    "input 13": ({"side": 13}, "input side 13"),
-    "input of other images": ({"side": 14}, "196 inputs, not 7"),
+    "version 3": ({"version": 3}, "version"),
     "weights of 0 bits": ({"bits": 0}, "not in 1..8"),
     "weights of 9 bits": ({"bits": 9}, "not in 1..8"),
     "other weight bits": ({"bits": 2}, "13 bytes"),
@@ -218,13 +261,37 @@ FORGED = {
     "activations of 9 bits": ({"activation_bits": 9}, "not in 1..8"),
     "exponent 101": ({"exponent": 101}, "logit exponent"),
     "exponent -101": ({"exponent": -101}, "logit exponent"),
-    "no layers": ({"count": 0, "rows": ()}, "0 layers"),
-    "65 layers": ({"count": 65, "rows": ((1, 1, 1, 0),) * 65}, "65 layers"),
-    "more layers than rows": ({"count": 255}, "header"),
-    "fewer layers than rows": ({"count": 1}, "not legal"),
-    "inputs up to the limit": ({"inputs": 65_536}, "bytes, deflated"),
-    "too many weights": ({"inputs": 65_536, **first(outputs=257)}, "weights, more than"),
-    "many outputs": (first(outputs=65_536), "ends inside its biases"),
+    "examples of no axis": ({"rank": 0}, "0 axes"),
+    "examples of two axes": ({"shape": (7, 1)}, "2 axes"),
+    "examples of 255 axes": ({"rank": 255}, "255 axes"),
+    "shape up to the limit": ({"shape": (65_536,) * 3}, "leads from"),
+    "65 layers": ({"count": 64, "steps": dense(1) * 64, "rows": ((1, 1, 0),) * 65}, "65 steps"),
+    "255 steps of no kind": ({"count": 255, "steps": b"\xff" * 255}, "of no kind"),
+    "more steps than bytes": ({"count": 255}, "inside its header|no kind|no word|legal"),
+    "a step of no kind": ({"steps": b"\xa0\4\0"}, "of no kind"),
+    "a convolution of features": ({"steps": b"\x4c\4\0"}, "needs a picture"),
+    "a kernel of 0": ({"steps": b"\x40\4\0", "shape": (7, 7, 1)}, "a kernel is 1 to 7"),
+    "a stride of 4": ({"steps": b"\x4f\4\0", "shape": (7, 7, 1)}, "a stride 1 to 3"),
+    "a crop of 0": ({"steps": bytes(3), "shape": (7, 7, 1)}, "does not fit"),
+    "a crop of more": ({"steps": b"\0\x08\0", "shape": (7, 7, 1)}, "does not fit"),
+    "a maximum without a convolution": ({"steps": b"\x60", "shape": (7, 7, 1)}, "wrong place"),
+    "a mean after a width": ({"count": 2, "steps": dense(5) + b"\x20", "shape": (7, 7, 1)},
+                             "wrong place"),
+    "inputs up to the limit": ({"shape": (65_536,)}, "bytes, deflated"),
+    "too many weights": ({"shape": (65_536,), "steps": dense(257)}, "weights, more than"),
+    "many outputs": ({"steps": dense(65_536)}, "ends inside its biases"),
+    "many classes": ({"classes": 1_000}, "ends inside its biases"),
+    "names of fewer classes": ({"text": b"a\nb"}, "names 2 of 3"),
+    "names of more classes": ({"text": b"a\nb\nc\n"}, "names 4 of 3"),
+    "names that are no text": ({"text": b"a\nb\n\xff"}, "utf-8"),
+    "names beyond the end": ({"names": 65_535}, "inside its header"),
+    "a name too long": ({"text": b"a\nb\n" + b"c" * 201}, "200 characters"),
+    "features beyond the end": ({"features": 65_535}, "inside its header"),
+    "features of another count": ({"features": 6, "encoding": bytes(30)}, "6 features of 7"),
+    "a low that is not finite": ({"features": 7, "encoding": b"\0\0\xc0\x7f" * 7 + bytes(7)},
+                                 "not finite"),
+    "a step of 2**-101": ({"features": 7, "encoding": bytes(28) + b"\x9b" * 7}, "out of range"),
+    "a step of 2**122": ({"features": 7, "encoding": bytes(28) + b"\x7a" * 7}, "out of range"),
     "biases of 0 bits": (first(width=0), "not legal"),
     "biases of 26 bits": (last(width=26), "not legal"),
     "biases of 255 bits": (first(width=255), "not legal"),
@@ -249,9 +316,27 @@ FORGED = {
     "bomb": ({"weights": deflate(bytes(2**26))}, "25 bytes, deflated"),
     "bytes after the weights": ({"weights": deflate(bytes(25)) + b"\0"}, "end of the file"),
     "unused bits of a weight byte": ({"weights": deflate(b"\x40" + bytes(24))}, "not 0"),
-    "weights after the last": ({"inputs": 8, "weights": deflate(bytes(27) + b"\x08")}, "not 0"),
+    "weights after the last": ({"shape": (8,), "weights": deflate(bytes(27) + b"\x08")}, "not 0"),
     "code -4 of 3 bits": ({"weights": deflate(b"\4" + bytes(24))}, "code that 3 bits do not have"),
     "code -128 of 8 bits": ({"bits": 8, "weights": deflate(bytes(49) + b"\x80")}, "a code that 8"),
+}
+
+FORGED_OLD = {
+    "input 0": ({"side": 0}, "input side 0"),
+    "input 13": ({"side": 13}, "input side 13"),
+    "input of other images": ({"side": 14}, "196 inputs, not 7"),
+    "weights of 0 bits": ({"bits": 0}, "not in 1..8"),
+    "activations of 9 bits": ({"activation_bits": 9}, "not in 1..8"),
+    "exponent 101": ({"exponent": 101}, "logit exponent"),
+    "no layers": ({"count": 0, "rows": ()}, "0 layers"),
+    "65 layers": ({"count": 65, "rows": ((1, 1, 1, 0),) * 65}, "65 steps"),
+    "more layers than rows": ({"count": 255}, "header"),
+    "fewer layers than rows": ({"count": 1}, "not legal"),
+    "inputs up to the limit": ({"inputs": 65_536}, "bytes, deflated"),
+    "too many weights": ({"inputs": 65_536, "rows": ((257, 10, 1, 2), (3, 10, 0, 0))},
+                         "weights, more than"),
+    "many outputs": ({"rows": ((65_536, 10, 1, 2), (3, 10, 0, 0))}, "ends inside its biases"),
+    "biases of 26 bits": ({"rows": ((5, 26, 1, 2), (3, 10, 0, 0))}, "not legal"),
 }
 
 
@@ -260,19 +345,28 @@ def test_forged_file_is_refused_in_one_line(changes, reason):
     assert re.search(reason, refusal(forge(**changes)))
 
 
-def test_what_is_forged_is_legal_but_for_its_change(rng):
-    network = nqat.decode(forge())
-    assert integer.sizes(network) == SIZES and not network.layers[0].w_q.any()
+@pytest.mark.parametrize("changes, reason", FORGED_OLD.values(), ids=FORGED_OLD)
+def test_forged_file_of_version_1_is_refused_in_one_line(changes, reason):
+    assert re.search(reason, refusal(forge_old(**changes)))
+
+
+def test_what_is_forged_is_legal_but_for_its_change():
+    for content in (forge(), forge_old()):
+        network, facts = checkpoint.decode(content)
+        assert plan.sizes(network.steps) == SIZES and not network.layers[0].w_q.any()
+        assert facts.classes == ("0", "1", "2")
     for changes in (first(least=28), last(width=11), {"bits": 8, "weights": deflate(bytes(50))},
-                    {"inputs": 8, "weights": deflate(bytes(28))}, {"exponent": -100}):
-        nqat.decode(forge(**changes))
+                    {"shape": (8,), "weights": deflate(bytes(28))}, {"exponent": -100},
+                    {"text": "é\nb\nc".encode()}, {"steps": b"\x80\4\0"},
+                    {"features": 7, "encoding": bytes(35)}):
+        checkpoint.decode(forge(**changes))
 
 
 def test_largest_network_takes_bounded_memory():
     side = 4_096
-    assert side**2 == integer.MAX_WEIGHTS
-    content = forge(bits=5, count=1, inputs=side, rows=((side, 1, 0, 0),), stream=bytes(side // 8),
-                    weights=deflate(bytes(side**2)))
+    assert side**2 == plan.MAX_WEIGHTS
+    content = forge(bits=5, count=0, steps=b"", shape=(side,), classes=side, rows=((1, 0, 0),),
+                    stream=bytes(side // 8), weights=deflate(bytes(side**2)))
     assert len(content) < 20_000
     tracemalloc.start()
     try:
@@ -282,29 +376,36 @@ def test_largest_network_takes_bounded_memory():
         tracemalloc.stop()
 
 
-def test_file_is_saved_found_and_loaded(rng, tmp_path):
+def test_file_is_saved_and_loaded(rng, tmp_path):
     network = oracle.random_network(rng, SIZES, 4, 3)
     path = tmp_path / checkpoint.default_name(True, 4, "nqat")
-    assert path.name == "weights_int4.nqat" and checkpoint.default_name(
-        False, 8, "nqat") == "weights_unquantized_int8.npz"
-    size = checkpoint.save(path, network, {"note": "not kept"}, "nqat")
-    assert checkpoint.find("", [tmp_path], True, 4, "nqat") == path and size == path.stat().st_size
-    loaded, facts = checkpoint.load(path)
+    facts = checkpoint.Facts("not kept", "00", tuple("abc"), switches={"SEED": 1}, val_loss=0.5)
+    size = checkpoint.save(path, network, facts, "nqat")
+    assert size == path.stat().st_size
+    loaded, found = checkpoint.load(path)
     assert_same_networks(loaded, network)
-    assert facts == {}
+    assert found == checkpoint.Facts(classes=tuple("abc"))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match="CRC") as caught:
         checkpoint.load(path)
     assert str(path) in str(caught.value)
 
 
+def test_names_that_count_up_take_no_bytes(rng):
+    network = oracle.random_network(rng, SIZES, 4, 3)
+    plain = nqat.encode(network)
+    assert nqat.encode(network, ("0", "1", "2")) == plain
+    assert len(nqat.encode(network, ("0", "1", "é"))) == len(plain) + len("0\n1\né".encode())
+
+
 def test_only_what_can_be_loaded_is_saved(rng, tmp_path):
-    floats = integer.FloatNetwork(((np.ones((7, 3), np.float32), np.zeros(3, np.float32)),))
+    floats = integer.FloatNetwork(((np.ones((7, 3), np.float32), np.zeros(3, np.float32)),),
+                                  plan.parse("", (7,), 3))
     heavy = oracle.random_network(rng, SIZES)
     heavy.layers[0].b_q[0] = 2**24
     for network, reason in ((floats, "integers"), (heavy, "not legal")):
         with pytest.raises(ValueError, match=reason):
-            checkpoint.save(tmp_path / "w.nqat", network, {}, "nqat")
+            checkpoint.save(tmp_path / "w.nqat", network, form="nqat")
     assert not list(tmp_path.iterdir())
 
 
@@ -313,46 +414,3 @@ def test_switches_that_make_no_integers_make_no_nqat(switch):
     for argv in (["--FILE_FORMAT=nqat", switch], [switch, "--FILE_FORMAT=nqat"]):
         with pytest.raises(InputError, match="FILE_FORMAT = 'nqat' is not legal; give npz, or QAT"):
             config.load(argv)
-
-
-@pytest.fixture
-def few(rng, mnist, tmp_path):
-    """A few images as experiment.Data; an untrained network for them; switches, to save it."""
-    val = rows_of(mnist.train, 0, 50)
-    network = oracle.random_network(rng, (196, 10), 3, input=14)
-    settings = config.load([f"--WEIGHTS_DIR={tmp_path / 'w'}", "--FILE_FORMAT=nqat",
-                            "--WEIGHT_BITS=3", "--ENGINE=numpy"])
-    return experiment.Data("few", "0" * 64, val, val, val), network, settings
-
-
-def save(few, network, tmp_path, **row):
-    data, _, settings = few
-    outcome = experiment.Outcome(settings, None, nqat.encode(network), row, None)
-    return experiment.save(outcome, tmp_path / "runs" / "one", data)
-
-
-def test_kept_file_without_facts_is_judged_on_the_same_images(few, tmp_path, capsys):
-    data, network, settings = few
-    path = tmp_path / "w" / "weights_int3.nqat"
-    assert save(few, network, tmp_path, val_loss=1e9)         # none is there
-    loss = experiment._kept_loss(path, data, "numpy")
-    other = network._replace(logit_exponent=network.logit_exponent - 1)
-    assert save(few, network, tmp_path, val_loss=loss)        # not worse
-    assert not save(few, other, tmp_path, val_loss=np.nextafter(loss, np.inf))
-    assert f"{path} stays: its val loss {loss:.6f} is lower" in capsys.readouterr().out
-    assert path.read_bytes() == nqat.encode(network)
-    assert (tmp_path / "runs" / "one" / path.name).read_bytes() == nqat.encode(other)
-    for useless in (b"NQAT", nqat.encode(oracle.random_network(np.random.default_rng(0), SIZES))):
-        path.write_bytes(useless)
-        assert save(few, network, tmp_path, val_loss=1e9)
-
-
-def test_inference_runs_it_and_says_nothing_of_what_it_was_trained_on(
-        few, folder, tmp_path, script):
-    checkpoint.save(tmp_path / "w" / "weights_int3.nqat", few[1], {}, "nqat")
-    arguments = [f"--{name}={getattr(few[2], name)}" for name in (
-        "WEIGHTS_DIR", "FILE_FORMAT", "WEIGHT_BITS", "ENGINE")]
-    code, lines, errors = script(main_inference.main, f"--DATA_DIR={folder}",
-                                 f"--RUNS_DIR={tmp_path}", *arguments)
-    assert code == 0 and errors == [] and "W3A8 integer-only" in lines[0]
-    assert not any(line.startswith("note") for line in lines)
