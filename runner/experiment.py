@@ -202,7 +202,7 @@ def _train(lanes, data, hyper, folder, group, part):
           progress.shown(sweep, hyper, part, silent=not first) as show):
         train, val = (part._replace(images=centred(part.images, data))
                       for part in (data.train, data.val))
-        for sweep in loop.epochs(sweep, train, val, hyper):
+        for sweep in loop.epochs(sweep, train, val, hyper):      # noqa: B020 (each goes on)
             stop = runtime.any_process(asked())
             ended = not (sweep.status == stopping.RUNNING).any()
             if recorder:                        # saved before it is shown: output may fail
