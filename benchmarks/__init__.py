@@ -1,4 +1,6 @@
-"""Measurements, and the pages that show them."""
+"""Measurements: the one timing loop, and what they measure."""
+import time
+
 import data
 from formats import checkpoint
 from runner import keep
@@ -17,3 +19,26 @@ def load_network(settings):
     network, _ = checkpoint.load_quantized(path)
     data.check_fits(dataset, network.steps)
     return network, dataset, path
+
+
+def in_turns(contenders, repeats, calls=1):
+    """Seconds of one call of each contender; in turns, so that noise hits all of them alike.
+
+    Args:
+      contenders: {name: function without arguments that returns when its work is done}; a first
+        call of each, which compiles and warms up, is not timed.
+      repeats: values by name.
+      calls: how many calls each of them is the mean of.
+    Returns:
+      {name: list of `repeats` seconds}.
+    """
+    for function in contenders.values():
+        function()
+    seconds = {name: [] for name in contenders}
+    for _ in range(repeats):
+        for name, function in contenders.items():
+            start = time.perf_counter()
+            for _ in range(calls):
+                function()
+            seconds[name].append((time.perf_counter() - start) / calls)
+    return seconds

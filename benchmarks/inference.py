@@ -17,7 +17,7 @@ import model
 import plan
 import predict
 import quant
-from benchmarks import load_network, timing
+from benchmarks import in_turns, load_network
 from deploy import engines, to_c
 from machine import script
 from machine.files import check_writable
@@ -81,7 +81,7 @@ def measure(contenders, images):
     rows = []
     for batch, calls in CALLS.items():
         part = np.ascontiguousarray(images[:batch])
-        times = timing.in_turns({name: partial(run, part) for name, run in contenders.items()},
+        times = in_turns({name: partial(run, part) for name, run in contenders.items()},
                                 REPEATS, calls)
         rows += [{"label": name, "batch": batch, "seconds": seconds}
                  for name, seconds in times.items()]

@@ -20,7 +20,7 @@ import config
 import model
 import plan
 import quant
-from benchmarks import timing
+from benchmarks import in_turns
 from machine import devices, script
 from machine.files import InputError, check_writable
 from report import results, stats
@@ -33,6 +33,9 @@ SAVED_EPOCHS = 5                # in a block with or without saving
 SWEEP_EPOCHS = 3                # of the sweep and of the single run beside it
 TORCH_STEPS = 60                # PyTorch's epoch is extrapolated from these many steps
 FLOOR = "matrix products and update alone"
+GEMM = "same operations at the GEMM rate"
+GEMM_SIZE = 2048
+GEMM_FLOPS = 2 * GEMM_SIZE**3
 FOLDERS = ("RUNS_DIR", "WEIGHTS_DIR", "RESULTS_DIR", "PLOTS_DIR")
 
 
@@ -42,17 +45,15 @@ def flops_per_epoch(layer_sizes, batch, steps):
     return 2 * batch * steps * (3 * sum(products) - products[0])
 
 
-def gemm(size=2048):
-    """A float32 [size, size] product to time, and its operations."""
-    a = jnp.ones((size, size), jnp.float32)
-    multiply = jax.jit(lambda a: a @ a)
-    return lambda: multiply(a).block_until_ready(), 2 * size**3
+def gemm():
+    """A float32 [GEMM_SIZE, GEMM_SIZE] product to time."""
+    a, multiply = jnp.ones((GEMM_SIZE, GEMM_SIZE), jnp.float32), jax.jit(lambda a: a @ a)
+    return lambda: multiply(a).block_until_ready()
 
 
 def gemm_rate():
     """Operations a second of gemm, at its median."""
-    multiply, flops = gemm()
-    return flops / np.median(timing.in_turns({"gemm": multiply}, REPEATS)["gemm"])
+    return GEMM_FLOPS / np.median(in_turns({GEMM: gemm()}, REPEATS)[GEMM])
 
 
 def hyper_of(settings, data, **changes):
@@ -161,7 +162,6 @@ def epoch_contenders(settings, data):
     settings = config.change(settings, WEIGHT_DECAY=0.0, AVERAGING=0.0)
     floats = hyper_of(settings, data, QAT_ENABLE=False, COMPUTE="float32")
     rate, steps = settings.LEARNING_RATE, len(train.labels) // settings.BATCH_SIZE
-    multiply, flops = gemm()
     ours = flops_per_epoch(plan.sizes(floats.LAYERS), settings.BATCH_SIZE, steps)
     # Free scales have no codes to carry: float32 alone.
     computes = quant.COMPUTES if settings.POWER_OF_TWO_SCALES else ("float32",)
@@ -171,7 +171,7 @@ def epoch_contenders(settings, data):
     contenders |= {
         "float32 epoch": (our_epoch(floats, rate, data), 1),
         FLOOR: (floor_epoch(floats, steps), 1),
-        "same operations at the GEMM rate": (multiply, ours / flops),
+        GEMM: (gemm(), ours / GEMM_FLOPS),
         "plain JAX loop, float32": (plain_loop_epoch(floats, rate, train), 1),
     }
     if settings.COMPUTE != "float32":
@@ -202,19 +202,13 @@ def lane_floors(settings, data):
                                                     steps, count)
               for compute in dict.fromkeys(("float32", settings.COMPUTE))}
     return {name: [seconds / count for seconds in times]
-            for name, times in timing.in_turns(floors, REPEATS).items()}
+            for name, times in in_turns(floors, REPEATS).items()}
 
 
 def whole_run(arguments, seed, label="", cache=""):
     """main_train.py in its own process: a row with its seconds by part, and what it reached.
 
-    Args:
-      arguments: recipes and switches.
-      seed: its SEED.
-      label: of the row.
-      cache: folder of compiled programs, empty for a cold start.
-    Raises:
-      InputError: the run failed.
+    cache is a folder of compiled programs, empty for a cold start. InputError if the run failed.
     """
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run([sys.executable, "-B", "main_train.py", *arguments, f"--SEED={seed}",
@@ -258,7 +252,7 @@ def saving_cost(settings, data):
                         recorder.record(sweep, must=False)
                 recorder.wait()
 
-            times = timing.in_turns({"not saved": partial(block, False),
+            times = in_turns({"not saved": partial(block, False),
                                      "saved": partial(block, True)}, REPEATS)
     return {name: [seconds / SAVED_EPOCHS for seconds in values] for name, values in times.items()}
 
@@ -272,7 +266,7 @@ def main(argv):
     settings = experiment.set_up(settings)
     data = experiment.load_data(settings)
     contenders = epoch_contenders(settings, data)
-    times = timing.in_turns({name: function for name, (function, _) in contenders.items()}, REPEATS)
+    times = in_turns({name: function for name, (function, _) in contenders.items()}, REPEATS)
     epochs = {name: [seconds * factor for seconds in times[name]]
               for name, (_, factor) in contenders.items()}
     ours = f"QAT epoch, products in {settings.COMPUTE}"         # what a run here uses
@@ -291,7 +285,7 @@ def main(argv):
              *whole_runs("the same, `--COMPUTE=float32`", [*argv, "--COMPUTE=float32"], seeds[:3]),
              *whole_runs("`recipes/fast.toml`", fast, seeds),
              *whole_runs("the same, compiled before", fast, seeds, cached=True)]
-    rate = gemm()[1] / np.median(times["same operations at the GEMM rate"])
+    rate = GEMM_FLOPS / np.median(times[GEMM])
     results.write_result(Path(settings.RESULTS_DIR) / "training_bench.json", settings._asdict(),
                          rows, compute=settings.COMPUTE, gemm_gflops=rate / 1e9)
 

@@ -1,4 +1,5 @@
 """Exported models compute the integers of the weights file: ONNX Runtime, C and JavaScript."""
+import base64
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import integer
 import main_export
 import model
 import oracle
+import plan
 from benchmarks import inference
 from conftest import ROOT, write_idx
 from deploy import engines, to_c, to_onnx, to_web
@@ -33,8 +35,9 @@ BUILDS = [(), ("-mno-avx512f",), (engines.PLAIN,)]
 def make_network(weight_bits=8, activation_bits=8, input=28, sizes=SIZES):
     """A random legal Network, the same at every call; pooling sets its number of inputs."""
     sizes = sizes if input == 28 else (input**2, *sizes[1:])
-    return oracle.random_network(np.random.default_rng(weight_bits), sizes, weight_bits,
-                                 activation_bits, input)
+    line, shape = plan.from_sizes(input, sizes)
+    return oracle.random_network(np.random.default_rng(weight_bits),
+                                 plan.parse(line, shape, sizes[-1]), weight_bits, activation_bits)
 
 
 def random_images(count, inputs=784):
@@ -105,7 +108,7 @@ def test_onnx_equals_oracle(weight_bits, activation_bits, input):
                                           (28, (9, 1, 1, 1, 3)), (12, (144, 10))])
 def test_any_shape_in_onnx_and_c(need, input, sizes):
     network = make_network(8, 8, input, sizes)
-    images = random_images(100, integer.pixels(input, sizes[0]))
+    images = random_images(100, plan.inputs(network.steps))
     want = oracle.run(network, images)
     np.testing.assert_array_equal(engines.make_onnx(to_onnx.export(network))(images), want)
     np.testing.assert_array_equal(need(engines.make_c, to_c.export(network)[0])(images), want)
@@ -231,7 +234,7 @@ def test_c_program_is_clean_and_classifies(compiled, tmp_path, compiler, flags, 
 @pytest.mark.parametrize("bits, input, inputs", [(8, 28, 37), (3, 12, 144)])
 def test_c_reads_and_writes_no_byte_too_far(need, tmp_path, bits, input, inputs, build):
     network = make_network(bits, 8, input, (inputs, 66, 5, 3))
-    images = random_images(1_000, integer.pixels(input, inputs))
+    images = random_images(1_000, plan.inputs(network.steps))
     run = need(engines.make_c_program, to_c.export(network)[0], tmp_path,
                flags=(*engines.C_FLAGS, *engines.SANITIZERS, *build))
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
@@ -384,8 +387,9 @@ def test_page_shows_what_a_pooled_network_sees(page, tmp_path):
         show();
         return [Array.from(image), Array.from(data), find("digit").textContent];
     }""")
-    assert codes[::4] == oracle.pool(np.array(image), 12) and max(codes[::4]) > 99
-    logits = oracle.run(make_network(4, 8, 12), np.array([image]))
+    network = make_network(4, 8, 12)
+    assert codes[::4] == oracle.pool(np.array(image), network.steps) and max(codes[::4]) > 99
+    logits = oracle.run(network, np.array([image]))
     assert best == str(logits.argmax())
 
 
@@ -541,8 +545,9 @@ def test_page_prepares_ink_as_photo_does(page):
         pad = Image.new("L", (280, 280))
         pad.paste(picture.resize((size, size)), tuple(map(int, corner)))
         ink = np.asarray(pad)
-        page_image = np.array(page.evaluate("ink => Array.from(centre(ink, 280))",
-                                            ink.ravel().tolist()))
+        page_image = np.array(page.evaluate("""text => Array.from(
+            centre(Uint8Array.from(atob(text), c => c.charCodeAt(0)), 280))""",
+                                            base64.b64encode(ink.tobytes()).decode()))
         ours = photo.centre((ink / 255).astype(np.float32)).reshape(-1)
         assert ours.max() == 255 and np.abs(page_image - ours).max() <= 1
 
@@ -552,7 +557,7 @@ def test_page_prepares_ink_as_photo_does(page):
     ("c", ["classify.c", "example.c", "mlp.c", "mlp.h", "mlp_weights.h"])])
 def test_script_writes_a_saved_file_whole(script, tmp_path, monkeypatch, form, names):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save("w.npz", make_network(3, 4), {})
+    checkpoint.save("w.npz", make_network(3, 4))
     code, out, err = script(main_export.main, form, "--WEIGHTS=w.npz")
     assert (code, err) == (0, [])
     folder = tmp_path / "deploy" / "out"
@@ -568,7 +573,7 @@ def exported(script, need, tmp_path, monkeypatch, trained):
     need(engines.find_compiler, "cc")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "datasets").symlink_to(ROOT / "datasets")
-    checkpoint.save("w.npz", trained.network, {})
+    checkpoint.save("w.npz", trained.network)
     code, out, err = script(main_export.main, "c", "--WEIGHTS=w.npz")
     assert (code, err) == (0, [])
     return tmp_path, out
@@ -596,11 +601,11 @@ def test_callers_in_the_readme_run_and_answer_right(exported, need, answers):
         assert (ran.stderr, ran.stdout) == ("", want)
 
 
-@pytest.mark.parametrize("name, title", [("Fashion-MNIST", "clothing"), (5, "picture")])
+@pytest.mark.parametrize("name, title", [("Fashion-MNIST", "clothing"), ("", "picture")])
 def test_script_tells_the_page_what_a_file_says_of_its_data_set(script, tmp_path, monkeypatch, page,
                                                                 name, title):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save("w.npz", make_network(3, 4), {"dataset": {"name": name}})
+    checkpoint.save("w.npz", make_network(3, 4), checkpoint.Facts(dataset=name))
     assert script(main_export.main, "web", "--WEIGHTS=w.npz")[0] == 0
     page.goto((tmp_path / "deploy" / "out" / "mlp.html").as_uri())
     assert page.locator("h1").inner_text().endswith(title)
@@ -608,10 +613,11 @@ def test_script_tells_the_page_what_a_file_says_of_its_data_set(script, tmp_path
 
 def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save("w.npz", make_network(), {})
-    checkpoint.save("wide.npz", make_network(sizes=(100, 10)), {})
-    floats = integer.FloatNetwork(((np.zeros((784, 10), np.float32), np.zeros(10, np.float32)),))
-    checkpoint.save("float.npz", floats, {})
+    checkpoint.save("w.npz", make_network())
+    checkpoint.save("wide.npz", make_network(sizes=(100, 10)))
+    floats = integer.FloatNetwork(((np.zeros((784, 10), np.float32), np.zeros(10, np.float32)),),
+                                  plan.parse("", (28, 28, 1), 10))
+    checkpoint.save("float.npz", floats)
     (tmp_path / "damaged.npz").write_bytes((tmp_path / "w.npz").read_bytes()[:-100])
     cases = [("c", "--WEIGHTS=float.npz"), ("c", "--WEIGHTS=damaged.npz"),
              ("c", "--WEIGHTS=absent.npz"), ("web", "--WEIGHTS=wide.npz"),
@@ -629,11 +635,11 @@ def test_benchmarked_engines_give_the_logits_of_their_network(need, input, input
     """The integer ones exactly; the float32 ones those of its unrounded weights."""
     need(engines.find_compiler)
     network = make_network(input=input, sizes=(inputs, 8, 3))
-    images = random_images(20, integer.pixels(input, inputs))
+    images = random_images(20, plan.inputs(network.steps))
     got = {name: run(images) for name, run in inference.make_contenders(network).items()}
     for name in ("JAX int8", "ONNX Runtime int8", "C"):
         np.testing.assert_array_equal(got[name], oracle.run(network, images))
-    want = oracle.forward(model.from_network(network)[0], oracle.pool_all(images, input))
+    want = oracle.forward(model.from_network(network)[0], images, network.steps)
     for name in ("JAX float32", "ONNX Runtime float32"):
         assert got[name].dtype == np.float32
         np.testing.assert_allclose(got[name], want, rtol=1e-4, atol=1e-5 * np.abs(want).max())

@@ -13,13 +13,15 @@ from test_deploy import CASES, drag, make_network, random_images
 import integer
 import main_export
 import oracle
+import plan
 from benchmarks import firmware
 from conftest import ROOT
 from deploy import engines, to_firmware, to_web
 from formats import checkpoint
 
 CHIPS = list(to_firmware.CHIPS)
-SMALL = (144, 40, 33, 10)           # no multiple of a word
+SMALL = plan.parse("crop24 mean2 40 33", (28, 28, 1), 10)       # no multiple of a word
+POOLED_9 = plan.parse("crop24 mean2 9", (28, 28, 1), 3)
 STRICT = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-O2")
 ARDUINO = Path("/usr/share/arduino/hardware/arduino/avr")
 CORE = ("main.cpp", "HardwareSerial.cpp", "HardwareSerial0.cpp", "Print.cpp", "Stream.cpp",
@@ -66,7 +68,7 @@ def test_no_carry_is_lost_when_all_weights_pull_one_way(need, lanes, sign):
     layer = integer.Layer(np.full((144, 9), 3 * sign, np.int8), np.full(9, -500 * sign, np.int32),
                           np.full(9, 9, np.int8))
     last = integer.Layer(np.full((9, 3), -3 * sign, np.int8), np.zeros(3, np.int32), None)
-    network = integer.make_network([layer, last], 3, 8, 0, 12)
+    network = integer.make_network([layer, last], 3, 8, 0, POOLED_9)
     run = need(engines.make_c, host_files(network, lanes), flags=STRICT)
     images = extreme_images()
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
@@ -82,7 +84,7 @@ def test_a_byte_has_as_many_signed_digits_as_the_pages_say(mnist):
             code = (code - odd) // 2
         return count
     table = np.array([digits(code) for code in range(256)])
-    codes = integer.pool(mnist.test.images, 12).ravel()
+    codes = oracle.pool_all(mnist.test.images, POOLED_9).astype(np.uint8).ravel()
     codes = codes[codes > 0]
     signed, plain = table[codes].mean(), np.bitwise_count(codes).mean()
     assert (round(signed, 1), round(plain - signed, 1)) == (2.8, 1.2)
@@ -96,7 +98,7 @@ def test_shifts_beyond_the_sums_give_zeros(need, shifts):
     layer = integer.Layer(rng.integers(-3, 4, (144, 9), np.int8), np.full(9, 900, np.int32),
                           np.array(shifts, np.int8))
     last = integer.Layer(rng.integers(-3, 4, (9, 3), np.int8), np.arange(3, dtype=np.int32), None)
-    network = integer.make_network([layer, last], 3, 8, 0, 12)
+    network = integer.make_network([layer, last], 3, 8, 0, POOLED_9)
     run = need(engines.make_c, host_files(network, 32), flags=STRICT)
     images = random_images(200)
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
@@ -136,7 +138,7 @@ def test_engine_multiplies_nothing_and_takes_nothing_from_libraries(need, tmp_pa
 
 @pytest.mark.parametrize("chip", CHIPS)
 def test_chip_gives_the_oracles_integers_and_needs_what_was_said(need, tmp_path, chip):
-    network = oracle.random_network(np.random.default_rng(3), SMALL, 3, 8, 12)
+    network = oracle.random_network(np.random.default_rng(3), SMALL, 3, 8)
     images = np.concatenate([random_images(6), extreme_images()])
     got = need(firmware.measure, network, chip, images, tmp_path)
     assert got["mismatches"] == 0 and got["images"] == len(images)
@@ -148,9 +150,9 @@ def test_chip_gives_the_oracles_integers_and_needs_what_was_said(need, tmp_path,
 
 # What a network may have much of, as layer sizes.
 SHAPES = {"classes": lambda n: (16, n), "inputs": lambda n: (n, 10), "hidden": lambda n: (8, n, 4),
-          "layers": lambda n: (8,) * n + (10,)}
-MOST = {"classes": integer.MAX_WIDTH, "inputs": integer.MAX_WIDTH, "hidden": integer.MAX_WIDTH,
-        "layers": integer.MAX_LAYERS}
+          "layers": lambda n: (8,) * n + (10,)}     # n of them
+MOST = {"classes": plan.MAX_WIDTH, "inputs": plan.MAX_WIDTH, "hidden": plan.MAX_WIDTH,
+        "layers": plan.MAX_STEPS}
 
 
 def widest(much, weight_bits, export):
@@ -173,8 +175,8 @@ def widest(much, weight_bits, export):
 def test_widest_network_that_fits_a_chip_runs_there(need, tmp_path, chip, much):
     """No counter in it is narrower than what it counts; each of them counts beyond a byte."""
     n, network = widest(much, 1, lambda network: to_firmware.export(network, [chip]))
-    assert n == integer.MAX_LAYERS if much == "layers" else n > 256
-    inputs = integer.sizes(network)[0]
+    assert n == plan.MAX_STEPS if much == "layers" else n > 256
+    inputs = plan.inputs(network.steps)
     images = np.concatenate([random_images(2, inputs), extreme_images(inputs)[-2:]])
     got = need(firmware.measure, network, chip, images, tmp_path)
     assert got["mismatches"] == 0 and got["images"] == len(images)
@@ -188,16 +190,16 @@ def test_widest_network_that_fits_a_chip_runs_there(need, tmp_path, chip, much):
                                         ("hidden", 1)])
 def test_widest_network_that_the_offsets_reach_equals_oracle(need, lanes, much, bits):
     n, network = widest(much, bits, lambda network: host_files(network, lanes))
-    assert 1_000 < n <= integer.MAX_WIDTH
-    images = random_images(2, integer.sizes(network)[0])
+    assert 1_000 < n <= plan.MAX_WIDTH
+    images = random_images(2, plan.inputs(network.steps))
     run = need(engines.make_c, host_files(network, lanes), flags=STRICT)
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
 def test_fewer_bits_take_fewer_instructions_and_less_flash(need, tmp_path):
-    images, took = random_images(4), []
+    images, took, steps = random_images(4), [], plan.parse("crop24 mean2 24", (28, 28, 1), 10)
     for bits in (1, 2, 4):
-        network = oracle.random_network(np.random.default_rng(3), (144, 24, 10), bits, 8, 12)
+        network = oracle.random_network(np.random.default_rng(3), steps, bits, 8)
         row = need(firmware.measure, network, "rv32ec", images, tmp_path)
         took.append((row["instructions"], row["flash"]))
     assert took == sorted(took)
@@ -205,7 +207,7 @@ def test_fewer_bits_take_fewer_instructions_and_less_flash(need, tmp_path):
 
 def test_script_refuses_what_does_not_fit_and_writes_nothing(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save("w.npz", make_network(8), {})
+    checkpoint.save("w.npz", make_network(8))
     for arguments in (("firmware", "rv32ec"), ("firmware", "cortex-m3", "atmega328p"), ("uno",),
                       ("firmware",)):
         code, out, err = script(main_export.main, *arguments, "--WEIGHTS=w.npz")
@@ -219,7 +221,7 @@ def test_script_refuses_what_does_not_fit_and_writes_nothing(script, tmp_path, m
 
 def test_script_writes_folders_that_name_a_missing_compiler(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    checkpoint.save("w.npz", oracle.random_network(np.random.default_rng(3), SMALL, 2, 4, 12), {})
+    checkpoint.save("w.npz", oracle.random_network(np.random.default_rng(3), SMALL, 2, 4))
     code, out, err = script(main_export.main, "firmware", "rv32ec", "cortex-m0", "--WEIGHTS=w.npz")
     assert (code, err) == (0, [])
     folder = tmp_path / "deploy" / "out" / "firmware"
@@ -293,7 +295,7 @@ def sketch(need, tmp_path, request):
 
 def test_unos_sketch_answers_over_a_serial_port(sketch):
     network, port, end = sketch
-    inputs = integer.pixels(network.input, integer.sizes(network)[0])
+    inputs = plan.inputs(network.steps)
     images, answers = random_images(1, inputs), []
     for image in images:
         port.write(image.tobytes())

@@ -12,7 +12,7 @@ import ablation
 import config
 import main_train
 import plan
-from benchmarks import scaling, timing, training
+from benchmarks import in_turns, scaling, training
 from conftest import CACHE, ROOT
 from machine.files import InputError
 from report import results, speed, style, tables
@@ -277,7 +277,7 @@ def test_expected_output_is_what_training_prints(script, folder, tmp_path):
 
 def test_contenders_take_turns_after_a_first_call_each():
     calls = []
-    times = timing.in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, 2, 3)
+    times = in_turns({name: lambda name=name: calls.append(name) for name in "ab"}, 2, 3)
     assert "".join(calls) == "ab" + 2 * "aaabbb"
     assert [len(times[name]) for name in "ab"] == [2, 2]
 

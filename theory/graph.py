@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from report import draw as figures
+from report.style import COLORS
 from theory.autodiff import DERIVATIVES, Dual, differentiate, interpret
 
-BLUE, GREEN, ORANGE = (figures.COLORS[i] for i in (0, 2, 5))
+BLUE, GREEN, ORANGE = (COLORS[i] for i in (0, 2, 5))
 GREY = "#777777"
 
 

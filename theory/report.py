@@ -2,6 +2,7 @@
 
 Times and training curves are not here: theory/study.py measures those.
 """
+from collections import Counter
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -12,10 +13,11 @@ import numpy as np
 import config
 import model
 import quant
-import training
 from report.results import table
+from runner import experiment
 from theory import autodiff, graph
 from theory.autodiff import DERIVATIVES, TRANSPOSITIONS, Dual, differentiate, interpret
+from training.loop import CALIBRATION_IMAGES
 
 WIDTHS = {"float32": None, "W8A8": (8, 8), "W2A4": (2, 4)}      # of weights and activations
 
@@ -38,29 +40,23 @@ class Case(NamedTuple):
         return lambda params: self.loss(params, self.images, self.labels)
 
 
-def hyper_of(settings, name):
-    """The Hyper of a name in WIDTHS."""
-    if WIDTHS[name] is None:
-        return config.hyper(settings, QAT_ENABLE=False)
-    weight_bits, activation_bits = WIDTHS[name]
-    return config.hyper(settings, QAT_ENABLE=True, COMPUTE="float32", WEIGHT_BITS=weight_bits,
-                        ACTIVATION_BITS=activation_bits)
+def hyper_of(settings, name, data):
+    """The Hyper of a name in WIDTHS; images are rows of bytes, so that nothing reshapes them."""
+    bits, rows = WIDTHS[name], data._replace(shape=data.train.images.shape[1:])
+    widths = dict(zip(("WEIGHT_BITS", "ACTIVATION_BITS"), bits or ()))
+    return experiment.hyper_of(config.change(settings, QAT_ENABLE=bits is not None,
+                                             COMPUTE="float32", **widths), rows)
 
 
-def start(settings, hyper, train):
-    """The initial Layers, with scales calibrated on train images unless in float32."""
-    layers = model.init(jax.random.key(settings.SEED), hyper)
-    if not hyper.QAT_ENABLE:
-        return layers
-    return model.calibrate(layers, train.images[:training.CALIBRATION_IMAGES], hyper)
-
-
-def make_cases(settings, train):
-    """dict of name -> Case: initial parameters and the first batch."""
-    batch, cases = [jnp.asarray(part[:settings.BATCH_SIZE]) for part in train], {}
+def make_cases(settings, data):
+    """dict of name -> Case: initial parameters, scales calibrated on train images, first batch."""
+    batch = [jnp.asarray(part[:settings.BATCH_SIZE]) for part in data.train]
+    cases = {}
     for name in WIDTHS:
-        hyper = hyper_of(settings, name)
-        layers = start(settings, hyper, train)
+        hyper = hyper_of(settings, name, data)
+        layers = model.init(jax.random.key(settings.SEED), hyper)
+        if hyper.QAT_ENABLE:
+            layers = model.calibrate(layers, data.train.images[:CALIBRATION_IMAGES], hyper)
         params = [(layer.w, layer.b) for layer in layers]
         cases[name] = Case(partial(loss_of, layers=layers, hyper=hyper), params, *batch)
     return cases
@@ -157,29 +153,25 @@ FORMULAS = {                    # what the rule tables in autodiff.py compute: d
 
 
 def rule_uses(case, rules=DERIVATIVES):
-    """(derivative, transposition): dicts of primitive name -> equations it serves in one grad."""
-    uses = {}
+    """(derivative, transposition): Counters of the equations a primitive serves in one grad."""
+    uses = Counter()
 
     def counting(eqn, inputs):
-        if any(isinstance(v, Dual) for v in inputs):
-            uses[eqn.primitive.name] = uses.get(eqn.primitive.name, 0) + 1
+        uses[eqn.primitive.name] += any(isinstance(v, Dual) for v in inputs)
         return differentiate(rules, eqn, inputs)
 
     def run(params):
         duals = [Dual(leaf, leaf) for leaf in jax.tree.leaves(params)]
         return interpret(jax.make_jaxpr(case.of_params())(params), duals, counting)[0].tangent
     jax.eval_shape(run, case.params)
-    transposed = {}
-    for entry in graph.trace(case.loss, *case[1:]).entries:
-        transposed[entry.name] = transposed.get(entry.name, 0) + 1
-    return uses, transposed
+    return +uses, Counter(entry.name for entry in graph.trace(case.loss, *case[1:]).entries)
 
 
 def rules_block(cases):
     counts = [rule_uses(cases[name]) for name in ("float32", "W8A8")]
     rows = []
     for name in sorted({**DERIVATIVES, **TRANSPOSITIONS}):
-        used = [f"{uses.get(name, 0)}, {transposed.get(name, 0)}" for uses, transposed in counts]
+        used = [f"{uses[name]}, {transposed[name]}" for uses, transposed in counts]
         rows.append([f"`{name}`", *FORMULAS[name], *used])
     return table(["primitive", "derivative: dy of y = f(a, b)", "transposition: from ct of dy",
                   "float32 uses", "W8A8 uses"], rows)
@@ -249,17 +241,15 @@ def residual_bytes(case, images):
 
 
 def residuals_block(cases):
-    names, rows = ("float32", "W8A8"), []
-    at = {name: [residual_bytes(cases[name], images) for images in (128, 129)] for name in names}
-    layers = sorted(at["float32"][0])
-    for layer in layers:
-        cells = [f"{at[name][0][layer]:,} | {at[name][1][layer] - at[name][0][layer]:,}"
-                 for name in names]
-        rows.append([f"layer {layer}" if layer < layers[-1] else "loss", *cells])
-    totals = [f"{sum(at[n][0].values()):,} | {sum(at[n][1].values()) - sum(at[n][0].values()):,}"
-              for n in names]
+    columns = []
+    for name in ("float32", "W8A8"):
+        least, more = (residual_bytes(cases[name], images) for images in (128, 129))
+        pairs = [(least[layer], more[layer] - least[layer]) for layer in sorted(least)]
+        columns.append([*pairs, tuple(map(sum, zip(*pairs)))])
+    rows = [[name, *(f"{number:,}" for pair in pairs for number in pair)] for name, *pairs in
+            zip(("layer 1", "layer 2", "layer 3", "loss", "all"), *columns, strict=True)]
     return table(["residuals, bytes", "float32, B = 128", "per further image", "W8A8, B = 128",
-                  "per further image"], [*rows, ["all", *totals]])
+                  "per further image"], rows)
 
 
 def largest_residuals_block(cases):
@@ -298,7 +288,7 @@ def jax_bytes_block(cases):
         case = cases[name]
         read = sum(residual_bytes(case, len(case.images)).values())
         leaves = jax.tree.leaves(jax.jit(pullback_of(case.loss))(*case[1:]))
-        kept = sum(leaf.nbytes for leaf in leaves)
+        kept = saved_bytes(case.loss, *case[1:])
         zeros = sum(leaf.nbytes for leaf in leaves if leaf.dtype == np.float32 and not np.any(leaf))
         lines.append(f"{name:8s} our pullback reads {read:9,} bytes; jax.vjp keeps {kept:9,}, "
                      f"{zeros:9,} of them zeros")

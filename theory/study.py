@@ -14,22 +14,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))      # also as python3 theory
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 import config
 import model
-import training
-from benchmarks import timing
+from benchmarks import in_turns
 from machine import script
 from machine.files import check_writable, read_bytes, write_atomically
-from report import draw as figures
+from report.draw import draw_into
 from report.results import MAX_BYTES, fill, group, read_result, table, write_result
 from runner import experiment
 from theory import autodiff, graph, report
 from theory.autodiff import DERIVATIVES
 from theory.report import EDITED, TRUE, saved_bytes
+from training.loop import CALIBRATION_IMAGES
 
 README = Path(__file__).parent / "README.md"
 BLOCK = 64                      # forward-mode directions in one vmapped pass
@@ -48,7 +47,7 @@ def measure(programs):
     """
     def call(function, args):
         return jax.block_until_ready(function(*args))
-    seconds = timing.in_turns({name: partial(call, *pair) for name, pair in programs.items()},
+    seconds = in_turns({name: partial(call, *pair) for name, pair in programs.items()},
                               REPEATS)
     return {name: {"ms": 1e3 * float(np.median(times)), "least": 1e3 * min(times),
                    "most": 1e3 * max(times)} for name, times in seconds.items()}
@@ -118,7 +117,7 @@ def train_with(rules, hyper, train, val, settings):
 
     losses = []
     for epoch in range(STE_EPOCHS + 1):
-        layers = model.calibrate(layers, images[:training.CALIBRATION_IMAGES], hyper)
+        layers = model.calibrate(layers, images[:CALIBRATION_IMAGES], hyper)
         losses.append(float(loss(layers, *val, hyper=hyper)))
         if epoch < STE_EPOCHS:
             layers = run_epoch(layers, images, labels)
@@ -129,11 +128,11 @@ RULES = {"true gradient of rounding": TRUE, "round edited": EDITED,
          "project's estimator": DERIVATIVES}
 
 
-def measure_training(train, val, settings):
+def measure_training(data, settings):
     """Rows of validation losses in nats, one per epoch from 0, by width and rule."""
-    val = jax.device_put(tuple(val))
+    val = jax.device_put(tuple(data.val))
     return [{"part": "training", "label": rule, "network": name, "val_loss": train_with(
-                rules, report.hyper_of(settings, name), train, val, settings)}
+                rules, report.hyper_of(settings, name, data), data.train, val, settings)}
             for name in ("W8A8", "W2A4") for rule, rules in RULES.items()]
 
 
@@ -154,9 +153,8 @@ def draw_training(rows):
 
 def draw(case, rows, folder):
     """Both figures, as PNG in a folder: of a Case's graph, and of training losses."""
-    with matplotlib.rc_context(figures.STYLE):
-        figures.save(graph.draw(graph.trace(case.loss, *case[1:])), folder / "autodiff_graph.png")
-        figures.save(draw_training(group(rows, "part")["training"]), folder / "autodiff_ste.png")
+    draw_into(folder / "autodiff_graph.png", lambda: graph.draw(graph.trace(case.loss, *case[1:])))
+    draw_into(folder / "autodiff_ste.png", lambda: draw_training(group(rows, "part")["training"]))
 
 
 def modes_table(result):
@@ -200,14 +198,14 @@ def main(argv):
     check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
     settings = experiment.set_up(settings)
     data = experiment.load_data(settings)
-    cases = report.make_cases(settings, data.train)
+    cases = report.make_cases(settings, data)
     plots, path = Path(settings.PLOTS_DIR), Path(settings.RESULTS_DIR) / "autodiff.json"
     case = cases["float32"]
     if "--draw" in argv:
         draw(case, read_result(path)["rows"], plots)
         return
     rows = [*measure_modes(case), *measure_recomputation(case, data.train),
-            *measure_training(data.train, data.val, settings)]
+            *measure_training(data, settings)]
     write_result(path, settings._asdict(), rows, repeats=REPEATS, block=BLOCK,
                  parameters=report.parameter_count(case))
     draw(case, rows, plots)
