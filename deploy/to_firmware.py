@@ -109,12 +109,11 @@ def make_tables(layer, weight_bits, x_qmax, lanes):
         fields = (layer.w_q > 0).astype(np.int64)
     else:
         fields = layer.w_q.astype(np.int64) + 2 ** (weight_bits - 1)
-    least, above = 0, np.zeros(len(layer.b_q), np.int64)
-    if layer.shift is not None:
-        # From a shift that no accumulator reaches half of on, every code is 0.
-        most = int(integer.accumulator_bound(layer, x_qmax).max()).bit_length() + 1
-        shift = np.minimum(layer.shift.astype(np.int64), most)
-        least, above = int(shift.min()), shift - shift.min()
+    shift = np.zeros(len(layer.b_q), np.int64) if layer.shift is None else np.int64(layer.shift)
+    # From a shift that no accumulator reaches half of on, every code is 0.
+    bound = int(integer.accumulator_bound(layer, x_qmax).max())
+    shift = np.minimum(shift, bound.bit_length() + 1)
+    least, above = int(shift.min()), shift - shift.min()
     planes, zero = count_planes(layer, fields, x_qmax, weight_bits, least)
     rows = np.pad(fields, ((0, 1), (0, 0)))
     return Tables(w=to_words(rows, weight_bits, lanes).swapaxes(0, 1),
