@@ -490,18 +490,18 @@ CONVOLUTIONS = {"LAYERS": "mean2 conv3x6/2 max2 16", "OPTIMIZER": "adamw", "WEIG
                 "MAX_EPOCHS": 3, "PATIENCE": 3}
 
 
-def test_sweep_of_convolutions_learns_resumes_and_reloads(parts):
-    """Learned and calibrated; the network deployed of its best epoch has the loss on record."""
-    for changes in ({}, {"SCALES": "calibrated", "COMPUTE": "float32", "MAX_EPOCHS": 2}):
-        hyper = small_hyper(**CONVOLUTIONS | changes)
-        first, *_, last = loop.epochs(loop.start([0.02, 0.01], [0, 1], hyper), *parts, hyper)
-        assert status_of(last) == ["capped"] * 2
-        assert (last.history[:, -1, 2] > 0.5).all()             # chance is 0.1
-        for lane in range(2):
-            assert_reloads_exactly(last, lane, parts[1], hyper)
-        *_, again = loop.epochs(first, *parts, hyper)
-        for lane in range(2):
-            assert_same_bits(lane_of(again, lane), lane_of(last, lane))
+@pytest.mark.parametrize("changes", [{}, pytest.param(
+    {"SCALES": "calibrated", "COMPUTE": "float32", "MAX_EPOCHS": 2}, marks=pytest.mark.slow)])
+def test_sweep_of_convolutions_learns_resumes_and_reloads(parts, changes):
+    """The network deployed of its best epoch has the loss on record."""
+    hyper = small_hyper(**CONVOLUTIONS | changes)
+    first, *_, last = loop.epochs(loop.start([0.02, 0.01], [0, 1], hyper), *parts, hyper)
+    assert status_of(last) == ["capped"] * 2
+    assert (last.history[:, -1, 2] > 0.5).all()                 # chance is 0.1
+    *_, again = loop.epochs(first, *parts, hyper)
+    for lane in range(2):
+        assert_reloads_exactly(last, lane, parts[1], hyper)
+        assert_same_bits(lane_of(again, lane), lane_of(last, lane))
 
 
 def test_logits_in_blocks_are_those_of_all_at_once(parts, monkeypatch):
