@@ -2,6 +2,7 @@
 
 An empty folder is filled once through tensorflow-datasets, if that knows its name.
 """
+import contextlib
 import math
 import os
 import re
@@ -58,10 +59,16 @@ def classes(dataset, count):
     return "a picture", tuple(map(str, range(count)))
 
 
+def _reader_of(path):
+    """The one of READERS that a folder or file is for; None if there is none."""
+    with contextlib.suppress(OSError, ValueError):      # a name that no file can have
+        return next((reader for reader in READERS if reader.matches(path)), None)
+
+
 def is_there(path):
     """Whether the data are on the disk; else tensorflow-datasets makes them."""
     path = Path(path)
-    return any(idx.find(path)) or any(reader.matches(path) for reader in READERS)
+    return any(idx.find(path)) or _reader_of(path) is not None
 
 
 def load(path, shape="", label="", group=""):
@@ -83,7 +90,7 @@ def load(path, shape="", label="", group=""):
     if path.is_file():
         name = path.stem
     if not any(idx.find(path)):
-        reader = next((reader for reader in READERS if reader.matches(path)), None)
+        reader = _reader_of(path)
         if reader is not None:
             return from_raw(name, reader.read(path, raw.parse_shape(shape), label, group))
         _fetch_or_refuse(name, path)

@@ -68,7 +68,7 @@ def unpack(packed, bits, shape):
     return codes.reshape(shape)
 
 
-def encode(network, facts, form="npz"):
+def encode(network, facts=Facts(), form="npz"):         # noqa: B008 (a tuple: nobody changes it)
     """The bytes of a weights file, the same for the same model and facts.
 
     Args:

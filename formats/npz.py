@@ -84,11 +84,6 @@ def _open(content):
     return archive, members, meta
 
 
-def read_meta(content):
-    """The meta alone; raises as decode does."""
-    return _open(content)[2]
-
-
 def decode(content, claim):
     """The inverse of encode, for bytes from anywhere.
 

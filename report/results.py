@@ -10,7 +10,7 @@ from pathlib import Path
 from machine.facts import environment
 from machine.files import InputError, read_bytes, write_atomically
 
-MAX_BYTES = 8_000_000           # of a result; JSON takes up to 24 times its size in memory
+MAX_BYTES = 20_000_000          # of a result; JSON takes up to 24 times its size in memory
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -51,6 +51,10 @@ def group(rows, key):
     return groups
 
 
+def _to_json(result):
+    return (json.dumps(result, indent=1, allow_nan=False) + "\n").encode()
+
+
 def write_result(path, settings, rows, **facts):
     """Write a study as JSON, with the switches, the command and the environment it came from.
 
@@ -63,11 +67,20 @@ def write_result(path, settings, rows, **facts):
     Returns:
       the dict, as read_result would give it.
     Raises:
-      InputError: path can't be written.
+      InputError: path can't be written, or the rows are more than read_result reads.
     """
     result = _plain({"rows": rows, **facts, "config": settings, "command": _command(),
                      "environment": environment()})
-    write_atomically(path, (json.dumps(result, indent=1, allow_nan=False) + "\n").encode())
+    content = _to_json(result)
+    if len(content) > MAX_BYTES:                # a thousand seeds of a hundred epochs
+        print(f"{path} leaves the epochs out: with them it is larger than {MAX_BYTES:,} bytes")
+        result["rows"] = [{key: value for key, value in row.items() if key != "history"}
+                          for row in result["rows"]]
+        content = _to_json(result)
+    if len(content) > MAX_BYTES:
+        raise InputError(f"{path} takes {len(content):,} bytes, more than {MAX_BYTES:,}; measure "
+                         "less in one study")
+    write_atomically(path, content)
     print(f"wrote {path}")
     return result
 

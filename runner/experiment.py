@@ -24,6 +24,7 @@ from runner.state import (
     Recorder,
     announce_others,
     begin,
+    end,
     finish,
     folder_name,
     hash_of_code,
@@ -323,7 +324,7 @@ def run(settings, study, points, data, folder=None):
     with locked(folder) if runtime.is_first() else nullcontext():
         if runtime.is_first():
             announce_others(folder, study)
-            begin(folder, len(groups))
+            begin(folder)
         sweeps = [_train([changed[i] for i in members], data, hyper, folder, group, part)
                   for group, ((hyper, members), part) in enumerate(zip(groups.items(),
                                                                        _parts(groups)))]
@@ -333,6 +334,7 @@ def run(settings, study, points, data, folder=None):
             seconds["epochs"] += float(sweep.seconds.sum())
             for lane, i in enumerate(members):
                 outcomes[i] = _outcome(changed[i], points[i], sweep, lane, data)
+        end(folder)
     return outcomes, folder, seconds
 
 

@@ -5,6 +5,7 @@ and recipe, with at least as many seeds, if it is not worse. Everything trained 
 folder in any case, and that is where these switches find it.
 """
 import contextlib
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -44,19 +45,22 @@ def write_weights(path, content, facts):
     """Write a weights file and, of an .nqat, its Facts beside it."""
     write_atomically(path, content)
     if path.suffix == ".nqat":
-        kept = {"facts": {"dataset": facts.dataset, "sha256": facts.sha256,
+        kept = {"of": hashlib.sha256(content).hexdigest(), "facts": {"dataset": facts.dataset, "sha256": facts.sha256,
                           "switches": facts.switches, "val_loss": facts.val_loss}}
         write_atomically(_facts_path(path), (json.dumps(kept) + "\n").encode())
 
 
 def load(path):
-    """checkpoint.load, with the Facts that lie beside an .nqat."""
+    """checkpoint.load, with the Facts that lie beside an .nqat, if they are of this very file."""
     network, facts = checkpoint.load(path)
     beside = _facts_path(path)
     if facts.sha256 or not beside.exists():
         return network, facts
     try:
-        known = checkpoint.parse_facts(json.loads(read_bytes(beside, MAX_FACTS)), facts.classes)
+        kept = json.loads(read_bytes(beside, MAX_FACTS))
+        if kept.get("of") != hashlib.sha256(read_bytes(path, checkpoint.MAX_FILE)).hexdigest():
+            return network, facts
+        known = checkpoint.parse_facts(kept, facts.classes)
     except (ValueError, RecursionError, AttributeError) as error:
         raise InputError(f"{beside} does not say what {path} was made from: {error}") from None
     return network, known._replace(low=facts.low, exponent=facts.exponent)

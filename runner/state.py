@@ -3,7 +3,6 @@
 One state file for each group of lanes that share their hyperparameters.
 """
 import ast
-import contextlib
 import csv
 import functools
 import hashlib
@@ -21,9 +20,10 @@ from machine.files import InputError, read_bytes, write_atomically
 from training import stopping
 
 FORMAT = 3                      # of the state file
+FINISHED = "finished"           # a file in the folder of a study whose runs are all judged
 # What decides a run's bits, besides the libraries.
 CODE = ("quant.py", "plan.py", "integer.py", "model.py", "data.py", "predict.py", "training/*.py",
-        "machine/devices.py")
+        "formats/encode.py", "formats/splits.py", "machine/devices.py")
 
 
 def folder_name(study, sha256, switches):
@@ -64,16 +64,15 @@ def announce_others(folder, study):
 
 
 def finish(folder):
-    """Remove the state files of a run that has ended well."""
-    for path in Path(folder).glob("state*.npz"):
+    """Remove what a run that has ended well could be resumed from."""
+    for path in [*Path(folder).rglob("state*.npz"), *Path(folder).rglob(FINISHED)]:
         path.unlink(missing_ok=True)
 
 
 def _encode(sweep, machine):
     """A Sweep as the bytes of a state file."""
     leaves = jax.tree.leaves(sweep)
-    return npz.encode({"format": FORMAT, "epochs": sweep.epoch, "machine": machine,
-                       "ended": bool((sweep.status != stopping.RUNNING).all())},
+    return npz.encode({"format": FORMAT, "epochs": sweep.epoch, "machine": machine},
                       {f"leaf{i}": leaf for i, leaf in enumerate(leaves)}, compress=False)
 
 
@@ -126,18 +125,15 @@ def read_state(path, fresh, max_epochs):
     return read_bytes(path, limit) if Path(path).exists() else b""
 
 
-def begin(folder, groups):
-    """Remove what a finished study left: it is never resumed. Of one that is not, nothing.
+def begin(folder):
+    """Remove what a finished study left: it is never resumed. Of one that is not, nothing."""
+    if (Path(folder) / FINISHED).exists():
+        finish(folder)
 
-    Args:
-      folder: Path of the run.
-      groups: how many states it has once it is finished.
-    """
-    paths = list(folder.glob("state*.npz"))
-    with contextlib.suppress(Exception):        # what can't be read has not ended: load_state says
-        if len(paths) >= groups and all(npz.read_meta(path.read_bytes())["ended"]
-                                        for path in paths):
-            finish(folder)
+
+def end(folder):
+    """Say that every run of a study is judged."""
+    (Path(folder) / FINISHED).touch()
 
 
 def load_state(path, content, fresh, machine, max_epochs):

@@ -12,7 +12,6 @@ import json
 import math
 import random
 import re
-import struct
 import warnings
 import zipfile
 import zlib
@@ -22,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 import integer
+import plan
 from formats import checkpoint
 
 INTEGERS = (*range(17), 64, 65, 127, 128, 255, 256, 32_767, 65_535, 65_536, 2**24, 2**26, 2**31 - 1,
@@ -30,7 +30,7 @@ WORDS = ("[", "]", "{", "}", ",", ":", "=", ".", "\"", "'", "\\", "\n", "\0", "#
          "true", "false", "null", "nan", "inf", "-inf", "NaN", "-Infinity", "-", "1e999", "-1",
          "0x1f", "1_000", "1979-05-27T07:32:00Z", "\\ud800", "\\u0000", "☃", "é", "\r", "1.5",
          "9" * 5_000, "[" * 2_000, "{\"a\":" * 2_000, "a." * 200, "x" * 5_000, "__import__('os')",
-         "SEED", "LAYER_SIZES", "WEIGHT_BITS", "COORDINATOR", "DATA_DIR", "meta", "facts", "SHA256")
+         "SEED", "LAYERS", "WEIGHT_BITS", "COORDINATOR", "DATA_DIR", "meta", "facts", "SHA256")
 VALUES = (None, True, False, -1, 0, 1, 2, 8, 9, 100, 101, -128, 2**31, 2**63, -2**63, 10**400, 1.5,
           1e308, math.nan, math.inf, -math.inf, "", "x", "a\nb", "\0", "é☃", "\ud800", "9" * 5000,
           [], {}, [[]], [7, 5, 3], [65_536, 65_536], [2**31] * 3, [0, -1], [1] * 66, {"a": {}})
@@ -194,13 +194,27 @@ def npz(stream, content):
     return content
 
 
+def steps_of(stream, sizes):
+    """Steps of these widths, now and then with one among them that may not fit."""
+    steps = [plan.Step("dense", (), (), (i,), (o,)) for i, o in itertools.pairwise(sizes)]
+    if below(stream, 3) == 0:
+        kind = pick(stream, ("crop", "mean", "conv", "max"))
+        kernel, stride = (pick(stream, ((1, 1), (2, 2), (5, 5), (9, 1), (300, 300)))
+                          for _ in range(2))
+        before, after = (pick(stream, ((28, 28, 1), (1, 9, 2), (2**16, 1, 1), (1, 1, 1)))
+                         for _ in range(2))
+        steps.insert(below(stream, len(steps)), plan.Step(kind, kernel, stride, before, after))
+    return tuple(steps)
+
+
 def weights(stream, content):
     """npz; or a whole file of right shapes, whose widths, bits and codes are anything."""
     if below(stream, 10) < 7:
         return npz(stream, content)
-    count, side = pick(stream, (2, 2, 3, 4, 66)), pick(stream, (28, 28, 28, 14, 13))
+    count = pick(stream, (2, 2, 3, 4, 66))
     widths = (1, 2, 3, 9) if count > 9 else (1, 2, 3, 9, 64, 300)
     sizes = [pick(stream, widths) for _ in range(count)]
+    steps = steps_of(stream, sizes)
 
     def array(dtype, *shape):
         size = math.prod(shape) * np.dtype(dtype).itemsize
@@ -211,22 +225,36 @@ def weights(stream, content):
     shapes = list(itertools.pairwise(sizes))
     if below(stream, 5) == 4:
         network = integer.FloatNetwork(tuple(
-            (array(np.float32, *shape), array(np.float32, shape[1])) for shape in shapes), side)
+            (array(np.float32, *shape), array(np.float32, shape[1])) for shape in shapes), steps)
     else:
         layers = [integer.Layer(array(np.int8, *shape), array(np.int32, shape[1]),
                                 array(np.int8, shape[1])) for shape in shapes]
         layers[-1] = layers[-1]._replace(shift=None)
         bits, exponents = below(stream, 8) + 1, (-101, -100, -12, 0, 100, 101)
         network = integer.Network(tuple(layers), bits, pick(stream, (0, 1, 4, 8, 9)),
-                                  pick(stream, exponents), side)
-    return checkpoint.encode(network, {})
+                                  pick(stream, exponents), steps)
+    return checkpoint.encode(network)
+
+
+def parts_of_nqat(content):
+    """Where the bits of biases and shifts, and the weights, of a valid .nqat begin."""
+    network, bits = checkpoint.decode(content)[0], 0
+    for layer in network.layers:                # as docs/format.md packs them
+        above = 0 if layer.shift is None else int(np.ptp(layer.shift)).bit_length()
+        width = max(int(layer.b_q.max()), ~int(layer.b_q.min())).bit_length() + 1
+        bits += len(layer.b_q) * (width + above)
+    size = -(-sum(layer.w_q.size for layer in network.layers) // (8 // network.weight_bits))
+    for start in range(12, len(content)):
+        unpacker = zlib.decompressobj(-15)
+        with contextlib.suppress(zlib.error):
+            if len(unpacker.decompress(content[start:-4])) == size and unpacker.eof:
+                return start - -(-bits // 8), start
+    raise ValueError("no weights are in it")
 
 
 def nqat(stream, content):
     """An .nqat with a changed header, numbers or weights, mostly with a right CRC."""
-    end = 12 + 5 * content[9]                   # of the rows, as docs/format.md has them
-    start = end + -(-sum((outputs + 1) * (width + spread) for outputs, width, _, spread in
-                         struct.iter_unpack("<HBBB", content[12:end])) // 8)
+    end, start = parts_of_nqat(content)
     header, numbers, codes = content[:end], content[end:start], content[start:-4]
     match below(stream, 8):
         case 0:

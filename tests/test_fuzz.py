@@ -34,13 +34,14 @@ import config
 import data
 import integer
 import oracle
-import training
-from conftest import ROOT
+import plan
+from conftest import ROOT, make_hyper
 from formats import checkpoint, idx, npz, photo
 from machine import facts
 from machine.files import InputError
 from report import results
 from runner import state as runs
+from training import loop, stopping
 
 SECONDS, MEMORY = 2, 512_000_000    # of one input
 BATCH = 1_000                       # inputs of one Hypothesis test: more take more and more memory
@@ -134,12 +135,20 @@ def weights(folder, form="npz", change=hostile.weights):
     """checkpoint.load, as main_inference.py calls it; W8, W4, W2, W1 and, as .npz, float32."""
     rng = np.random.default_rng(0)
     networks = [oracle.random_network(rng, SIZES, bits) for bits in (8, 4, 2, 1)]
+    steps = plan.parse("crop6 mean2 conv2x4/2 5", (8, 7, 2), 3)
+    networks.append(oracle.random_network(rng, steps, 3, 4))
     if form == "npz":
         networks.append(integer.FloatNetwork(tuple(
             (rng.normal(size=shape).astype(np.float32), np.zeros(shape[1], np.float32))
-            for shape in itertools.pairwise(SIZES))))
+            for shape in itertools.pairwise(SIZES)), plan.parse("5", (7,), 3)))
     for i, network in enumerate(networks):
-        checkpoint.save(folder / f"{i}.{form}", network, {"note": "seed"}, form)
+        features = network.steps[0].before[-1]
+        encoding = (np.ones(features, np.float32), np.full(features, -3, np.int8))
+        facts = checkpoint.Facts("é", "00", tuple("a☃c"), *(encoding if i % 2 else (None, None)),
+                                 {"SEED": 1, "LAYERS": "5", "AUGMENT": 0.5}, 0.25)
+        checkpoint.save(folder / f"{i}.{form}", network, facts, form)
+    if form == "nqat":                          # of the earlier version
+        (folder / "old.nqat").write_bytes((ROOT / "tests/data/version1.nqat").read_bytes())
     return dict.fromkeys(folder.iterdir(), change), checkpoint.load
 
 
@@ -150,12 +159,12 @@ def compact_weights(folder):
 
 def state(folder):
     """runs.load_state, as experiment.py calls it, before the first epoch and after three."""
-    hyper = config.hyper(config.load([]), LAYER_SIZES=SIZES, BATCH_SIZE=2, MAX_EPOCHS=9)
-    fresh, machine = training.start([0.1, 0.01], [0, 1], hyper), {"jax": "1.2.3", "devices": 1}
-    later = fresh._replace(history=np.ones((2, 3, len(training.METRICS))), seconds=np.ones(3))
+    hyper = make_hyper("5", (7,), 3, BATCH_SIZE=2, MAX_EPOCHS=9)
+    fresh, machine = loop.start([0.1, 0.01], [0, 1], hyper), {"jax": "1.2.3", "devices": 1}
+    later = fresh._replace(history=np.ones((2, 3, len(stopping.METRICS))), seconds=np.ones(3))
     for i, sweep in enumerate((fresh, later)):
         with runs.Recorder(folder / f"{i}.npz", folder / "history", sweep, machine) as recorder:
-            recorder.record(sweep, due=True, must=True)
+            recorder.record(sweep, must=True)
     return dict.fromkeys(folder.glob("*.npz"), hostile.npz), lambda path: runs.load_state(
         path, runs.read_state(path, fresh, 9), fresh, machine, 9)
 
@@ -176,7 +185,7 @@ def idx_data(folder):
     """data.load of a folder in which one file is changed: a packed one, or the hashes."""
     rng, files = np.random.default_rng(0), {}
     for part in (folder / "plain", folder / "hashed"):
-        paths = [part / f"{name}.gz" for pair in data.FILES for name in pair]
+        paths = [part / f"{name}.gz" for pair in idx.FILES for name in pair]
         for path, shape, most in zip(paths, 2 * [(30, 4, 4), 30], 2 * [256, 10]):
             idx.write(path, rng.integers(0, most, shape, np.uint8))
         files |= dict.fromkeys(paths, hostile.idx) if part.name == "plain" else {}
@@ -296,7 +305,8 @@ def peak_of(call, *arguments):
 def good():
     """The members of a legal weights file."""
     network = oracle.random_network(np.random.default_rng(0), SIZES)
-    with zipfile.ZipFile(io.BytesIO(checkpoint.encode(network, {}))) as archive:
+    content = checkpoint.encode(network)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
 
 
@@ -340,12 +350,13 @@ def test_zip_bomb_takes_little_memory(tmp_path, good, method, key):
 def test_largest_honest_network_of_one_bit_takes_bounded_memory(tmp_path):
     """35 kB of it once took 4.4 GB."""
     path, side = tmp_path / "w.npz", 4_096
-    assert side**2 == integer.MAX_WEIGHTS
-    meta = {"format": checkpoint.FORMAT, "quantized": True, "layer_sizes": [side, side],
-            "facts": {}, "weight_bits": 1, "activation_bits": 8, "logit_exponent": 0}
+    assert side**2 == plan.MAX_WEIGHTS
+    meta = {"format": 3, "quantized": True, "layers": "", "shape": [side],
+            "classes": list(map(str, range(side))), "facts": {},
+            "weight_bits": 1, "activation_bits": 8, "logit_exponent": 0}
     path.write_bytes(npz.encode(meta, {"w0_q": np.zeros(side**2 // 8, np.uint8),
                                        "b0_q": np.zeros(side, np.int32)}))
-    assert path.stat().st_size < 35_000
+    assert path.stat().st_size < 50_000
     assert peak_of(checkpoint.load, path) < 150_000_000
 
 
@@ -368,8 +379,8 @@ def test_device_is_not_read_as_weights(device):
 
 @pytest.fixture(scope="module")
 def fresh():
-    hyper = config.hyper(config.load([]), LAYER_SIZES=SIZES, BATCH_SIZE=2, MAX_EPOCHS=100)
-    return training.start([0.1, 0.01], [0, 1], hyper)
+    hyper = make_hyper("5", (7,), 3, BATCH_SIZE=2, MAX_EPOCHS=100)
+    return loop.start([0.1, 0.01], [0, 1], hyper)
 
 
 @pytest.mark.parametrize("epochs", [-1, 101, 2**31, 2**63, 10**400, True, 1.0, None, [1]])
@@ -420,13 +431,13 @@ def test_largest_result_takes_bounded_memory(tmp_path, item):
 
 def test_labels_and_images_that_claim_a_thousand_times_their_file_are_refused(tmp_path):
     rng = np.random.default_rng(0)
-    for pair in data.FILES:
+    for pair in idx.FILES:
         idx.write(tmp_path / pair[0], rng.integers(0, 256, (30, 4, 4), np.uint8))
         idx.write(tmp_path / pair[1], np.zeros(30, np.uint8))
     data.load(tmp_path)
-    (tmp_path / data.FILES[0][0]).unlink()
+    (tmp_path / idx.FILES[0][0]).unlink()
     shape = 2**14, 64, 64                       # 67 MB, as honest as its file of 65 kB can be
-    path = tmp_path / f"{data.FILES[0][0]}.gz"
+    path = tmp_path / f"{idx.FILES[0][0]}.gz"
     path.write_bytes(gzip.compress(struct.pack(">4B3I", 0, 0, 8, 3, *shape) + bytes(2**26), 9))
     assert path.stat().st_size < 100_000
     assert peak_of(one_line, path, data.load, tmp_path) < 2**21

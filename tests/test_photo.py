@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 import data
 import main_inference
 import oracle
+import plan
 import predict
 from conftest import ROOT, rows_of
 from formats import checkpoint, photo
@@ -53,8 +54,8 @@ def test_centre_of_mass_is_in_the_middle(tmp_path):
 
 @pytest.mark.parametrize("change", [
     {"ink": 255, "paper": 0}, {"ink": 10, "paper": 200}, {"ink": 220, "paper": 60},
-    {"ink": 0, "paper": 127}, {"ink": 255, "paper": 128}, {"ink": 90, "paper": 128}, {"mode": "RGB"},
-    {"mode": "RGBA"}, {"mode": "1"}, {"mode": "P"}, {"size": (300, 400), "offset": (70, 33)}],
+    {"ink": 0, "paper": 127}, {"ink": 255, "paper": 128}, {"ink": 90, "paper": 128},
+    {"mode": "RGB"}, {"mode": "RGBA"}, {"mode": "1"}, {"mode": "P"}, {"size": (300, 400), "offset": (70, 33)}],
     ids=str)
 def test_paper_ink_mode_and_place_do_not_matter(tmp_path, seven, change):
     other = read(draw_seven(tmp_path / "other.png", **change))
@@ -109,8 +110,8 @@ def test_mnist_images_as_files_get_the_same_class(tmp_path, trained):
 
 def test_pooled_network_reads_photos(tmp_path, script, rng, seven):
     """The script says what the network makes of the photo's 784 bytes."""
-    network = oracle.random_network(rng, (144, 20, 10), 4, 8, 12)
-    checkpoint.save(tmp_path / "w.npz", network, {})
+    network = oracle.random_network(rng, plan.parse("crop24 mean2 20", (28, 28, 1), 10), 4, 8)
+    checkpoint.save(tmp_path / "w.npz", network)
     code, out, err = script(main_inference.main, tmp_path / "seven.png", "--ENGINE=numpy",
                             f"--WEIGHTS={tmp_path / 'w.npz'}")
     assert (code, err) == (0, [])
