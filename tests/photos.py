@@ -202,7 +202,7 @@ def _speck(sheet, random, path):
 
 
 def _ruled(sheet, random, path):
-    """Lines a tenth of the height apart, two pixels wide, up to half a degree off, under the ink."""
+    """Lines a tenth of the height apart, two pixels wide, up to half a degree off, below ink."""
     levels, (height, width) = np.full(sheet.shape, 250.0), sheet.shape
     picture = Image.fromarray(levels.astype(np.uint8))
     drop, level = np.tan(random.uniform(-.009, .009)) * width, int(random.integers(80, 190))
@@ -318,7 +318,8 @@ def main(argv):
     network, mnist, path = load_network(settings)
     predictor = predict.make_predictor(network, "numpy")
     read = measure(predictor, mnist, "tuning" if "tuning" in argv else "judging")
-    print("\n".join(f"{condition:36s}{sum(right):3d} of {COUNT}" for condition, right in read.items()))
+    print("\n".join(f"{condition:36s}{sum(right):3d} of {COUNT}"
+                    for condition, right in read.items()))
     share = kept(mnist.test.images)
     print(f"test images that look like one digit: {100 * share:.2f} %")
     if "tuning" not in argv:

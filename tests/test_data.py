@@ -352,7 +352,8 @@ def test_split_of_one_class_is_refused_before_training(labels, val_examples, whi
 
 def test_missing_tensorflow_says_what_has_no_data_and_what_to_install(tmp_path):
     message = one_line_error(tmp_path / "fashion_mnist")
-    assert str(tmp_path / "fashion_mnist") in message and "pip install -r requirements-tfds.txt" in message
+    assert str(tmp_path / "fashion_mnist") in message
+    assert "pip install -r requirements-tfds.txt" in message
     assert (ROOT / "requirements-tfds.txt").exists()
 
 

@@ -55,8 +55,8 @@ def test_centre_of_mass_is_in_the_middle(tmp_path):
 @pytest.mark.parametrize("change", [
     {"ink": 255, "paper": 0}, {"ink": 10, "paper": 200}, {"ink": 220, "paper": 60},
     {"ink": 0, "paper": 127}, {"ink": 255, "paper": 128}, {"ink": 90, "paper": 128},
-    {"mode": "RGB"}, {"mode": "RGBA"}, {"mode": "1"}, {"mode": "P"}, {"size": (300, 400), "offset": (70, 33)}],
-    ids=str)
+    {"mode": "RGB"}, {"mode": "RGBA"}, {"mode": "1"}, {"mode": "P"},
+    {"size": (300, 400), "offset": (70, 33)}], ids=str)
 def test_paper_ink_mode_and_place_do_not_matter(tmp_path, seven, change):
     other = read(draw_seven(tmp_path / "other.png", **change))
     # Grey levels are rounded twice: in the file and after stretching its contrast to 0..255.
