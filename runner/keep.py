@@ -45,8 +45,9 @@ def write_weights(path, content, facts):
     """Write a weights file and, of an .nqat, its Facts beside it."""
     write_atomically(path, content)
     if path.suffix == ".nqat":
-        kept = {"of": hashlib.sha256(content).hexdigest(), "facts": {"dataset": facts.dataset, "sha256": facts.sha256,
-                          "switches": facts.switches, "val_loss": facts.val_loss}}
+        kept = {"of": hashlib.sha256(content).hexdigest(), "facts": {
+            "dataset": facts.dataset, "sha256": facts.sha256, "switches": facts.switches,
+            "val_loss": facts.val_loss}}
         write_atomically(_facts_path(path), (json.dumps(kept) + "\n").encode())
 
 
