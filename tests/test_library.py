@@ -195,7 +195,7 @@ def test_the_page_runs_in_a_program_that_has_used_jax(tmp_path):
 def test_the_pages_sweep_runs_and_is_plotted_in_five_lines(folder, tmp_path):
     """Its code as it stands, but for the switches that make it quick and keep it here."""
     page = (ROOT / "docs" / "library.md").read_text("utf-8")
-    sweep, plot = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[3:]
+    sweep, plot = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[3:5]
     assert len(plot.splitlines()) == 5
     switches = ["--MAX_EPOCHS=1", f"--DATA_DIR={folder}", f"--RUNS_DIR={tmp_path}", "--CACHE_DIR=",
                 "--VAL_EXAMPLES=200", "--LAYERS=16"]
@@ -234,3 +234,30 @@ def test_every_cell_about_a_peer_has_its_source():
     for name, framework, *cells in rows:
         assert "](https://" in name and framework
         assert all("][" in cell or cell == "–" for cell in cells), name
+
+
+def test_an_own_quantizer_tried_twice_trains_anew(folder, tmp_path):
+    """By the page's lines as they stand, in one process."""
+    page = (ROOT / "docs" / "library.md").read_text("utf-8")
+    block = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[5]
+    *imports, replace, forget = block.strip().splitlines()
+    switches = ["--MAX_EPOCHS=1", f"--DATA_DIR={folder}", f"--RUNS_DIR={tmp_path}", "--CACHE_DIR=",
+                "--VAL_EXAMPLES=200", "--LAYERS=16", "--ADAPT=False", "--COMPUTE=float32"]
+    program = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import config
+{chr(10).join(imports)}
+settings = experiment.set_up(config.load({switches}))
+data, theirs, hashes = experiment.load_data(settings), quant.compute_scale, []
+def coarser(*args, **named):
+    return 2 * theirs(*args, **named)
+for mine in (theirs, coarser, theirs):
+    {replace}
+    {forget}
+    (outcome,), _, _ = experiment.run(settings, "mine", [{{}}], data)
+    hashes.append(outcome.row["sha256"])
+assert hashes[0] == hashes[2] != hashes[1], hashes
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

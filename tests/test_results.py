@@ -138,3 +138,22 @@ def test_filling_replaces_a_block_and_nothing_else():
     assert once == ("before `<!-- a -->`\n<!-- a -->\nfresh \\1\n<!-- /a -->\nbetween\n<!-- b -->\n"
                     "new\nlines\n<!-- /b -->\n<!-- c -->\nkept\n<!-- /c -->")
     assert results.fill(once, {"a": r"fresh \1", "b": "new\nlines"}) == once
+
+
+def test_a_study_of_750_seeds_3_rates_and_70_epochs_can_be_read(tmp_path, monkeypatch):
+    """And so can a longer one, without its epochs, which lie in the run's history files."""
+    metrics = {name: [0.123456789] * 70 for name in ("train_loss", "val_loss", "val_acc")}
+    rows = [{"label": "0.1", "changes": {}, "seed": seed, "history": metrics}
+            for seed in range(2_250)]
+    results.write_result(tmp_path / "a.json", {}, rows)
+    assert (tmp_path / "a.json").stat().st_size > 8_000_000
+    assert results.read_result(tmp_path / "a.json")["rows"] == rows
+    monkeypatch.setattr(results, "MAX_BYTES", 1_000_000)
+    results.write_result(tmp_path / "b.json", {}, rows)
+    without = [{key: row[key] for key in ("label", "changes", "seed")} for row in rows]
+    assert results.read_result(tmp_path / "b.json")["rows"] == without
+    results.copy(tmp_path / "b.json", tmp_path / "there")
+    monkeypatch.setattr(results, "MAX_BYTES", 100_000)
+    with pytest.raises(InputError, match="more than 100,000"):
+        results.write_result(tmp_path / "c.json", {}, rows)
+    assert not (tmp_path / "c.json").exists()

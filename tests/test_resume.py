@@ -300,3 +300,59 @@ def test_a_folder_that_cannot_be_written_in_mid_run_is_one_line(folder, tmp_path
     result = script(main_train.main, *SHORT, *places(folder, tmp_path))
     assert_refused(result)
     assert "No space left" in result[2][0] and not os.listdir(tmp_path) == []
+
+
+def edited(tmp_path, monkeypatch, name, old, new):
+    """hash_of_code() of a copy of the project in which one file has another text."""
+    home = tmp_path / "copy"
+    if not home.exists():
+        for pattern in runs.CODE:
+            for path in ROOT.glob(pattern):
+                target = home / path.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    path = home / name
+    source = path.read_text()
+    assert old in source
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "__file__", str(home / "runner" / "state.py"))
+        path.write_text(source.replace(old, new, 1))
+        found = runs.hash_of_code.__wrapped__()
+        path.write_text(source)
+    return found
+
+
+def test_the_hash_of_the_code_is_of_what_it_does(tmp_path, monkeypatch):
+    """Not of its comments and docstrings, nor of blank lines."""
+    same = runs.hash_of_code()
+    for name, old, new in (("quant.py", '"""', '"""Said otherwise. '),
+                           ("quant.py", "import jax\n", "import jax  # a comment\n\n\n"),
+                           ("training/loop.py", '"""', '"""Said otherwise. ')):
+        assert edited(tmp_path, monkeypatch, name, old, new) == same
+    others = [edited(tmp_path, monkeypatch, name, old, new) for name, old, new in (
+        ("quant.py", "import jax\n", "import jax\nX = 1\n"),
+        ("model.py", " + ", " - "), ("training/loop.py", "def ", "def x_"),
+        ("training/stopping.py", "METRICS = ", "METRICS = () or "), ("plan.py", "7, 3", "7, 2"),
+        ("formats/encode.py", "-100, 121", "-100, 120"))]
+    assert same not in others and len(set(others)) == len(others)
+
+
+def test_a_state_of_other_code_is_refused(unfinished, script, monkeypatch):
+    words, state = unfinished
+    monkeypatch.setattr(experiment, "hash_of_code", lambda: "0" * 16)
+    result = script(main_train.main, *words)
+    assert_refused(result)
+    assert "code" in result[2][0] and "--RESUME=False" in result[2][0] and state.exists()
+
+
+def test_a_finished_study_is_never_resumed(folder, tmp_path, capsys):
+    """The same points again, in one process, are trained anew."""
+    settings = config.load([*SHORT, *places(folder, tmp_path), "--ADAPT=False"])
+    data, said = experiment.load_data(settings), []
+    for _ in range(2):
+        (outcome,), run, _ = experiment.run(settings, "mine", [{}], data)
+        said.append(capsys.readouterr().out)
+        assert list(run.glob("state*.npz"))     # its caller finishes it, once its result is written
+    assert not any("going on" in text for text in said)
+    runs.finish(run)
+    assert not list(run.glob("state*")) and not (run / runs.FINISHED).exists()
