@@ -13,7 +13,9 @@ import numpy as np
 
 import config
 import data
-from formats import raw
+import integer
+from deploy import engines, to_c, to_onnx
+from formats import checkpoint, raw
 from machine import script
 from machine.files import InputError, check_writable
 from report import results, stats
@@ -68,6 +70,15 @@ def to_dataset(name, train_x, train_y, test_x, test_y):
     return data.from_raw(name, raw.make(name, (train_x, test_x), y, names, shape, None, note))
 
 
+def mismatches(content, images):
+    """How many logits differ from NumPy's in JAX, ONNX Runtime and C, of a weights file's bytes."""
+    network, facts = checkpoint.decode(content)
+    expected = integer.make_engine(network, "numpy")(images)
+    others = [integer.make_engine(network), engines.make_onnx(to_onnx.export(network)),
+              engines.make_c(to_c.export(network, facts)[0])]
+    return int(sum((engine(images) != expected).sum() for engine in others))
+
+
 def ours(name, split, seed, settings):
     """A row of each width: what the bare command reaches."""
     rows = []
@@ -83,6 +94,7 @@ def ours(name, split, seed, settings):
         kept = {key: outcome.row[key] for key in ("seed", "val_acc", "test_acc", "file_bytes",
                                                   "reload_change", "epochs")}
         rows.append({"label": f"W{weight_bits}A{activation_bits}", "set": name, **kept,
+                     "mismatches": mismatches(outcome.content, found.test.images),
                      "train": len(split[0]), "test": len(split[2])})
     return rows
 
@@ -115,6 +127,8 @@ def main(argv):
                                           "label").items():
             accuracy = stats.spread(stats.summarize(group, "test_acc"), 2, 100)
             print(f"{name}: {label} {accuracy} % of {group[0]['test']} test examples")
+    wrong = sum(row.get("mismatches", 0) for row in rows)
+    print(f"logits of JAX, ONNX Runtime and C that differ from NumPy's: {wrong}")
     results.write_result(Path(settings.RESULTS_DIR) / "own_data.json", settings._asdict(), rows)
 
 
