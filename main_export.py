@@ -70,7 +70,7 @@ def _refuse_features(facts):
 
 def export_web(network, facts, dataset, chips):
     _refuse_features(facts)
-    return {"mlp.html": to_web.export(network, facts.dataset).encode()}, (
+    return {"mlp.html": to_web.export(network, facts.dataset, facts.classes).encode()}, (
         "open it in a browser, from disk; it needs no network and no other file")
 
 

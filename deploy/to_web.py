@@ -9,11 +9,13 @@ import plan
 from formats import checkpoint
 
 
-def export(network, dataset=""):
+def export(network, dataset="", names=()):
     """The page.
 
     Args:
-      network: integer.Network; dataset: the name of what it was trained on, from anywhere.
+      network: integer.Network.
+      dataset: the name of what it was trained on, from anywhere.
+      names: of its classes; 0, 1, ... and none give way to those known of the data set.
     Returns:
       text of an HTML file that needs no other.
     Raises:
@@ -32,6 +34,8 @@ def export(network, dataset=""):
                          "shift": shifts or None})
         size += len(packed) + layer.b_q.nbytes + len(shifts)
     subject, classes = data.classes(dataset, sizes[-1])
+    if names and tuple(names) != tuple(map(str, range(sizes[-1]))):
+        classes = names                         # its own; numbers may have known names
     model = {"dataset": dataset, "subject": subject, "classes": classes, "sizes": sizes,
              "input": plan.pooled_side(network.steps), "weightBits": bits,
              "activationBits": network.activation_bits,
