@@ -16,7 +16,8 @@ from deploy import engines, to_c, to_onnx, to_web
 from formats import checkpoint
 
 FILES = ["weights_int8.npz", *sorted(f"recipes/{path.name}"
-                                     for path in (ROOT / "weights/recipes").iterdir())]
+                                     for path in (ROOT / "weights/recipes").iterdir()
+                                     if path.suffix in (".npz", ".nqat"))]
 CHUNK = 10_000
 # (file, how many test images, how many of uniform bytes: codes and accumulators of no picture).
 SOME = [(file, 500, 500) for file in FILES]
