@@ -331,7 +331,8 @@ def test_the_hash_of_the_code_is_of_what_it_does(tmp_path, monkeypatch):
         assert edited(tmp_path, monkeypatch, name, old, new) == same
     others = [edited(tmp_path, monkeypatch, name, old, new) for name, old, new in (
         ("quant.py", "import jax\n", "import jax\nX = 1\n"),
-        ("model.py", "import math\n", "import math\nX = 1\n"), ("training/loop.py", "def ", "def x_"),
+        ("model.py", "import math\n", "import math\nX = 1\n"),
+        ("training/loop.py", "def ", "def x_"),
         ("training/stopping.py", "METRICS = ", "METRICS = () or "), ("plan.py", "7, 3", "7, 2"),
         ("formats/encode.py", "-100, 121", "-100, 120"))]
     assert same not in others and len(set(others)) == len(others)
