@@ -58,7 +58,7 @@ def export_c(network, facts, dataset, chips):
         'your program: #include "mlp.h", compile mlp.c, call mlp_predict(image, logits)',
         "a test vector of one example, which says RIGHT:",
         f"  {compiler} {OUT}/mlp.c {OUT}/example.c -o {OUT}/example",
-        f"  {OUT}/example", *lines, "C++ and Python call it in ten lines: README.md"])
+        f"  {OUT}/example", *lines, "C++ and Python call it in ten lines: docs/deploy.md"])
 
 
 def _refuse_features(facts):

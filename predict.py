@@ -44,9 +44,10 @@ def make_predictor(network, engine="jax", hyper=None):
         return lambda images: integer.logits(network, run(images))
     import jax
 
+    import convert
     import model
     if isinstance(network, integer.FloatNetwork):
-        network, hyper = model.from_network(network)
+        network, hyper = convert.from_network(network)
     layers, block = jax.device_put(network), plan.block_size(hyper.LAYERS)
     return lambda images: np.concatenate([
         np.asarray(model.predict(layers, part, hyper)) for part in plan.blocks(images, block)])

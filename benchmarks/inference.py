@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 import config
+import convert
 import integer
-import model
 import plan
 import predict
 import quant
@@ -51,7 +51,7 @@ def float_onnx(network):
 def make_contenders(network):
     """Name to function from images to logits; engines that are missing are named and left out."""
     unrounded = integer.FloatNetwork(
-        tuple((layer.w, layer.b) for layer in model.from_network(network)[0]), network.steps)
+        tuple((layer.w, layer.b) for layer in convert.from_network(network)[0]), network.steps)
 
     def onnx_int8(threads=0):
         from deploy import to_onnx

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 import config
+import convert
 import data
 import integer
 import model
@@ -231,8 +232,8 @@ def judge(settings, layers, data, row):
         def predictor(images):
             return run(centred(images, data))
     else:
-        network = (model.to_network(layers, hyper, data.zero) if hyper.QAT_ENABLE
-                   else model.to_float_network(layers, hyper, data.zero))
+        network = (convert.to_network(layers, hyper, data.zero) if hyper.QAT_ENABLE
+                   else convert.to_float_network(layers, hyper, data.zero))
         facts = keep.facts_of(settings, data, row.get("val_loss"))
         content = checkpoint.encode(network, facts, settings.FILE_FORMAT)
         network, _ = checkpoint.decode(content)

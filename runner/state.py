@@ -22,8 +22,8 @@ from training import stopping
 FORMAT = 3                      # of the state file
 FINISHED = "finished"           # a file in the folder of a study whose runs are all judged
 # What decides a run's bits, besides the libraries.
-CODE = ("quant.py", "plan.py", "integer.py", "model.py", "data.py", "predict.py", "training/*.py",
-        "formats/encode.py", "formats/splits.py", "machine/devices.py")
+CODE = ("quant.py", "plan.py", "integer.py", "model.py", "convert.py", "data.py", "predict.py",
+        "training/*.py", "formats/encode.py", "formats/splits.py", "machine/devices.py")
 
 
 def folder_name(study, sha256, switches):

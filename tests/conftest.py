@@ -24,8 +24,8 @@ import numpy as np
 import pytest
 
 import config
+import convert
 import data
-import model
 import plan
 import predict
 from deploy import engines
@@ -125,7 +125,7 @@ def trained(mnist):
     val = rows_of(mnist.train, 10_000, 12_000)
     hyper = make_hyper("256 128", MAX_EPOCHS=3)
     sweep = train(rows_of(mnist.train, 0, 10_000), val, [0.1], [0], hyper)
-    network = model.to_network(best_layers(sweep), hyper)
+    network = convert.to_network(best_layers(sweep), hyper)
     return SimpleNamespace(network=network, hyper=hyper, sweep=sweep, val=val,
                            predict=predict.make_predictor(network))
 

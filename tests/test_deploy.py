@@ -12,10 +12,10 @@ import photos
 import pytest
 from PIL import Image
 
+import convert
 import data
 import integer
 import main_export
-import model
 import oracle
 import plan
 from benchmarks import inference
@@ -585,13 +585,13 @@ def test_what_the_script_prints_works_as_printed(exported, mnist, answers):
     ran = subprocess.run(["sh", "-e"], input=commands, cwd=folder, capture_output=True, text=True)
     right = int((answers == mnist.test.labels).sum())
     assert (ran.returncode, ran.stderr) == (0, "")
-    assert ran.stdout == f"right\naccuracy {right / 100:.2f} % ({right} of 10000)\n"
+    assert ran.stdout == f"{answers[0]}: RIGHT\naccuracy {right / 100:.2f} % ({right} of 10000)\n"
 
 
-def test_callers_in_the_readme_run_and_answer_right(exported, need, answers):
+def test_callers_in_the_docs_run_and_answer_right(exported, need, answers):
     folder, _ = exported
     need(engines.find_compiler, "c++")
-    section = (ROOT / "README.md").read_text("utf-8").split("## From C++ and Python")[1]
+    section = (ROOT / "docs" / "deploy.md").read_text("utf-8").split("## Callers")[1]
     blocks = dict(re.findall(r"^```(cpp|sh|python)\n(.*?)^```", section.split("\n## ")[0],
                              re.MULTILINE | re.DOTALL))
     want = "".join(f"{best}\n" for best in answers)
@@ -639,7 +639,7 @@ def test_benchmarked_engines_give_the_logits_of_their_network(need, input, input
     got = {name: run(images) for name, run in inference.make_contenders(network).items()}
     for name in ("JAX int8", "ONNX Runtime int8", "C"):
         np.testing.assert_array_equal(got[name], oracle.run(network, images))
-    want = oracle.forward(model.from_network(network)[0], images, network.steps)
+    want = oracle.forward(convert.from_network(network)[0], images, network.steps)
     for name in ("JAX float32", "ONNX Runtime float32"):
         assert got[name].dtype == np.float32
         np.testing.assert_allclose(got[name], want, rtol=1e-4, atol=1e-5 * np.abs(want).max())

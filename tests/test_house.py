@@ -71,7 +71,7 @@ def test_no_folder_imports_in_a_circle():
 
 def test_only_the_upper_floors_see_the_switches():
     users = {a for a, b in arrows() if b == "config"}
-    assert users <= {name for name, floor in floors().items() if floor >= 6}
+    assert users <= {name for name, floor in floors().items() if floor >= 7}
 
 
 def test_core_has_as_many_lines_as_the_readme_says():
@@ -79,7 +79,7 @@ def test_core_has_as_many_lines_as_the_readme_says():
     sentence = re.search(r"^Files 2 to 6, (.+?) are the core: ([\d,]+) lines", README,
                          re.MULTILINE | re.DOTALL)
     names = numbered + re.findall(r"`([\w/]+\.py)`", sentence[1])
-    assert len(names) == 10
+    assert len(names) == 11
     files = [file for name in names for file in
              ((ROOT / name).glob("*.py") if name.endswith("/") else [ROOT / name])]
     lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
+import convert
 import integer
 import model
 import oracle
@@ -449,15 +450,15 @@ def test_bias_of_25_bits_is_exact_in_every_engine(bias, sign):
     w_q = [[1, -1], [0, 1]] if bias + 255 < 2**24 else [[0, 0], [0, 0]]
     bias *= sign
     network = integer.make_network([(w_q, [bias, -5])], 8, 8, -9)
-    layers, hyper = model.from_network(network)
+    layers, hyper = convert.from_network(network)
     images = np.array([[0, 0], [3, 7]], np.uint8)
     expected = np.array([[bias, -5], np.array([3, 7]) @ w_q + [bias, -5]])
     for engine in ("numpy", "jax"):
         np.testing.assert_array_equal(integer.make_engine(network, engine)(images), expected)
     np.testing.assert_array_equal(model.predict(layers, images, hyper), expected * 2.0**-9)
-    again = model.to_network(layers, hyper)
+    again = convert.to_network(layers, hyper)
     np.testing.assert_array_equal(again.layers[0].b_q, [bias, -5])
-    assert bool(model.is_exact(layers, hyper))
+    assert bool(convert.is_exact(layers, hyper))
 
 
 def test_name_is_that_of_the_model(rng):

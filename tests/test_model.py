@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
 
+import convert
 import integer
 import model
 import oracle
@@ -34,7 +35,7 @@ def _gradient(layers, images, labels, hyper):
 
 # Jitted: op by op, each shape compiles many small programs.
 is_exact, compute_loss, gradient_of = (jax.jit(function, static_argnames="hyper")
-                                       for function in (model.is_exact, model.loss, _gradient))
+                                       for function in (convert.is_exact, model.loss, _gradient))
 
 
 def make_layers(rng, hyper):
@@ -170,7 +171,7 @@ def test_quantized_gradient_is_the_float_gradient_at_the_rounded_weights(rng, mn
     plain, = make_layers(rng, hyper)
     images, labels = mnist.train.images[:128], mnist.train.labels[:128]
     layer, = layers = jax.device_get(model.calibrate([plain], images, hyper))
-    rounded = model.from_network(model.to_network(layers, hyper))[0][0]
+    rounded = convert.from_network(convert.to_network(layers, hyper))[0][0]
     gradient, = jax.device_get(gradient_of(layers, images, labels, hyper))
     straight, = jax.device_get(gradient_of([model.Layer(rounded.w, rounded.b)], images, labels,
                                            hyper))
@@ -264,7 +265,7 @@ def test_training_logits_are_the_integer_accumulators(rng, mnist, hyper, batches
                                 -1.2, 0.4, layer.w_exponent.shape).astype(np.float32))
              for layer in model.to_learned(layers)]
     for computing in (layers, jax.device_get(to_layers(moved, hyper))):
-        expected = expected_logits(model.to_network(computing, hyper), images)
+        expected = expected_logits(convert.to_network(computing, hyper), images)
         assert np.ptp(expected, axis=0).all()   # no logit is a constant
         for batch in batches:
             logits = model.predict(computing, images[:batch], hyper)
@@ -281,7 +282,7 @@ def test_centred_features_are_folded_into_the_first_bias(rng, line, shape):
     codes = rng.integers(0, 256, (50, *shape), dtype=np.uint8)
     less = (codes - zero).astype(np.int16)
     layers = model.calibrate(make_layers(rng, hyper), less, centred)
-    network = model.to_network(layers, centred, zero)
+    network = convert.to_network(layers, centred, zero)
     assert network.steps == hyper.LAYERS and bool(is_exact(layers, centred))
     expected = expected_logits(network, codes)
     assert np.ptp(expected, axis=0).all()
@@ -303,7 +304,7 @@ def test_centred_layer_that_training_takes_is_a_legal_network(rng, scale):
     layers = model.calibrate(layers, codes, hyper)
     assert bool(is_exact(layers, hyper))
     for zero in (0, 255):
-        network = model.to_network(layers, hyper, np.full(300, zero))
+        network = convert.to_network(layers, hyper, np.full(300, zero))
         assert max(map(np.max, oracle.worst_accumulators(network))) < 2**24
 
 
@@ -342,7 +343,7 @@ def test_calibration_keeps_every_accumulator_exact(rng, mnist, damage, hyper):
     layers = [model.Layer(*(np.asarray(a, np.float32) for a in damage(layer.w, layer.b)))
               for layer in make_layers(rng, hyper)]
     layers = model.calibrate(layers, images, hyper)
-    network = model.to_network(layers, hyper)   # proves the bound and every shift, as load does
+    network = convert.to_network(layers, hyper)   # proves the bound and every shift, as load does
     assert max(worst.max() for worst in oracle.worst_accumulators(network)) < 2**24
     np.testing.assert_array_equal(model.predict(layers, images, hyper)[:5],
                                   expected_logits(network, images[:5]))
@@ -359,7 +360,7 @@ LEARNED = [bits_hyper(*bits, line, classes=2, SCALES="learned", PER_CHANNEL=bits
 def round_and_run(layers, images, hyper):
     """(Layers with rounded scales, whether they are exact, logits)."""
     layers = model.to_layers(layers, hyper)
-    return layers, model.is_exact(layers, hyper), model.forward(layers, images, hyper)
+    return layers, convert.is_exact(layers, hyper), model.forward(layers, images, hyper)
 
 
 @given(hyper=st.sampled_from(LEARNED), seed=st.integers(0, 99),
@@ -385,7 +386,7 @@ def test_learned_scales_of_any_exponents_stay_exact(hyper, seed, damage, exponen
     assert exact == accepts(layers, hyper)
     assert exact or max(exponents) > 16         # only scales that nothing could need
     if exact:
-        np.testing.assert_array_equal(logits, expected_logits(model.to_network(layers, hyper),
+        np.testing.assert_array_equal(logits, expected_logits(convert.to_network(layers, hyper),
                                                               images))
 
 
@@ -403,7 +404,7 @@ def test_network_has_the_documented_arrays(rng, mnist):
     for per_channel in (True, False):
         hyper = bits_hyper(PER_CHANNEL=per_channel)
         layers = model.calibrate(make_layers(rng, hyper), mnist.train.images[:128], hyper)
-        network = model.to_network(layers, hyper)
+        network = convert.to_network(layers, hyper)
         assert network[1:3] == (8, 8) and type(network.logit_exponent) is int
         for layer, (inputs, outputs) in zip(network.layers, [(784, 256), (256, 128), (128, 10)]):
             found = [(type(array), array.dtype.name, array.shape) for array in layer
@@ -413,7 +414,7 @@ def test_network_has_the_documented_arrays(rng, mnist):
         assert [layer.shift is None for layer in network.layers] == [False, False, True]
 
 
-FEW = {(bits, line): model.from_network(oracle.random_network(
+FEW = {(bits, line): convert.from_network(oracle.random_network(
     np.random.default_rng(5), plan.parse(line, shape, 2), bits))
     for line, shape in (("4 3", (6,)), ("conv2x2 max2 3", (4, 4, 1)))
     for bits in (1, 8)}         # so small that hypothesis may ask often
@@ -422,7 +423,7 @@ FEW = {(bits, line): model.from_network(oracle.random_network(
 def accepts(layers, hyper):
     """Whether to_network takes the layers; its refusals are one line."""
     try:
-        model.to_network(layers, hyper)
+        convert.to_network(layers, hyper)
     except ValueError as error:
         assert "\n" not in str(error)
         return False
@@ -463,7 +464,7 @@ def test_is_exact_ends_at_the_bound_itself(at, excess):
     network = integer.Network(tuple(chain), 8, 8, -20,
                               plan.perceptron([layer.w_q for layer in chain]))
     assert max(map(np.max, oracle.worst_accumulators(network))) == 2**24 + excess
-    layers, hyper = model.from_network(network)
+    layers, hyper = convert.from_network(network)
     assert bool(is_exact(layers, hyper)) == accepts(layers, hyper) == (excess < 0)
 
 
@@ -472,11 +473,11 @@ def test_is_exact_ends_at_the_bound_itself(at, excess):
     ((3, 8), CONV, IMAGE), ((8, 4), "conv3x4/2 max2", (1, 40, 3))])
 def test_layers_of_a_network_compute_its_integers_and_give_it_back(rng, bits, line, shape):
     network = oracle.random_network(rng, plan.parse(line, shape, 10), *bits)
-    layers, hyper = model.from_network(network)
+    layers, hyper = convert.from_network(network)
     images = rng.integers(0, 256, (7, *shape), dtype=np.uint8)
     np.testing.assert_array_equal(model.predict(layers, images, hyper),
                                   expected_logits(network, images))
-    again = model.to_network(layers, hyper)
+    again = convert.to_network(layers, hyper)
     assert again[1:] == network[1:] and len(again.layers) == len(network.layers)
     for layer, other in zip(again.layers, network.layers):
         assert (layer.shift is None) == (other.shift is None)
@@ -487,7 +488,7 @@ def test_free_scales_have_no_integers(rng, mnist):
     hyper = bits_hyper(8, 8, RAGGED, POWER_OF_TWO_SCALES=False)
     layers = model.calibrate(make_layers(rng, hyper), mnist.train.images[:128], hyper)
     with pytest.raises(ValueError, match="^free scales have no integers; .*POWER_OF_TWO_SCALES"):
-        model.to_network(layers, hyper)
+        convert.to_network(layers, hyper)
 
 
 def test_deep_chain_of_dead_layers_is_a_legal_network():
@@ -496,7 +497,7 @@ def test_deep_chain_of_dead_layers_is_a_legal_network():
     hyper = bits_hyper(8, 8, "1 1 1 1 1", shape=(1,), classes=1)
     for weight in (0, 1e-3):
         layers = [model.Layer(np.full((1, 1), weight, np.float32), np.zeros(1, np.float32))] * 6
-        network = model.to_network(model.calibrate(layers, images, hyper), hyper)
+        network = convert.to_network(model.calibrate(layers, images, hyper), hyper)
         np.testing.assert_array_equal(integer.make_engine(network, "numpy")(images),
                                       oracle.run(network, images))
 
@@ -504,10 +505,10 @@ def test_deep_chain_of_dead_layers_is_a_legal_network():
 def test_long_shift_is_cut_to_one_that_gives_zero_too(rng):
     """|accumulator| < 2**24: every shift from 26 on gives code 0."""
     network = oracle.random_network(rng, (6, 4, 2))
-    layers, hyper = model.from_network(network)
+    layers, hyper = convert.from_network(network)
     layers = [layers[0], *(layer._replace(x_scale=layer.x_scale * np.float32(2.0**60))
                            for layer in layers[1:])]
-    found = model.to_network(layers, hyper)
+    found = convert.to_network(layers, hyper)
     assert set(found.layers[0].shift) == {integer.MAX_SHIFT}
     images = rng.integers(0, 256, (5, 6), dtype=np.uint8)
     np.testing.assert_array_equal(oracle.run(found, images), np.tile(found.layers[1].b_q, (5, 1)))
@@ -521,7 +522,7 @@ def test_no_image_has_no_logits(rng, line, quantized):
     layers, images = make_layers(rng, hyper), np.zeros((0, 784), np.uint8)
     if quantized:
         layers = model.calibrate(layers, rng.integers(0, 256, (9, 784), dtype=np.uint8), hyper)
-        network = model.to_network(layers, hyper)
+        network = convert.to_network(layers, hyper)
         for engine in ("numpy", "jax"):
             assert predict.make_predictor(network, engine)(images).shape == (0, 10)
     assert model.predict(layers, images, hyper).shape == (0, 10)

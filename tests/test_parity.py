@@ -7,6 +7,7 @@ import pytest
 from test_deploy import BUILDS, CASES, in_batches, make_network, random_images
 from test_firmware import host_files
 
+import convert
 import data
 import integer
 import model
@@ -56,7 +57,7 @@ def check(run, file, test_images, random_images):
 
 def training_forward(network):
     """model.forward as training runs it, fake-quantized: images to accumulators, float32."""
-    layers, hyper = model.from_network(network)
+    layers, hyper = convert.from_network(network)
     layers, unit = jax.device_put(layers), np.ldexp(np.float32(1), network.logit_exponent)
     return lambda images: np.asarray(model.predict(layers, images, hyper=hyper)) / unit
 

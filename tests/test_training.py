@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
+import convert
 import data
 import integer
 import model
@@ -131,7 +132,7 @@ def test_interrupt_keeps_the_best_so_far(parts, monkeypatch):
 def assert_reloads_exactly(sweep, lane, val, hyper):
     """The deployed network of a lane's best epoch has the very loss that was recorded for it."""
     layers = best_layers(sweep, lane)
-    network = (model.to_network(layers, hyper) if hyper.QAT_ENABLE
+    network = (convert.to_network(layers, hyper) if hyper.QAT_ENABLE
                else integer.FloatNetwork(tuple((layer.w, layer.b) for layer in layers),
                                        hyper.LAYERS))
     found = predict.score(predict.make_predictor(network, "numpy")(val.images), val.labels)
@@ -481,7 +482,7 @@ def test_rate_that_outgrows_the_integers_ends_inexact_not_in_an_error(parts):
     sweep = train(*parts, [3.0], [0], hyper)
     layers = jax.tree.map(lambda a: a[0], sweep.state.layers)
     with pytest.raises(ValueError, match="not below"):
-        model.to_network(layers, hyper)
+        convert.to_network(layers, hyper)
     assert status_of(sweep) == ["inexact"] and sweep.best_epoch[0] == 0
 
 

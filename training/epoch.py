@@ -8,6 +8,7 @@ import numpy as np
 import optax
 from jax import lax
 
+import convert
 import model
 import plan
 from machine import devices
@@ -118,7 +119,7 @@ def publish(layers, images, hyper):
       (the Layers to deploy; whether their integers are exact, bool []; logits float32 [N, O]).
     """
     layers = model.to_layers(layers, hyper)
-    exact = model.is_exact(layers, hyper) if hyper.QAT_ENABLE else jnp.bool_(True)
+    exact = convert.is_exact(layers, hyper) if hyper.QAT_ENABLE else jnp.bool_(True)
     return layers, exact, in_blocks(partial(model.forward, layers, hyper=hyper), images, hyper)
 
 
