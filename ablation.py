@@ -174,17 +174,17 @@ def run(study, settings, given=()):
     """Run one study: its result and figure go to its folder in RUNS_DIR and, unless a better result
     is there, to RESULTS_DIR and PLOTS_DIR."""
     from report import draw, results, tables
-    from runner import experiment, keep
+    from runner import experiment, keep, source
     from runner.state import finish
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.PLOTS_DIR)
     settings = experiment.set_up(settings)
-    data = experiment.load_data(settings)
-    settings = experiment.suit(settings, given, data)
+    data = source.load_data(settings)
+    settings = source.suit(settings, given, data)
     name, make_points = STUDIES[study]
     rows, folder, seconds = measure(settings, name, make_points(settings), data)
     result = results.write_result(folder / f"{name}.json", settings._asdict(), rows,
                                   seconds=seconds,
-                                  dataset=experiment.dataset_of(data))
+                                  dataset=source.dataset_of(data))
     try:
         print(tables.TABLES[name]({name: result}.get))
     except InputError:                          # no rate is good, and would be the next time

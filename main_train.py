@@ -33,13 +33,13 @@ def train(settings, given):
         there = data.is_there(settings.DATA_DIR)        # else TensorFlow makes it, not beside JAX
         loading = pool.submit(data.load, settings.DATA_DIR, settings.SHAPE, settings.LABEL,
                               settings.GROUP) if there else None
-        from runner import adapt, experiment, keep, state
+        from runner import adapt, experiment, keep, source, state
     settings = experiment.set_up(settings)
     imported = time.perf_counter()
-    found = experiment.load_data(settings, loading.result() if loading else None)
-    settings = experiment.suit(settings, given, found)
+    found = source.load_data(settings, loading.result() if loading else None)
+    settings = source.suit(settings, given, found)
     del loading                                 # it holds the images as they were before the split
-    hyper = experiment.hyper_of(settings, found)
+    hyper = source.hyper_of(settings, found)
     print(f"{found.name}: {len(found.train.labels):,} train, {len(found.val.labels):,} val, "
           f"{len(found.test.labels):,} test examples; "
           f"{plan.describe(hyper.LAYERS)}, {experiment.describe(settings)}, "
@@ -61,7 +61,7 @@ def train(settings, given):
                "evaluate and save": wall - (loaded - START) - seconds["compile"]
                - seconds["epochs"]}
     write_result(folder / "train.json", settings._asdict(), [row],
-                 dataset=experiment.dataset_of(found), seconds=seconds, wall_seconds=wall,
+                 dataset=source.dataset_of(found), seconds=seconds, wall_seconds=wall,
                  peak_memory_bytes=peak_memory())
     keep.publish(folder / "train.json", settings.RESULTS_DIR)
     state.finish(folder)

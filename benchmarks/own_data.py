@@ -19,7 +19,7 @@ from formats import checkpoint, raw
 from machine import script
 from machine.files import InputError, check_writable
 from report import results, stats
-from runner import adapt, experiment
+from runner import adapt, experiment, source
 
 SPLITS = 5
 TABLES = {"iris": "load_iris", "wine": "load_wine", "breast cancer": "load_breast_cancer",
@@ -85,8 +85,8 @@ def ours(name, split, seed, settings):
     for weight_bits, activation_bits in WIDTHS:
         chosen = config.change(settings, WEIGHT_BITS=weight_bits, ACTIVATION_BITS=activation_bits,
                                SEED=seed)
-        found = experiment.load_data(chosen, to_dataset(name, *split))
-        chosen = experiment.suit(chosen, (), found)
+        found = source.load_data(chosen, to_dataset(name, *split))
+        chosen = source.suit(chosen, (), found)
         (outcome,), folder, _ = experiment.run(chosen, "own-data", [{}], found)
         experiment.check_usable(outcome.row, folder)
         if len(found.val.labels) < adapt.FEW:

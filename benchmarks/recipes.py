@@ -89,7 +89,7 @@ def main(argv):
         if not settings.POWER_OF_TWO_SCALES:
             raise InputError(f"{path}: POWER_OF_TWO_SCALES = False has no integers to save")
     from report import results
-    from runner import experiment, keep
+    from runner import experiment, keep, source
     from runner.state import finish
     settings = named[paths[0]]
     check_writable(settings.RUNS_DIR, settings.RESULTS_DIR, settings.WEIGHTS_DIR)
@@ -97,7 +97,7 @@ def main(argv):
     for path, settings in named.items():
         settings = experiment.decide(settings)
         start = time.perf_counter()
-        data = experiment.load_data(settings)
+        data = source.load_data(settings)
         print(f"{path} on {data.name}")
         stem = result_name(data.name)
         rows, outcome, folder = measure(path, settings, data)

@@ -19,7 +19,7 @@ from data import Split
 from machine import script
 from machine.files import InputError, check_writable
 from report import results, tables
-from runner import experiment
+from runner import experiment, source
 from training import loop
 
 IMAGES = 8_192                  # of the train split; times are scaled up to all of it
@@ -69,7 +69,7 @@ def main(argv):
     if CHILD not in argv:
         check_writable(settings.RESULTS_DIR)
     settings = experiment.set_up(settings)
-    data = experiment.load_data(settings)
+    data = source.load_data(settings)
     if CHILD in argv:
         print(json.dumps(lane_epoch_seconds(settings, data, LANES_PER_DEVICE * len(jax.devices()))))
         return

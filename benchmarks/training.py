@@ -24,7 +24,7 @@ from benchmarks import in_turns
 from machine import devices, script
 from machine.files import InputError, check_writable
 from report import results, stats
-from runner import experiment
+from runner import experiment, source
 from runner.state import Recorder
 from training import loop
 
@@ -58,7 +58,7 @@ def gemm_rate():
 
 def hyper_of(settings, data, **changes):
     """What a run with some switches changed depends on."""
-    return experiment.hyper_of(config.change(settings, **changes), data)
+    return source.hyper_of(config.change(settings, **changes), data)
 
 
 def our_epoch(hyper, rate, data):
@@ -265,7 +265,7 @@ def main(argv):
                          "and COORDINATOR as they are")
     check_writable(settings.RESULTS_DIR)
     settings = experiment.set_up(settings)
-    data = experiment.load_data(settings)
+    data = source.load_data(settings)
     contenders = epoch_contenders(settings, data)
     times = in_turns({name: function for name, (function, _) in contenders.items()}, REPEATS)
     epochs = {name: [seconds * factor for seconds in times[name]]

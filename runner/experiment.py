@@ -11,7 +11,6 @@ import numpy as np
 
 import config
 import convert
-import data
 import integer
 import model
 import plan
@@ -20,7 +19,7 @@ from formats import checkpoint
 from machine import interrupt, runtime
 from machine.facts import environment, has_fast_bfloat16
 from machine.files import InputError, locked
-from runner import adapt, keep, progress
+from runner import adapt, keep, progress, source
 from runner.state import (
     Recorder,
     announce_others,
@@ -37,19 +36,6 @@ from training import loop, stopping
 REASONS = {"diverged": "the loss left the finite numbers",
            "guessing": "it got no better than guessing",
            "inexact": "its weights outgrew their scales: an accumulator could reach 2**24"}
-
-
-class Data(NamedTuple):
-    """A data set, split; the rest as in data.Dataset."""
-    name: str
-    sha256: str
-    train: data.Split
-    val: data.Split
-    test: data.Split
-    shape: tuple
-    classes: tuple
-    encoding: object = None
-    zero: np.ndarray | None = None      # int16 [F]: the mean's code of each feature; None of images
 
 
 class Outcome(NamedTuple):
@@ -77,83 +63,6 @@ def decide(settings):
     # Decided by the first process for all: they may run on unlike processors.
     compute = runtime.from_first(b"bfloat16" if fast else b"float32").decode()
     return config.change(settings, COMPUTE=compute)
-
-
-def load_data(settings, dataset=None):
-    """The Data that the switches name; prints what was decided about them.
-
-    Args:
-      settings: Config.
-      dataset: the data.Dataset of DATA_DIR, if it is there.
-    Raises:
-      InputError: what is wrong with the data, or LAYERS that don't fit them.
-    """
-    if dataset is None:
-        dataset = data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
-    train, val = data.split_val(dataset, settings.VAL_EXAMPLES)
-    zero = None
-    if dataset.encoding is not None:
-        features = train.images.reshape(-1, dataset.shape[-1])
-        zero = np.rint(features.mean(0)).astype(np.int16)
-    found = Data(dataset.name, dataset.sha256, train, val, dataset.test, dataset.shape,
-                 dataset.classes, dataset.encoding, zero)
-    steps_of(settings, found)                   # before an hour of training
-    _say(*dataset.notes)
-    return found
-
-
-def _say(*lines):
-    """Print what was decided, once for all processes."""
-    if runtime.is_first():
-        for line in lines:
-            print(line)
-
-
-def suit(settings, given, data):
-    """The Config that suits the Data: adapt's, which is printed; given: as for adapt."""
-    settings, line = adapt.adapt(settings, given, len(data.train.labels))
-    if line:
-        _say(line)
-    return settings
-
-
-def steps_of(settings, data):
-    """LAYERS as the steps of a deployed network on these data; InputError where they don't fit."""
-    try:
-        steps = plan.parse(settings.LAYERS, data.shape, len(data.classes))
-    except ValueError as error:
-        raise InputError(f"LAYERS = {settings.LAYERS!r}: {error}") from None
-    if settings.AUGMENT and (len(data.shape) != 3 or data.shape[0] != data.shape[1]):
-        raise InputError(f"AUGMENT = {settings.AUGMENT:g} warps square images; {data.name} has "
-                         "none")
-    return steps
-
-
-def hyper_of(settings, data):
-    """What a point's run depends on besides rate and seed, LAYERS as steps on these data.
-
-    Raises:
-      InputError: the network or the batch doesn't fit the Data.
-    """
-    if settings.BATCH_SIZE > len(data.train.labels):
-        raise InputError(f"BATCH_SIZE = {settings.BATCH_SIZE} is more than the "
-                         f"{len(data.train.labels)} train images")
-    steps = steps_of(settings, data)
-    if data.zero is not None:
-        steps = plan.centred(steps)
-    return config.hyper(settings)._replace(LAYERS=steps)
-
-
-def centred(images, data):
-    """Images as training takes them: of features int16, less the mean's code of each."""
-    if data.zero is None:
-        return images
-    return images.astype(np.int16) - np.resize(data.zero, images.shape[1])
-
-
-def dataset_of(data):
-    """What a result says of its data set, as JSON."""
-    return {"name": data.name, "sha256": data.sha256, "classes": len(data.classes)}
 
 
 def describe(settings):
@@ -202,7 +111,7 @@ def _train(lanes, data, hyper, folder, group, part):
     with (Recorder(path, history, sweep, machine) if first else nullcontext() as recorder,
           interrupt.after_epoch() as asked,
           progress.shown(sweep, hyper, part, silent=not first) as show):
-        train, val = (part._replace(images=centred(part.images, data))
+        train, val = (part._replace(images=source.centred(part.images, data))
                       for part in (data.train, data.val))
         for sweep in loop.epochs(sweep, train, val, hyper):      # noqa: B020 (each goes on)
             stop = runtime.any_process(asked())
@@ -225,12 +134,12 @@ def judge(settings, layers, data, row):
       data: Data.
       row: dict to complete.
     """
-    hyper, content = hyper_of(settings, data), None
+    hyper, content = source.hyper_of(settings, data), None
     if hyper.QAT_ENABLE and not hyper.POWER_OF_TWO_SCALES:      # free scales have no integers
         run = predict.make_predictor(layers, hyper=hyper)
 
         def predictor(images):
-            return run(centred(images, data))
+            return run(source.centred(images, data))
     else:
         network = (convert.to_network(layers, hyper, data.zero) if hyper.QAT_ENABLE
                    else convert.to_float_network(layers, hyper, data.zero))
@@ -257,7 +166,7 @@ def network_name(settings, steps):
 
 def _new_row(settings, point, status, data):
     """What is known of a run before its model is judged."""
-    name = network_name(settings, hyper_of(settings, data).LAYERS)
+    name = network_name(settings, source.hyper_of(settings, data).LAYERS)
     return {"label": point.get("label", name), "changes": _switches(point), "network": name,
             "rate": settings.LEARNING_RATE, "seed": settings.SEED, "status": status,
             "usable": status in stopping.USABLE}
@@ -318,7 +227,7 @@ def run(settings, study, points, data, folder=None):
     changed = [config.change(settings, **_switches(point)) for point in points]
     groups = {}                                 # hyperparameters -> indices of points
     for i, point in enumerate(changed):
-        groups.setdefault(hyper_of(point, data), []).append(i)
+        groups.setdefault(source.hyper_of(point, data), []).append(i)
     name = folder_name(study, data.sha256, map(keep.switches_of, changed))
     folder = folder or Path(settings.RUNS_DIR) / name
     outcomes, seconds = [None] * len(points), {"compile": 0.0, "epochs": 0.0}
@@ -354,9 +263,9 @@ def train_on_all(outcome, settings, data, folder):
     by_train = settings.METRIC == "train_loss"
     epochs = settings.MAX_EPOCHS if by_train else outcome.row["best_epoch"]
     changes = {"METRIC": "train_loss", "MAX_EPOCHS": epochs, "PATIENCE": epochs}
-    _say(f"once more for {epochs} epochs, on all {len(data.train.labels) + len(data.val.labels):,} "
-         "examples")
-    (last,), _, _ = run(settings, "train", [changes], adapt.with_val(data), folder / "all")
+    both = adapt.with_val(data)
+    source.say(f"once more for {epochs} epochs, on all {len(both.train.labels):,} examples")
+    (last,), _, _ = run(settings, "train", [changes], both, folder / "all")
     check_usable(last.row, folder / "all")
     names = ("changes", "status", "epochs", "best_epoch", "history", "val_loss", "val_acc")
     kept = {name: outcome.row[name] for name in names}
@@ -374,8 +283,8 @@ def quantize_after(outcome, point, settings, data):
     """
     settings = config.change(settings, **_switches(point))
     layers = jax.device_get(model.calibrate(
-        outcome.layers, centred(data.train.images[:loop.CALIBRATION_IMAGES], data),
-        hyper_of(settings, data)))
+        outcome.layers, source.centred(data.train.images[:loop.CALIBRATION_IMAGES], data),
+        source.hyper_of(settings, data)))
     row = _new_row(settings, point, outcome.row["status"], data)
     row["changes"]["post_training"] = True
     return judge(settings, layers, data, row)

@@ -15,7 +15,7 @@ from conftest import ROOT
 from formats import checkpoint
 from machine.files import InputError
 from report import results
-from runner import experiment, keep
+from runner import experiment, keep, source
 
 SHA = "a" * 64
 MADE = {"LAYERS": "3"}          # switches of what is trained here
@@ -32,7 +32,7 @@ def home(tmp_path):
 
 def given(sha256=SHA):
     """A Data of this content, no examples needed."""
-    return experiment.Data("some", sha256, *[None] * 3, (7,), tuple("012"))
+    return source.Data("some", sha256, *[None] * 3, (7,), tuple("012"))
 
 
 def make(settings, loss, run="train-1", sha256=SHA, seed=0):

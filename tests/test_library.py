@@ -248,7 +248,7 @@ import sys; sys.path.insert(0, {str(ROOT)!r})
 import config
 {chr(10).join(imports)}
 settings = experiment.set_up(config.load({switches}))
-data, theirs, hashes = experiment.load_data(settings), quant.compute_scale, []
+data, theirs, hashes = source.load_data(settings), quant.compute_scale, []
 def coarser(*args, **named):
     return 2 * theirs(*args, **named)
 for mine in (theirs, coarser, theirs):

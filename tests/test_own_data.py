@@ -16,7 +16,7 @@ import oracle
 from conftest import CACHE
 from deploy import engines, to_c, to_onnx
 from formats import checkpoint, encode
-from runner import adapt, experiment
+from runner import adapt, experiment, source
 
 QUICK = ("--MAX_EPOCHS=40", "--COMPUTE=float32", f"--CACHE_DIR={CACHE}")
 
@@ -82,8 +82,8 @@ def trained(path, tmp_path, *switches):
     """(network, Facts, Dataset) of a data set, trained briefly."""
     settings = config.load([f"--DATA_DIR={path}", *QUICK, *folders(tmp_path), *switches])
     settings = experiment.decide(settings)
-    found = experiment.load_data(settings)
-    (outcome,), _, _ = experiment.run(experiment.suit(settings, (), found), "own", [{}], found)
+    found = source.load_data(settings)
+    (outcome,), _, _ = experiment.run(source.suit(settings, (), found), "own", [{}], found)
     assert outcome.row["reload_change"] == 0
     dataset = data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
     return *checkpoint.decode(outcome.content), dataset, found

@@ -20,7 +20,7 @@ import plan
 from conftest import ROOT, wait_for_epoch
 from machine import files
 from machine.files import InputError
-from runner import experiment, keep, state as runs
+from runner import experiment, keep, source, state as runs
 from training import loop
 
 SHORT = [*TINY, "--MAX_EPOCHS=5", "--ABLATION_MAX_EPOCHS=5", "--ABLATION_SEEDS=2",
@@ -198,7 +198,7 @@ def test_damaged_state_is_refused_in_one_line(unfinished, script, damage):
 def test_a_second_process_with_the_same_switches_is_refused(folder, tmp_path, script):
     words = [*SHORT, *places(folder, tmp_path), "--ADAPT=False"]
     settings = config.load(words)
-    data = experiment.load_data(settings)
+    data = source.load_data(settings)
     name = runs.folder_name("train", data.sha256, [keep.switches_of(settings)])
     with files.locked(tmp_path / "runs" / name):
         result = script(main_train.main, *words)
@@ -249,7 +249,7 @@ def test_a_signal_ends_after_the_epoch_with_the_state_saved(folder, tmp_path, nu
     settings = config.load([*TINY, *places(folder, tmp_path), "--MAX_EPOCHS=100000",
                             "--PATIENCE=100000"])
     fresh = loop.start([settings.LEARNING_RATE], [settings.SEED],
-                       experiment.hyper_of(settings, experiment.load_data(settings)))
+                       source.hyper_of(settings, source.load_data(settings)))
     state, = (tmp_path / "runs").glob("*/state0.npz")
     machine = json.loads(str(np.load(state)["meta"]))["machine"]
     sweep = runs.load_state(state, runs.read_state(state, fresh, 100_000), fresh, machine, 100_000)
@@ -283,7 +283,7 @@ def test_a_signal_before_training_is_one_line(folder, tmp_path, delay):
 
 def test_the_same_switches_give_the_same_hash_alone_and_in_a_sweep(folder, tmp_path):
     settings = config.load([*SHORT, *places(folder, tmp_path), "--RESUME=False"])
-    data = experiment.load_data(settings)
+    data = source.load_data(settings)
     hashes = []
     for points in ([{}], [{}], [{"SEED": 1}, {}, {"LEARNING_RATE": 0.3}]):
         outcomes, _, _ = experiment.run(settings, "train", points, data)
@@ -349,7 +349,7 @@ def test_a_state_of_other_code_is_refused(unfinished, script, monkeypatch):
 def test_a_finished_study_is_never_resumed(folder, tmp_path, capsys):
     """The same points again, in one process, are trained anew."""
     settings = config.load([*SHORT, *places(folder, tmp_path), "--ADAPT=False"])
-    data, said = experiment.load_data(settings), []
+    data, said = source.load_data(settings), []
     for _ in range(2):
         (outcome,), run, _ = experiment.run(settings, "mine", [{}], data)
         said.append(capsys.readouterr().out)

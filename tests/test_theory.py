@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import config
-from runner import experiment
+from runner import source
 from theory import autodiff, graph, report, study
 
 README = (ROOT / "theory/README.md").read_text("utf-8")
@@ -25,7 +25,7 @@ TOLERANCE = 1e-6                # of float32 sums in another order, against the 
 def cases():
     """The README's cases: the real model's initial parameters and the first 128 train images."""
     settings = config.load([])
-    return report.make_cases(settings, experiment.load_data(settings))
+    return report.make_cases(settings, source.load_data(settings))
 
 
 # The README's blocks are recomputed below, each once; here is what their lines must say.

@@ -14,7 +14,7 @@ import config
 import model
 import quant
 from report.results import table
-from runner import experiment
+from runner import source
 from theory import autodiff, graph
 from theory.autodiff import DERIVATIVES, TRANSPOSITIONS, Dual, differentiate, interpret
 from training.loop import CALIBRATION_IMAGES
@@ -44,7 +44,7 @@ def hyper_of(settings, name, data):
     """The Hyper of a name in WIDTHS; images are rows of bytes, so that nothing reshapes them."""
     bits, rows = WIDTHS[name], data._replace(shape=data.train.images.shape[1:])
     widths = dict(zip(("WEIGHT_BITS", "ACTIVATION_BITS"), bits or ()))
-    return experiment.hyper_of(config.change(settings, QAT_ENABLE=bits is not None,
+    return source.hyper_of(config.change(settings, QAT_ENABLE=bits is not None,
                                              COMPUTE="float32", **widths), rows)
 
 

@@ -24,7 +24,7 @@ from machine import script
 from machine.files import check_writable, read_bytes, write_atomically
 from report.draw import draw_into
 from report.results import MAX_BYTES, fill, group, read_result, table, write_result
-from runner import experiment
+from runner import experiment, source
 from theory import autodiff, graph, report
 from theory.autodiff import DERIVATIVES
 from theory.report import EDITED, TRUE, saved_bytes
@@ -197,7 +197,7 @@ def main(argv):
     settings = config.load(argv, __doc__, also=("--draw",))
     check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
     settings = experiment.set_up(settings)
-    data = experiment.load_data(settings)
+    data = source.load_data(settings)
     cases = report.make_cases(settings, data)
     plots, path = Path(settings.PLOTS_DIR), Path(settings.RESULTS_DIR) / "autodiff.json"
     case = cases["float32"]
