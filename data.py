@@ -87,7 +87,7 @@ def load(path, shape="", label="", group=""):
     """
     path = Path(path)
     name = os.path.basename(os.path.abspath(path))
-    if path.is_file():
+    if os.path.isfile(path):                    # unlike Path's, False for a name too long
         name = path.stem
     if not any(idx.find(path)):
         reader = _reader_of(path)

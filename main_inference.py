@@ -66,11 +66,16 @@ def evaluate_file(path, network, facts, dataset, settings):
 
 
 def show_confusion(predictor, dataset, settings):
-    """Print which class is taken for which, and draw it."""
-    from report import confusion, draw  # matplotlib, which takes a second to come
+    """Print which class is taken for which, and draw it where matplotlib is."""
+    from report import confusion
     table = predict.confusion(predictor, dataset.test, len(dataset.classes))
     print(confusion.text(table, dataset.classes))
     title = f"{dataset.name}, {table.sum():,} test examples"
+    try:
+        from report import draw  # a second to come; inference needs NumPy alone
+    except ImportError as error:
+        print(f"note: no figure: {error}", file=sys.stderr)
+        return
     draw.draw_into(Path(settings.RUNS_DIR) / "confusion.png",
                    lambda: confusion.draw(table, dataset.classes, title))
 
@@ -88,6 +93,16 @@ def read_examples(words, network, facts):
         except InputError as error:
             errors.append(error)
     return found, errors
+
+
+def show_scores(classes, row):
+    """Print the share of every class: ten in a line or, of long names, a line each."""
+    if max(map(len, classes)) > 7:
+        print("\n".join(f"  {name}  {score:.1f} %" for name, score in zip(classes, row)))
+        return
+    for start in range(0, len(row), 10):
+        print("".join(f"{name:>8}" for name in classes[start:start + 10]))
+        print("".join(f"{score:7.1f}%" for score in row[start:start + 10]))
 
 
 def classify(network, facts, words, settings):
@@ -112,8 +127,7 @@ def classify(network, facts, words, settings):
                 for i in np.argsort(-row, kind="stable")[:2]]
         print(f"{name:{width}}  {', then '.join(best)}" + (f"  doubtful: {doubt}" if doubt else ""))
         if settings.SCORES:
-            print("\n".join(f"  {label:>{digits}} {score:5.1f} %"
-                            for label, score in zip(facts.classes, row)))
+            show_scores(facts.classes, row)
     return not errors
 
 

@@ -1,6 +1,5 @@
 """A confusion matrix, in text and drawn: which class is taken for which."""
 import numpy as np
-from matplotlib.figure import Figure  # not pyplot: no screen is needed, nothing global
 
 MOST = 12                       # classes that a matrix of text or numbers has room for
 WORST = 10                      # of more classes, so many confusions are listed
@@ -39,6 +38,7 @@ def text(table, classes):
 
 def draw(table, classes, title):
     """The matrix as a figure: shares of each class's examples, with their counts."""
+    from matplotlib.figure import Figure  # the text needs NumPy alone
     count = len(classes)
     size = min(4 + 0.35 * count, 14)
     figure = Figure(figsize=(size, size), layout="constrained")

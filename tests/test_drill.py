@@ -23,7 +23,8 @@ from conftest import CACHE, ROOT
 
 pytestmark = pytest.mark.slow
 FOLDERS = ("RUNS", "WEIGHTS", "RESULTS", "PLOTS")
-SWITCHES = ("--LAYERS=64", "--VAL_EXAMPLES=200", "--BATCH_SIZE=32", "--PATIENCE=100")
+SWITCHES = ("--LAYERS=64", "--VAL_EXAMPLES=200", "--BATCH_SIZE=32", "--PATIENCE=100",
+            "--ADAPT=False")
 RUN = ("main_train.py", "--MAX_EPOCHS=60")
 SWEEP = ("ablation.py", "lr", "--LR_ABLATION_RATES=0.1,0.0316", "--ABLATION_SEEDS=2",
          "--ABLATION_MAX_EPOCHS=30")

@@ -211,7 +211,7 @@ def images(folder):
     for i, content in enumerate(hostile.image_seeds()):
         (folder / f"{i}.png").write_bytes(content)
     return (dict.fromkeys(folder.iterdir(), hostile.image),
-            lambda path: photo.read_digit(path, photo.SIDE**2))
+            lambda path: photo.read_digit(path))
 
 
 def study_results(folder):
@@ -516,13 +516,13 @@ def test_format_that_few_use_is_refused_whole_or_damaged(tmp_path, name, mode):
 def test_damaged_tiff_gives_one_line_and_nothing_on_stderr(tmp_path, capfd):
     path, content = tmp_path / "a.tif", saved("TIFF", "L")
     path.write_bytes(content)
-    photo.read_digit(path, 784)
+    photo.read_digit(path)
     start, = struct.unpack("<I", content[4:8])
     for at in range(start, len(content)):
         for byte in (0, 1, 255):
             path.write_bytes(content[:at] + bytes([byte]) + content[at + 1:])
             try:
-                photo.read_digit(path, 784)
+                photo.read_digit(path)
             except InputError as error:
                 assert len(str(error).splitlines()) == 1
     path.write_bytes(saved("TIFF", "L", compression="tiff_lzw"))
@@ -544,7 +544,7 @@ def test_encodings_that_pillow_reads_in_python_are_refused(tmp_path):
 def test_jpeg_of_a_thousand_scans_is_refused(tmp_path):
     path, content = tmp_path / "a.jpg", saved("JPEG", "L", progressive=True)
     path.write_bytes(content)
-    photo.read_digit(path, 784)
+    photo.read_digit(path)
     scan = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\x10"
     path.write_bytes(content[:-2] + 1_000 * scan + content[-2:])
     assert "scans" in one_line(path, photo.read_digit, path, 784)

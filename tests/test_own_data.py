@@ -41,12 +41,13 @@ def write_table(path, rng, count=90):
 def test_a_table_is_trained_answered_by_name_and_exported(rng, tmp_path, script, monkeypatch):
     """The whole way of a person with a table: two commands, then C that says RIGHT."""
     write_table(tmp_path / "t.csv", rng)
-    switches = [f"--DATA_DIR={tmp_path / 't.csv'}", "--LAYERS=8", *QUICK, *folders(tmp_path)]
+    switches = [f"--DATA_DIR={tmp_path / 't.csv'}", "--LAYERS=32", *QUICK, "--MAX_EPOCHS=100",
+                *folders(tmp_path)]
     code, out, err = script(main_train.main, *switches)
     text = "\n".join(out)
     assert code == 0, err
     assert "no test split: 18 examples" in text and "few: OPTIMIZER = adamw" in text
-    assert "once more for 40 epochs, on all 72 examples" in text
+    assert "once more for 100 epochs, on all 72 examples" in text
     assert re.search(r"saved model: loss [+-]0 from training, test accuracy", text)
     (tmp_path / "new.csv").write_text("a,b,c,d\n2,4.998,-3e5,0\n0,5,-3e5,0\n")
     code, out, err = script(main_inference.main, tmp_path / "new.csv", *switches)

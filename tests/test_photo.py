@@ -10,7 +10,7 @@ import oracle
 import plan
 import predict
 from conftest import ROOT, rows_of
-from formats import checkpoint, photo
+from formats import checkpoint, examples, photo
 from machine.files import InputError
 
 
@@ -24,7 +24,7 @@ def draw_seven(path, ink=0, paper=255, size=(200, 300), offset=(0, 0), mode="L")
 
 
 def read(path):
-    digit, _ = photo.read_digit(path, 784)
+    digit, _ = photo.read_digit(path)
     assert digit.dtype == np.uint8 and digit.shape == (784,)
     return digit.reshape(28, 28)
 
@@ -103,7 +103,7 @@ def test_mnist_images_as_files_get_the_same_class(tmp_path, trained):
     digits = []
     for i, image in enumerate(originals):
         Image.fromarray(image.reshape(28, 28)).save(tmp_path / f"{i}.png")
-        digits.append(photo.read_digit(tmp_path / f"{i}.png", 784)[0])
+        digits.append(photo.read_digit(tmp_path / f"{i}.png")[0])
     same = trained.predict(np.stack(digits)).argmax(1) == trained.predict(originals).argmax(1)
     assert same.sum() >= 95
 
@@ -158,13 +158,13 @@ def doubtful(rng):
 
 def test_what_is_not_one_digit_is_doubted(tmp_path, rng):
     for why, levels in doubtful(rng):
-        digit, doubt = photo.read_digit(save(tmp_path, levels), 784)
+        digit, doubt = photo.read_digit(save(tmp_path, levels))
         assert doubt == why and digit.any() == (why != "no ink")
 
 
 def test_digits_are_not_doubted(mnist, tmp_path):
     assert photos.kept(mnist.test.images) >= 0.99
-    assert photo.read_digit(draw_seven(tmp_path / "a.png"), 784)[1] == ""
+    assert photo.read_digit(draw_seven(tmp_path / "a.png"))[1] == ""
 
 
 @pytest.mark.parametrize("mode, levels", [("I;16", (0, 65_535)), ("I;16", (3_000, 4_095)),
@@ -184,7 +184,7 @@ def test_deep_images_are_scaled_not_clipped(tmp_path, seven, mode, levels):
 def test_float_image_of_nonsense_is_read(tmp_path):
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[np.nan, np.inf], [-np.inf, 1]], np.float32)).save(path)
-    photo.read_digit(path, 784)
+    photo.read_digit(path)
 
 
 @pytest.mark.parametrize("level", [0, 255])
@@ -237,7 +237,7 @@ def test_a_frame_alone_is_ink(tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (3, 1), (1, 700), (20_000, 1), (2, 149)])
 def test_any_shape_of_image_is_read(tmp_path, rng, size):
     for levels in (np.zeros(size), rng.integers(0, 256, size)):
-        photo.read_digit(save(tmp_path, levels), 784)
+        photo.read_digit(save(tmp_path, levels))
 
 
 def write_truncated(path):
@@ -261,10 +261,17 @@ def test_unreadable_image_gives_one_line(tmp_path, make):
     path = tmp_path / "digit.png"
     make(path)
     with pytest.raises(InputError) as caught:
-        photo.read_digit(path, 784)
+        photo.read_digit(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_network_of_another_size_is_refused(tmp_path):
-    with pytest.raises(InputError, match="100 pixels"):
-        photo.read_digit(draw_seven(tmp_path / "a.png"), 100)
+def test_network_of_another_size_gets_pictures_fitted_to_its_shape(tmp_path):
+    """Only a network of 28 x 28 digits gets them prepared like digits."""
+    path = draw_seven(tmp_path / "a.png")
+    digits = tuple("0123456789")
+    ((_, small, _),) = examples.read(path, (10, 10, 1), digits, None)
+    ((_, digit, _),) = examples.read(path, (28, 28, 1), digits, None)
+    ((_, other, _),) = examples.read(path, (28, 28, 1), ("a", "b"), None)
+    assert small.shape == (100,) and digit.shape == other.shape == (784,)
+    np.testing.assert_array_equal(digit, photo.read_digit(path)[0])
+    assert (digit != other).any()

@@ -36,10 +36,11 @@ def test_header_of_a_recipe_is_its_result(path):
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_weights_of_a_recipe_are_its_first_seeds(path):
     row = ROWS[path.stem][0]
-    (weights,) = (ROOT / "weights" / "recipes").glob(f"{path.stem}.*")
+    (weights,) = (ROOT / "weights" / "recipes").glob(f"{path.stem}.n[pq]*[zt]")
     network, _ = checkpoint.load(weights)
     assert checkpoint.digest(network) == row["sha256"]
-    assert weights.stat().st_size == row["file_bytes"]
+    # The header of today's files names the steps and classes: some bytes more than was measured.
+    assert 0 <= weights.stat().st_size - row["file_bytes"] < 64
     steps = plan.parse(config.load([str(path)]).LAYERS, (28, 28, 1), 10)
     assert network.steps == steps
 

@@ -22,7 +22,7 @@ from machine.script import forget_environment
 from runner import experiment, state
 
 # Quick, and few steps: summation order makes data-parallel floats drift apart over many.
-SWITCHES = ["--LAYERS=16", "--VAL_EXAMPLES=200", "--ABLATION_SEEDS=2",
+SWITCHES = ["--LAYERS=16", "--VAL_EXAMPLES=200", "--ABLATION_SEEDS=2", "--ADAPT=False",
             "--LR_ABLATION_RATES=0.1,0.01", "--ABLATION_MAX_EPOCHS=2", f"--CACHE_DIR={CACHE}"]
 LONG = ["--LR_ABLATION_MODE=True", "--ABLATION_MAX_EPOCHS=100000", "--PATIENCE=100000"]
 

@@ -13,7 +13,7 @@ import main_inference
 import main_train
 from conftest import CACHE, ROOT, write_folder
 
-TINY = ["--LAYERS=16", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1", "--BATCH_SIZE=32",
+TINY = ["--LAYERS=16", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1", "--BATCH_SIZE=32", "--ADAPT=False",
         f"--CACHE_DIR={CACHE}"]
 
 
@@ -131,7 +131,7 @@ def test_scripts_find_their_folders_from_anywhere(tmp_path):
                           text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert str(ROOT / "weights" / "weights_int8.npz") in done.stdout
-    assert "MNIST, 10,000 test images" in done.stdout
+    assert "MNIST, 10,000 test examples" in done.stdout
 
 
 def test_reader_that_leaves_ends_a_script_quietly(tmp_path):
