@@ -52,8 +52,12 @@ def test_a_table_is_trained_answered_by_name_and_exported(rng, tmp_path, script,
     (tmp_path / "new.csv").write_text("a,b,c,d\n2,4.998,-3e5,0\n0,5,-3e5,0\n")
     code, out, err = script(main_inference.main, tmp_path / "new.csv", *switches)
     assert code == 0, err
+    dataset, weights = data.load(tmp_path / "t.csv"), next(tmp_path.glob("runs/train-*/*.npz"))
+    network, facts = checkpoint.load(weights)
+    rows = encode.encode(np.float32([[2, 4.998, -3e5, 0], [0, 5, -3e5, 0]]), dataset.encoding)
+    best = oracle.run(network, rows).argmax(1)
     assert [re.search(r"line (\d) +(\w+)", line).groups() for line in out] == [
-        ("2", "right"), ("3", "left")]
+        ("2", facts.classes[best[0]]), ("3", facts.classes[best[1]])]
     code, out, err = script(main_inference.main, *switches)
     assert code == 0, err
     assert any(line.startswith("middle") for line in out)       # a row of the confusion matrix

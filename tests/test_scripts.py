@@ -53,7 +53,7 @@ def test_training_writes_its_weights_and_result_and_nothing_else(shell):
     assert sorted(path.name for path in (shell.path / "runs").iterdir()) == [
         "confusion.png", "inference.json", "latest", run.name]
     assert sorted(path.name for path in run.iterdir()) == [
-        ".lock", "all", "history0.csv", "train.json", "weights_int8.npz"]
+        ".lock", "history0.csv", "train.json", "weights_int8.npz"]
     for name in ("train.json", "weights_int8.npz"):
         assert (run / name).read_bytes() == (shell.path / name).read_bytes()
     size = (shell.path / "weights_int8.npz").stat().st_size
