@@ -83,7 +83,8 @@ def encode(x, encoding):
     """
     with np.errstate(all="ignore"):             # inf saturates; what underflows is code 0
         codes = np.asarray(x, np.float32) - encoding.low
-        codes *= np.exp2(-encoding.exponent).astype(np.float32)
+        # float64 first: of int8 exponents NumPy would make float16, which ends at 2**15.
+        codes *= np.exp2(-encoding.exponent.astype(np.float64)).astype(np.float32)
         np.rint(codes, out=codes)
     return np.where(codes > 0, np.minimum(codes, 255), 0).astype(np.uint8)
 

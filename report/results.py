@@ -10,7 +10,7 @@ from pathlib import Path
 from machine.facts import environment
 from machine.files import InputError, read_bytes, write_atomically
 
-MAX_BYTES = 20_000_000          # of a result; JSON takes up to 24 times its size in memory
+MAX_BYTES = 19_000_000          # of a result; JSON takes up to 24 times its size in memory
 ROOT = Path(__file__).resolve().parent.parent
 
 
