@@ -192,7 +192,7 @@ def sizes(steps):
     """(inputs of the first weights, hidden widths, classes) of a network of dense layers."""
     dense = [step for step in steps if step.has_weights]
     if any(step.kind == "conv" for step in dense):
-        raise ValueError("it has convolutions, which this export does not know yet; export to onnx")
+        raise ValueError("it has convolutions, which no export knows yet")
     return dense[0].weights[0], *(step.after[0] for step in dense)
 
 
