@@ -184,7 +184,7 @@ def run(study, settings, given=()):
     rows, folder, seconds = measure(settings, name, make_points(settings), data)
     result = results.write_result(folder / f"{name}.json", settings._asdict(), rows,
                                   seconds=seconds,
-                                  dataset=source.dataset_of(data))
+                                  dataset=keep.dataset_of(data))
     try:
         print(tables.TABLES[name]({name: result}.get))
     except InputError:                          # no rate is good, and would be the next time

@@ -37,7 +37,7 @@ def evaluate_file(path, network, facts, dataset, settings):
     repeats = []
     for _ in range(5 if settings.ENGINE == "jax" else 1):
         start = time.perf_counter()
-        predictor(dataset.test.images)
+        logits = predictor(dataset.test.images)
         repeats.append(time.perf_counter() - start)
     count = len(correct["test"])
     quantized = isinstance(network, integer.Network)
@@ -56,19 +56,18 @@ def evaluate_file(path, network, facts, dataset, settings):
     row = {"label": kind, "file": str(path), "engine": engine, **metrics, "images": count,
            "file_bytes": size, "first_call_seconds": first, "seconds": repeats}
     try:
-        show_confusion(predictor, dataset, settings)
+        show_confusion(logits, dataset, settings)
         write_result(Path(settings.RUNS_DIR) / "inference.json", facts.switches, [row],
                      trained_on={"name": facts.dataset, "sha256": facts.sha256},
-                     dataset={"name": dataset.name, "sha256": dataset.sha256,
-                              "classes": len(dataset.classes)})
+                     dataset=keep.dataset_of(dataset))
     except InputError as error:                 # the answer is on the screen: a read-only folder
         print(f"note: {error}", file=sys.stderr)
 
 
-def show_confusion(predictor, dataset, settings):
+def show_confusion(logits, dataset, settings):
     """Print which class is taken for which, and draw it where matplotlib is."""
     from report import confusion
-    table = predict.confusion(predictor, dataset.test, len(dataset.classes))
+    table = predict.confusion(logits, dataset.test.labels, len(dataset.classes))
     print(confusion.text(table, dataset.classes))
     title = f"{dataset.name}, {table.sum():,} test examples"
     try:
@@ -136,7 +135,7 @@ def main(argv):
     settings = config.load(argv, __doc__, also=files)
     settings, dataset = keep.settle(settings, config.given(argv))
     if not files and dataset is None:           # say what is wrong with the data, or fetch them
-        dataset = data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
+        dataset = keep.read_data(settings)
     path = keep.find(settings, dataset and dataset.sha256)
     network, facts = keep.load(path)
     if settings.ENGINE == "jax":

@@ -20,6 +20,7 @@ import plan
 from machine.facts import peak_memory
 from machine.files import InputError, check_writable
 from report.results import write_result
+from runner import keep
 
 
 def train(settings, given):
@@ -31,9 +32,8 @@ def train(settings, given):
     """
     with ThreadPoolExecutor() as pool:          # data are unpacked while JAX is imported
         there = data.is_there(settings.DATA_DIR)        # else TensorFlow makes it, not beside JAX
-        loading = pool.submit(data.load, settings.DATA_DIR, settings.SHAPE, settings.LABEL,
-                              settings.GROUP) if there else None
-        from runner import adapt, experiment, keep, source, state
+        loading = pool.submit(keep.read_data, settings) if there else None
+        from runner import adapt, experiment, source, state
     settings = experiment.set_up(settings)
     imported = time.perf_counter()
     found = source.load_data(settings, loading.result() if loading else None)
@@ -61,7 +61,7 @@ def train(settings, given):
                "evaluate and save": wall - (loaded - START) - seconds["compile"]
                - seconds["epochs"]}
     write_result(folder / "train.json", settings._asdict(), [row],
-                 dataset=source.dataset_of(found), seconds=seconds, wall_seconds=wall,
+                 dataset=keep.dataset_of(found), seconds=seconds, wall_seconds=wall,
                  peak_memory_bytes=peak_memory())
     keep.publish(folder / "train.json", settings.RESULTS_DIR)
     state.finish(folder)

@@ -106,6 +106,16 @@ def find(settings, sha256=None):
                      "them, or give --WEIGHTS=FILE")
 
 
+def read_data(settings):
+    """The data.Dataset that the switches name; raises as data.load."""
+    return data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
+
+
+def dataset_of(given):
+    """What a result says of its Data or data.Dataset, as JSON."""
+    return {"name": given.name, "sha256": given.sha256, "classes": len(given.classes)}
+
+
 def settle(settings, given):
     """The Config that training would use on the data set that the switches name, and that set.
 
@@ -117,7 +127,7 @@ def settle(settings, given):
     """
     with contextlib.suppress(InputError):
         if data.is_there(settings.DATA_DIR):
-            dataset = data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
+            dataset = read_data(settings)
             count = data.count_train(dataset, settings.VAL_EXAMPLES)
             return adapt.adapt(settings, given, count)[0], dataset
     return settings, None

@@ -9,7 +9,7 @@ import plan
 from formats.encode import Encoding
 from machine import runtime
 from machine.files import InputError
-from runner import adapt
+from runner import adapt, keep
 
 
 class Data(NamedTuple):
@@ -35,7 +35,7 @@ def load_data(settings, dataset=None):
       InputError: what is wrong with the data, or LAYERS that don't fit them.
     """
     if dataset is None:
-        dataset = data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
+        dataset = keep.read_data(settings)
     train, val = data.split_val(dataset, settings.VAL_EXAMPLES)
     zero = None
     if dataset.encoding is not None:
@@ -95,8 +95,3 @@ def centred(images, data):
     if data.zero is None:
         return images
     return images.astype(np.int16) - np.resize(data.zero, images.shape[1])
-
-
-def dataset_of(data):
-    """What a result says of its data set, as JSON."""
-    return {"name": data.name, "sha256": data.sha256, "classes": len(data.classes)}

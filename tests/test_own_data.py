@@ -16,7 +16,7 @@ import oracle
 from conftest import CACHE
 from deploy import engines, to_c, to_onnx
 from formats import checkpoint, encode
-from runner import adapt, experiment, source
+from runner import adapt, experiment, keep, source
 
 QUICK = ("--MAX_EPOCHS=40", "--COMPUTE=float32", f"--CACHE_DIR={CACHE}")
 
@@ -90,7 +90,7 @@ def trained(path, tmp_path, *switches):
     found = source.load_data(settings)
     (outcome,), _, _ = experiment.run(source.suit(settings, (), found), "own", [{}], found)
     assert outcome.row["reload_change"] == 0
-    dataset = data.load(settings.DATA_DIR, settings.SHAPE, settings.LABEL, settings.GROUP)
+    dataset = keep.read_data(settings)
     return *checkpoint.decode(outcome.content), dataset, found
 
 
