@@ -94,6 +94,69 @@ def activate(acc, scale, hyper):
     return x if scale is None else quant.fake_quantize(x, scale, hyper.ACTIVATION_BITS, False)
 
 
+def _apart(function, x):
+    """function(x), on a CPU with x as an array of its own and the result as one.
+
+    XLA fuses what makes x into each of its uses, and computes a code again for every patch that it
+    is in. A branch, taken by all finite numbers, keeps them apart.
+    """
+    like = jax.eval_shape(function, x)
+    return lax.platform_dependent(x, default=function, cpu=lambda x: lax.cond(
+        x.reshape(-1)[0] < np.inf, function, lambda x: jnp.full(like.shape, np.nan, like.dtype), x))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def patches(x, step):
+    """plan.patches. Gradient: by adding up shifted maps, ten times as quick as a scatter."""
+    if jnp.issubdtype(x.dtype, jnp.integer):    # of the data, there already
+        return plan.patches(x, step)
+    return _apart(partial(plan.patches, step=step), x)
+
+
+def _patches_forward(x, step):
+    return patches(x, step), len(x)
+
+
+def _patches_backward(step, count, grad):
+    like = jax.ShapeDtypeStruct((count, *step.before), grad.dtype)
+    return jax.linear_transpose(lambda x: jnp.concatenate(plan.windows(x, step), axis=-1),
+                                like)(grad)
+
+
+patches.defvjp(_patches_forward, _patches_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def largest(x, step):
+    """plan.largest. Gradient: to the first of a window's largest; codes tie often."""
+    return plan.largest(x, step)
+
+
+def _largest_forward(x, step):
+    best, *others = plan.windows(x, step)
+    which = jnp.zeros(best.shape, jnp.uint8)
+    for i, part in enumerate(others, 1):
+        which, best = jnp.where(part > best, np.uint8(i), which), jnp.maximum(best, part)
+    return best, which
+
+
+def _largest_backward(step, which, grad):
+    (rows, columns), (high, wide, channels) = step.kernel, step.after
+    place = np.arange(rows * columns, dtype=np.uint8).reshape(1, 1, rows, 1, columns, 1)
+    spread = (-1, high, 1, wide, 1, channels)
+    left = [(0, length - k * n) for length, k, n in zip(step.before, step.kernel, step.after)]
+
+    def to_windows(grad):
+        to = jnp.where(which.reshape(spread) == place, grad.reshape(spread), 0.0)
+        to = to.reshape(-1, rows * high, columns * wide, channels)
+        return jnp.pad(to, ((0, 0), *left, (0, 0)))     # what an odd map leaves out gets none
+
+    return (_apart(to_windows, grad),)
+
+
+largest.defvjp(_largest_forward, _largest_backward)
+
+
 def forward(layers, images, hyper):
     """Logits of a batch.
 
@@ -111,7 +174,7 @@ def forward(layers, images, hyper):
         acc = affine(x, layers[i], hyper)
         return acc if i + 1 == len(layers) else activate(acc, layers[i + 1].x_scale, hyper)
 
-    return plan.walk(hyper.LAYERS, images, apply)
+    return plan.walk(hyper.LAYERS, images, apply, patches, largest)
 
 
 predict = jax.jit(forward, static_argnames="hyper")

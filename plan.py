@@ -218,7 +218,7 @@ def shift_half_even(acc, shift):
     return (acc + (1 << (shift - 1)) - 1 + ((acc >> shift) & 1)) >> shift
 
 
-def _windows(x, step):
+def windows(x, step):
     """List of [B, H', W', C]: each place in a step's window, row by row, of a map [B, H, W, C]."""
     (rows, columns), (down, across) = step.kernel, step.stride
     high, wide = step.after[:2]
@@ -228,7 +228,7 @@ def _windows(x, step):
 
 def _mean(x, step):
     """Means of bytes, rounded half to even like every code: uint8."""
-    parts = _windows(x, step)
+    parts = windows(x, step)
     sums = sum(part.astype(np.int32) for part in parts)
     if len(parts) == 1:                         # both axes are 1
         return x
@@ -241,7 +241,28 @@ def _crop(x, step):
     return x[:, top:top + step.kernel[0], left:left + step.kernel[1]]
 
 
-def walk(steps, x, apply):
+@functools.cache
+def _places(step):
+    """int64 [H' * W' * rows * columns]: which pixels each patch takes, of a map's H * W."""
+    at = [np.arange(count)[:, None] * stride + np.arange(size)
+          for count, stride, size in zip(step.after, step.stride, step.kernel)]
+    return (at[0][:, None, :, None] * step.before[1] + at[1][None, :, None, :]).reshape(-1)
+
+
+def patches(x, step):
+    """[B, H, W, C] to what a convolution multiplies: [B, H', W', rows * columns * C], C fastest."""
+    rows, columns, channels = step.before
+    pixels = x.reshape(len(x), rows * columns, channels)
+    taken = x.__array_namespace__().take(pixels, _places(step), axis=1, mode="clip")
+    return taken.reshape(len(x), *step.after[:2], step.weights[0])
+
+
+def largest(x, step):
+    """The maximum of each window: [B, H, W, C] to [B, H', W', C]."""
+    return functools.reduce(x.__array_namespace__().maximum, windows(x, step))
+
+
+def walk(steps, x, apply, patches=patches, largest=largest):
     """A batch through a network: the one way, for inference, training and calibration.
 
     Args:
@@ -249,10 +270,11 @@ def walk(steps, x, apply):
       x: [B, ...], NumPy or JAX, as many numbers as the first step takes.
       apply: function of (index, x [..., I]) -> [..., O]: the layer of the index-th step with
         weights, up to its output's codes.
+      patches, largest: functions of (x, step), as those above; training has a gradient of its own.
     Returns:
       what apply gives for the last step: [B, classes].
     """
-    x, index, numpy = x.reshape(-1, *steps[0].before), 0, x.__array_namespace__()
+    x, index = x.reshape(-1, *steps[0].before), 0
     for step in steps:
         if step.kind == "centre":               # done once, for all examples
             continue
@@ -261,11 +283,10 @@ def walk(steps, x, apply):
         elif step.kind == "mean":
             x = _mean(x, step)
         elif step.kind == "max":                # after requantizing as before it: that is monotone
-            # Of a tie, which codes have often, each comparison shares the gradient out by halves.
-            x = functools.reduce(numpy.maximum, _windows(x, step))
+            x = largest(x, step)
         else:
             if step.kind == "conv":             # a patch is the inputs of a position
-                x = numpy.concatenate(_windows(x, step), axis=-1)
+                x = patches(x, step)
             else:
                 x = x.reshape(len(x), math.prod(step.before))
             x = apply(index, x)

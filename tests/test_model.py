@@ -308,18 +308,45 @@ def test_centred_layer_that_training_takes_is_a_legal_network(rng, scale):
         assert max(map(np.max, oracle.worst_accumulators(network))) < 2**24
 
 
-def test_gradient_of_a_tied_maximum_is_shared():
-    """Codes tie often. Halves at each of three comparisons: an eighth to the first two of a
-    window, a quarter to the third, half to the last; all of it to one that is alone."""
-    steps = plan.parse("conv1x1 max2", (2, 2, 1), 2)
+def test_gradient_of_a_tied_maximum_goes_to_the_first():
+    """Codes tie often. What an odd map leaves out gets none."""
+    step = plan.parse("conv1x1 max2", (2, 3, 1), 2)[1]
 
     def largest(x):
-        return plan.walk(steps, x.reshape(1, 2, 2, 1), lambda i, x: x)[0, 0]
+        return model.largest(x.reshape(1, 2, 3, 1), step)[0, 0, 0, 0]
 
-    for values, eighths in (([3, 3, 3, 3], [1, 1, 2, 4]), ([1, 3, 2, 0], [0, 8, 0, 0]),
-                            ([3, 1, 3, 2], [4, 0, 4, 0]), ([0, 3, 1, 3], [0, 4, 0, 4])):
-        found = jax.grad(largest)(np.float32(values))
-        np.testing.assert_array_equal(found, np.array(eighths) / 8)
+    for values, place in (([3, 3, 9, 3, 3, 9], 0), ([1, 3, 9, 2, 0, 9], 1), ([3, 1, 9, 3, 2, 9], 0),
+                          ([0, 2, 9, 3, 3, 9], 3), ([0, 2, 9, 1, 3, 9], 4)):
+        np.testing.assert_array_equal(jax.grad(largest)(np.float32(values)), np.eye(6)[place])
+
+
+@pytest.mark.parametrize("line, shape", [("conv3x2 max2", (7, 6, 2)), ("conv5x2/3", (11, 9, 1)),
+                                         ("conv3x2 max2", (1, 9, 3)), ("conv1x2", (4, 1, 2))])
+def test_gradient_of_windows_is_the_one_that_jax_derives(rng, line, shape):
+    for step in plan.parse(line, shape, 2)[:-1]:
+        x = rng.normal(size=(3, *step.before)).astype(np.float32)
+        weights = rng.normal(size=(3, *step.after[:2], step.weights[0] if step.kind == "conv"
+                                   else step.after[2])).astype(np.float32)
+        mine, theirs = ((model.patches, plan.patches) if step.kind == "conv" else
+                        (model.largest, plan.largest))
+        found, expected = (jax.grad(lambda x: (of(x, step) * weights).sum())(x)    # noqa: B023
+                           for of in (mine, theirs))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_gradient_of_a_convolutional_network_agrees_with_finite_differences(rng):
+    hyper = bits_hyper(8, 8, "conv3x3/2 max2 conv2x4 5", QAT_ENABLE=False)
+    layers = model.init(jax.random.PRNGKey(1), hyper)
+    images = rng.integers(0, 256, (6, 784), np.uint8)
+    labels = rng.integers(0, 10, 6, np.uint8)
+    grads = jax.grad(model.loss)(layers, images, labels, hyper)
+    loss = jax.jit(model.loss, static_argnames="hyper")
+    for i, layer in enumerate(layers):
+        direction = rng.normal(size=layer.w.shape).astype(np.float32)
+        either = [loss([*layers[:i], layer._replace(w=layer.w + sign * 3e-4 * direction),
+                        *layers[i + 1:]], images, labels, hyper) for sign in (1, -1)]
+        slope = (float(either[0]) - float(either[1])) / 6e-4
+        assert slope == pytest.approx(float((grads[i].w * direction).sum()), rel=0.03, abs=3e-3)
 
 
 ADVERSARIES = {
