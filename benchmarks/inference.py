@@ -34,16 +34,19 @@ def float_onnx(network):
 
     from deploy.to_onnx import Graph
     graph, classes = Graph(), network.steps[-1].after[0]
-    pooled = graph.pool(plan.pooled_side(network.steps))
-    codes = graph.node("Cast", [pooled], "bytes", to=TensorProto.FLOAT)
     scale = graph.constant("pixel_scale", np.float32(quant.PIXEL_SCALE))
-    x = graph.node("Mul", [codes, scale], "x0")
-    for i, (w, b) in enumerate(network.layers):
+
+    def apply(i, x, operator, arrange):
+        if i == 0:
+            codes = graph.node("Cast", [x], "bytes", to=TensorProto.FLOAT)
+            x = graph.node("Mul", [codes, scale], "x0")
+        w, b = network.layers[i]
+        operands = [x, graph.constant(f"w{i}", arrange(w)), graph.constant(f"b{i}", b)]
         last = i + 1 == len(network.layers)
-        operands = [x, graph.constant(f"w{i}", w), graph.constant(f"b{i}", b)]
-        x = graph.node("Gemm", operands, "logits" if last else f"acc{i}")
-        if not last:
-            x = graph.node("Relu", [x], f"x{i + 1}")
+        x = graph.node(inputs=operands, output="logits" if last else f"acc{i}", **operator)
+        return x if last else graph.node("Relu", [x], f"x{i + 1}")
+
+    graph.walk(network.steps, apply)
     return graph.model(plan.inputs(network.steps),
                        {"logits": (TensorProto.FLOAT, ["N", classes])})
 

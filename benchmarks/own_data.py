@@ -19,7 +19,7 @@ from formats import checkpoint, raw
 from machine import script
 from machine.files import InputError, check_writable
 from report import results, stats
-from runner import adapt, experiment, source
+from runner import adapt, experiment, source, state
 
 SPLITS = 5
 TABLES = {"iris": "load_iris", "wine": "load_wine", "breast cancer": "load_breast_cancer",
@@ -91,6 +91,7 @@ def ours(name, split, seed, settings):
         experiment.check_usable(outcome.row, folder)
         if len(found.val.labels) < adapt.FEW:
             outcome = experiment.train_on_all(outcome, chosen, found, folder)
+        state.finish(folder)
         kept = {key: outcome.row[key] for key in ("seed", "val_acc", "test_acc", "file_bytes",
                                                   "reload_change", "epochs")}
         rows.append({"label": f"W{weight_bits}A{activation_bits}", "set": name, **kept,

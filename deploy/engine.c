@@ -1,4 +1,4 @@
-/* Integer-only MLP in C99: no floating point, no allocation, no library.
+/* An integer-only network in C99: no floating point, no allocation, no library.
  *
  * The compiler's own macros choose between two ways to the same integers, each with its table in
  * mlp_weights.h. Where an instruction multiplies bytes, LANES outputs at a time: DOT4 adds to each
@@ -20,12 +20,18 @@ typedef __m512i lanes;
 #define SPLAT(word) _mm256_set1_epi32((int)(word))
 #define DOT4 _mm256_dpbusd_avx_epi32
 typedef __m256i lanes;
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define LANES 8
+#define SPLAT(word) _mm256_set1_epi32((int)(word))
+typedef __m256i lanes;
 #elif defined(__ARM_FEATURE_DOTPROD)
 #include <arm_neon.h>
 #define LANES 4
 #define SPLAT vdupq_n_u32
 typedef uint32x4_t lanes;
-static inline lanes DOT4(lanes sums, lanes x, lanes w)
+#define DOT4 dot4
+static inline lanes dot4(lanes sums, lanes x, lanes w)
 {   /* both unsigned: w + 128, and 128 * x off again */
     const uint8x16_t codes = vreinterpretq_u8_u32(x), sign = vdupq_n_u8(128);
     lanes offset = vdotq_u32(vdupq_n_u32(0), codes, sign);
@@ -37,9 +43,26 @@ static inline lanes DOT4(lanes sums, lanes x, lanes w)
 #ifdef LANES
 #include <string.h>
 
+#ifndef DOT4                                    /* AVX2 adds pairs, saturated at 16 bits */
+static inline lanes DOT4(lanes sums, lanes x, lanes w)
+{
+    const lanes ones = _mm256_set1_epi16(1);
+#if MLP_WEIGHT_BITS < 8                         /* 2 * 255 * 63 < 2^15 */
+    lanes pairs = _mm256_maddubs_epi16(x, w);
+#else                                           /* 2 * 128 * 127 < 2^15: the highest bits apart */
+    const lanes highest = _mm256_set1_epi8(-128);
+    lanes pairs = _mm256_maddubs_epi16(_mm256_and_si256(x, highest), w);
+    sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
+    pairs = _mm256_maddubs_epi16(_mm256_andnot_si256(highest, x), w);
+#endif
+    return _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, ones));
+}
+#endif
+
 /* Images at a time: the weights stay in the nearest cache. One of a network for which that is too
  * small anyway, so that a thread's stack is large enough. */
-#define BLOCK (MLP_MAX_INPUTS + MLP_MAX_OUTPUTS < 4096 ? 8 : 1)
+#define BLOCK (MLP_MAX_INPUTS + MLP_MAX_OUTPUTS + MLP_MAX_CODES < 8192 ? 8 : 1)
+#define SLACK 3                                 /* bytes after a map, which a word may reach into */
 #define SUMS(outputs) (((outputs) + 63) / 64 * 64)      /* as many as zeros fill the table up to */
 
 /* Fours of codes that are not all 0, each as a word, its first code in the lowest byte: most pixels
@@ -86,15 +109,15 @@ static void find_fours(struct fours *list, const uint8_t *x, uint32_t inputs, ui
 
 /* acc = x @ w + b modulo 2^32, images' codes being stride bytes apart; the true value lies in
  * (-2^24, 2^24). */
-static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t stride,
+static void accumulate(const struct mlp_step *step, const uint8_t *x, uint32_t stride,
                        uint32_t images, uint32_t (*acc)[SUMS(MLP_MAX_OUTPUTS)])
 {
     struct fours lists[BLOCK];
-    const lanes *w = (const lanes *)layer->w;
-    const uint32_t vectors = SUMS(layer->outputs) / LANES;
+    const lanes *w = (const lanes *)step->w;
+    const uint32_t vectors = SUMS(step->outputs) / LANES;
     for (uint32_t n = 0; n < images; n++)
-        find_fours(&lists[n], x + n * stride, layer->inputs, vectors);
-    for (uint32_t o = 0; o < layer->outputs; o += 4 * LANES, w += 4)
+        find_fours(&lists[n], x + n * stride, step->inputs, vectors);
+    for (uint32_t o = 0; o < step->outputs; o += 4 * LANES, w += 4)
         for (uint32_t n = 0; n < images; n++) {
             const struct fours *list = &lists[n];
             lanes sums0 = SPLAT(0), sums1 = sums0, sums2 = sums0, sums3 = sums0;
@@ -111,14 +134,50 @@ static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t
             store(acc[n] + o + 3 * LANES, sums3);
         }
     for (uint32_t n = 0; n < images; n++)
-        for (uint32_t o = 0; o < layer->outputs; o++)
-            acc[n][o] += (uint32_t)layer->b[o];
+        for (uint32_t o = 0; o < step->outputs; o++)
+            acc[n][o] += (uint32_t)step->b[o];
 }
+
+#ifdef MLP_CONVOLUTIONS
+#define TILE 16                                 /* outputs that a table of a convolution fills up */
+#define VECTORS (TILE / LANES)
+#define POSITIONS (VECTORS > 2 ? 2 : 8 / VECTORS)
+
+/* acc of positions of a row of a map, which begin at x + at[k]; a tile of outputs at a time. The
+ * last word of a line reaches beyond it: there the weights are 0. */
+static void accumulate_at(const struct mlp_step *step, const uint8_t *x, const uint32_t *at,
+                          uint32_t (*acc)[SUMS(MLP_MAX_OUTPUTS)])
+{
+    const uint32_t vectors = (step->outputs + TILE - 1) / TILE * VECTORS;
+    for (uint32_t tile = 0; tile < vectors; tile += VECTORS) {
+        const lanes *w = (const lanes *)step->w + tile;
+        lanes sums[POSITIONS][VECTORS];
+        for (int k = 0; k < POSITIONS; k++)
+            for (int v = 0; v < VECTORS; v++)
+                sums[k][v] = SPLAT(0);
+        for (uint32_t row = 0; row < step->rows; row++)
+            for (uint32_t i = 0; i < step->width; i += 4, w += vectors)
+                for (int k = 0; k < POSITIONS; k++) {
+                    uint32_t word;
+                    memcpy(&word, x + row * step->line + at[k] + i, sizeof word);
+                    for (int v = 0; v < VECTORS; v++)
+                        sums[k][v] = DOT4(sums[k][v], SPLAT(word), w[v]);
+                }
+        for (int k = 0; k < POSITIONS; k++)
+            for (int v = 0; v < VECTORS; v++)
+                store(acc[k] + tile * LANES + v * LANES, sums[k][v]);
+    }
+    for (int k = 0; k < POSITIONS; k++)
+        for (uint32_t o = 0; o < step->outputs; o++)
+            acc[k][o] += (uint32_t)step->b[o];
+}
+#endif
 #else
 /* A weight is stored as an unsigned field, code + MLP_OFFSET, MLP_FIELD_BITS wide. Fields k and
  * k + FIELDS/2 of a word lie 16 bits apart, and a field times an input stays below 2^16: one
  * 32-bit multiplication makes two products. MLP_OFFSET * (sum of the inputs) is taken off again. */
 #define BLOCK 1
+#define SLACK 0
 #define FIELDS (32 / MLP_FIELD_BITS)
 #define SUMS(outputs) (((outputs) + FIELDS - 1) / FIELDS * FIELDS)
 #define CHUNK (MLP_MAX_INPUTS < 256 ? MLP_MAX_INPUTS : 256)
@@ -146,14 +205,14 @@ static void add_rows(uint32_t *restrict low0, uint32_t *restrict low1, uint32_t 
 }
 
 /* acc = x @ w + b modulo 2^32; the true value lies in (-2^24, 2^24). */
-static void accumulate_one(const struct mlp_layer *layer, const uint8_t *x, uint32_t *acc)
+static void accumulate_one(const struct mlp_step *step, const uint8_t *x, uint32_t *acc)
 {
     uint8_t nonzero[CHUNK];                     /* most pixels are 0: only the others cost time */
-    const uint32_t *w = layer->w;
-    uint32_t sum = 0, half = SUMS(layer->outputs) / 2, words = 2 * half / FIELDS;
+    const uint32_t *w = step->w;
+    uint32_t sum = 0, half = SUMS(step->outputs) / 2, words = 2 * half / FIELDS;
     for (uint32_t o = 0; o < 2 * half; o++)
         acc[o] = 0;
-    for (uint32_t left = layer->inputs, size; left; left -= size, x += size, w += size * words) {
+    for (uint32_t left = step->inputs, size; left; left -= size, x += size, w += size * words) {
         uint32_t count = 0;
         size = left < CHUNK ? left : CHUNK;
         for (uint32_t i = 0; i < size; i++) {
@@ -178,15 +237,15 @@ static void accumulate_one(const struct mlp_layer *layer, const uint8_t *x, uint
     }
     for (uint32_t o = 0; o < half; o++)
         acc[o] -= acc[o + half] << 16;
-    for (uint32_t o = 0; o < layer->outputs; o++)
-        acc[o] += (uint32_t)layer->b[o] - MLP_OFFSET * sum;
+    for (uint32_t o = 0; o < step->outputs; o++)
+        acc[o] += (uint32_t)step->b[o] - MLP_OFFSET * sum;
 }
 
-static void accumulate(const struct mlp_layer *layer, const uint8_t *x, uint32_t stride,
+static void accumulate(const struct mlp_step *step, const uint8_t *x, uint32_t stride,
                        uint32_t images, uint32_t (*acc)[SUMS(MLP_MAX_OUTPUTS)])
 {
     for (uint32_t n = 0; n < images; n++)
-        accumulate_one(layer, x + n * stride, acc[n]);
+        accumulate_one(step, x + n * stride, acc[n]);
 }
 #endif
 
@@ -198,18 +257,75 @@ static uint8_t requantize(uint32_t acc, uint8_t shift)
     return (uint8_t)(acc < MLP_QMAX ? acc : MLP_QMAX);
 }
 
-#ifdef MLP_POOLED
-/* The first layer's codes: means of 2 x 2 pixels of the image's centre, rounded half to even. */
-static void pool(const uint8_t *restrict image, uint8_t *restrict codes)
+static void requantize_all(const struct mlp_step *step, const uint32_t *acc, uint8_t *codes)
 {
-    const int edge = 14 - MLP_POOLED;           /* pixels left out on each side */
-    for (int y = 0; y < MLP_POOLED; y++) {
-        const uint8_t *upper = image + 28 * (edge + 2 * y) + edge, *lower = upper + 28;
-        for (int x = 0; x < 2 * MLP_POOLED; x += 2) {
-            uint32_t sum = (uint32_t)upper[x] + upper[x + 1] + lower[x] + lower[x + 1];
-            *codes++ = (uint8_t)((sum + 1 + (sum >> 2 & 1)) >> 2);
-        }
+    for (uint32_t o = 0; o < step->outputs; o++)
+        codes[o] = requantize(acc[o], step->shift[o]);
+}
+
+#ifdef MLP_MAPS
+/* Of each channel the largest code of a window, or the mean, rounded half to even. */
+static void pool(const struct mlp_step *step, const uint8_t *window, uint8_t *codes)
+{
+    const uint32_t halvings = step->rows * step->width / step->outputs / 2;     /* of 1, 2, 4 codes */
+    for (uint32_t c = 0; c < step->outputs; c++) {
+        uint32_t most = 0, sum = 0;
+        for (uint32_t row = 0; row < step->rows; row++)
+            for (uint32_t i = c; i < step->width; i += step->outputs) {
+                uint8_t code = window[row * step->line + i];
+                most = code > most ? code : most;
+                sum += code;
+            }
+        if (halvings)
+            sum = (sum + halvings - 1 + (sum >> halvings & 1)) >> halvings;
+        codes[c] = (uint8_t)(step->is_max ? most : sum);
     }
+}
+
+#ifdef MLP_CONVOLUTIONS
+/* The codes of a row of a map: a convolution's positions. */
+static void convolve(const struct mlp_step *step, const uint8_t *x, uint8_t *codes)
+{
+#ifdef LANES
+    for (uint32_t i = 0; i < step->wide; i += POSITIONS) {
+        uint32_t at[POSITIONS], acc[POSITIONS][SUMS(MLP_MAX_OUTPUTS)];
+        for (uint32_t k = 0; k < POSITIONS; k++)        /* beyond the row the first one again */
+            at[k] = (i + k < step->wide ? i + k : i) * step->across;
+        accumulate_at(step, x, at, acc);
+        for (uint32_t k = 0; k < POSITIONS && i + k < step->wide; k++, codes += step->outputs)
+            requantize_all(step, acc[k], codes);
+    }
+#else
+    for (uint32_t i = 0; i < step->wide; i++, codes += step->outputs) {
+        uint32_t acc[SUMS(MLP_MAX_OUTPUTS)];
+        uint8_t patch[MLP_MAX_INPUTS], *to = patch;
+        for (uint32_t row = 0; row < step->rows; row++)
+            for (uint32_t k = 0; k < step->width; k++)
+                *to++ = x[i * step->across + row * step->line + k];
+        accumulate_one(step, patch, acc);
+        requantize_all(step, acc, codes);
+    }
+#endif
+}
+#endif
+
+/* A step from map to map: a convolution if it has weights. */
+static void run_map(const struct mlp_step *step, const uint8_t *x, uint8_t *codes)
+{
+#if defined(MLP_CONVOLUTIONS) && defined(LANES)
+    uint8_t copy[MLP_INPUTS + SLACK] = {0};
+    if (step == mlp_steps)                      /* the caller's image has no slack */
+        x = memcpy(copy, x, MLP_INPUTS);
+#endif
+    x += step->start;
+    for (uint32_t y = 0; y < step->high; y++, x += step->down, codes += step->wide * step->outputs)
+#ifdef MLP_CONVOLUTIONS
+        if (step->w)
+            convolve(step, x, codes);
+        else
+#endif
+            for (uint32_t i = 0; i < step->wide; i++)
+                pool(step, x + i * step->across, codes + i * step->outputs);
 }
 #endif
 
@@ -217,23 +333,23 @@ static void pool(const uint8_t *restrict image, uint8_t *restrict codes)
 static void predict(const uint8_t *image, int32_t *logits, uint32_t images)
 {
     uint32_t acc[BLOCK][SUMS(MLP_MAX_OUTPUTS)];
-    uint8_t codes[BLOCK][MLP_MAX_CODES];
+    uint8_t codes[MLP_BUFFERS][BLOCK][MLP_MAX_CODES + SLACK];
     const uint8_t *x = image;
     uint32_t stride = MLP_INPUTS;
-#ifdef MLP_POOLED
-    for (uint32_t n = 0; n < images; n++)
-        pool(image + n * MLP_INPUTS, codes[n]);
-    x = codes[0];
-    stride = MLP_MAX_CODES;
+    for (int i = 0; i < MLP_STEPS; i++) {
+        const struct mlp_step *step = &mlp_steps[i];
+        uint8_t (*to)[MLP_MAX_CODES + SLACK] = codes[i % MLP_BUFFERS];
+#ifdef MLP_MAPS
+        if (step->high)
+            for (uint32_t n = 0; n < images; n++)
+                run_map(step, x + n * stride, to[n]);
+        else
 #endif
-    for (int i = 0; i < MLP_LAYERS; i++) {
-        const struct mlp_layer *layer = &mlp_layers[i];
-        accumulate(layer, x, stride, images, acc);
-        for (uint32_t n = 0; n < images && layer->shift; n++)       /* but in the last layer */
-            for (uint32_t o = 0; o < layer->outputs; o++)
-                codes[n][o] = requantize(acc[n][o], layer->shift[o]);
-        x = codes[0];
-        stride = MLP_MAX_CODES;
+            accumulate(step, x, stride, images, acc);
+        for (uint32_t n = 0; n < images && step->shift && !step->high; n++)     /* but the last */
+            requantize_all(step, acc[n], to[n]);
+        x = to[0];
+        stride = sizeof to[0];
     }
     for (uint32_t n = 0; n < images; n++)
         for (int o = 0; o < MLP_CLASSES; o++)   /* casting a negative is not portable */

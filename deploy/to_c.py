@@ -1,6 +1,7 @@
-"""C99: the integers of a network as tables, the engine that runs them, and programs to try it."""
+"""C99: the integers of a network as tables, the engine that runs them, programs to try it."""
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from formats.checkpoint import Facts
 
 # Bits of the field that a weight takes: powers of two, so that no field straddles a word.
 FIELD_BITS = {1: 1, 2: 2, 3: 4, 4: 4, 5: 8, 6: 8, 7: 8, 8: 8}
-TILE = 64                       # what engine.c's dot product fills the outputs up to
+DENSE_TILE, CONV_TILE = 64, 16  # what engine.c's dot products fill the outputs up to
 FRAMES = 256                    # bytes of stack besides the buffers; the tests measure less
 
 
@@ -35,20 +36,22 @@ def pack_words(w_q, bits):
     return np.bitwise_or.reduce(codes << places, axis=1)
 
 
-def lane_words(w_q):
+def lane_words(w_q, rows=1, tile=DENSE_TILE):
     """Weight codes as the words that engine.c gives to instructions that multiply bytes.
 
     Args:
       w_q: int8 [I, O].
+      rows: of a patch, each filled up to fours: engine.c takes words of a map's line.
+      tile: outputs are filled up to a multiple of it.
     Returns:
-      uint32 [ceil(I / 4), O filled up to TILE]: four inputs' codes for one output in a word, the
-      first in its lowest byte; zeros fill up.
+      uint32 [rows * ceil(I / rows / 4), O filled up]: four inputs' codes for one output in a word,
+      the first in its lowest byte; zeros fill up.
     """
-    inputs, outputs = w_q.shape
-    codes = np.zeros((math.ceil(inputs / 4), 4, TILE * math.ceil(outputs / TILE)), np.uint32)
-    codes.reshape(-1, codes.shape[2])[:inputs, :outputs] = w_q.view(np.uint8)
+    outputs = w_q.shape[1]
+    lines = w_q.view(np.uint8).reshape(rows, -1, outputs).astype(np.uint32)
+    fours = np.pad(lines, ((0, 0), (0, -lines.shape[1] % 4), (0, -outputs % tile)))
     places = np.arange(0, 32, 8, dtype=np.uint32)[:, None]
-    return np.bitwise_or.reduce(codes << places, axis=1)
+    return np.bitwise_or.reduce(fours.reshape(-1, 4, fours.shape[2]) << places, axis=1)
 
 
 def _array(kind, name, values):
@@ -62,12 +65,6 @@ def title(network):
     """What the files of a network begin with."""
     return (f"nanoQAT {integer.name(network)}, {plan.describe(network.steps)}; "
             "made by main_export.py.")
-
-
-def pooling(network):
-    """The line that has an engine pool the image, or none."""
-    side = plan.pooled_side(network.steps)
-    return "" if side == 28 else f"#define MLP_POOLED {side}      /* side of the pooled image */\n"
 
 
 def _quote(name):
@@ -157,53 +154,81 @@ int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES]);
 """
 
 
+class Sizes(NamedTuple):
+    """What engine.c needs room for."""
+    inputs: int                 # of a step with weights
+    outputs: int
+    codes: int                  # of a map or a layer; as many as a vector has, or gcc warns
+    buffers: int                # of codes: a map is not made in its own place
+    has_maps: bool              # steps from map to map; by weights: convolutions
+    has_convolutions: bool
+
+
+def _sizes(network):
+    """The Sizes of a network."""
+    steps = [step for step, _ in plan.windows_of(network.steps)]
+    shapes = [step.weights for step in steps if step.has_weights]
+    maps = sum(step.kind != "dense" for step in steps)
+    return Sizes(max(i for i, _ in shapes), max(o for _, o in shapes),
+                 max([16, *(math.prod(step.after) for step in steps[:-1])]),
+                 1 if maps < 2 else 2, maps > 0, any(step.kind == "conv" for step in steps))
+
+
 def _weights(network, facts):
     """(mlp_weights.h: the tables, and what mlp.c needs to know; bytes of the packed tables)."""
-    bits, sizes = network.weight_bits, plan.sizes(network.steps)
+    bits, sizes, layers = network.weight_bits, _sizes(network), list(network.layers)
     packed, lanes, rest, table, flash = [], [], [], [], 0
-    for i, layer in enumerate(network.layers):
-        words = pack_words(layer.w_q, bits)
-        packed.append(_array("uint32_t", f"mlp_w{i}", words))
-        lanes.append(_array("__attribute__((aligned(64))) uint32_t", f"mlp_w{i}",
-                            lane_words(layer.w_q)))
-        rest.append(_array("int32_t", f"mlp_b{i}", layer.b_q))
-        flash += words.nbytes + layer.b_q.nbytes
-        shift = "0" if layer.shift is None else f"mlp_shift{i}"
-        if layer.shift is not None:
-            rest.append(_array("uint8_t", shift, layer.shift))
-            flash += layer.shift.nbytes
-        inputs, outputs = layer.w_q.shape
-        table.append(f"    {{{inputs}, {outputs}, mlp_w{i}, mlp_b{i}, {shift}}}")
+    for i, (step, window) in enumerate(plan.windows_of(network.steps)):
+        row = [step.before[-1], step.after[-1], 0, 0, 0]
+        if step.has_weights:
+            layer = layers.pop(0)
+            words = pack_words(layer.w_q, bits)
+            packed.append(_array("uint32_t", f"mlp_w{i}", words))
+            lanes.append(_array("__attribute__((aligned(64))) uint32_t", f"mlp_w{i}", lane_words(
+                layer.w_q, *(step.kernel[:1] or (1,)),
+                CONV_TILE if step.kind == "conv" else DENSE_TILE)))
+            rest.append(_array("int32_t", f"mlp_b{i}", layer.b_q))
+            flash += words.nbytes + layer.b_q.nbytes
+            row = [*layer.w_q.shape, f"mlp_w{i}", f"mlp_b{i}", 0]
+            if layer.shift is not None:
+                rest.append(_array("uint8_t", f"mlp_shift{i}", layer.shift))
+                row[4] = f"mlp_shift{i}"
+                flash += layer.shift.nbytes
+        row += [0] * 8 if step.kind == "dense" else window
+        row.append(int(step.kind == "max"))
+        table.append(f"    {{{', '.join(map(str, row))}}}")
     rest.append(_names_and_encoding(facts))
+    has = [f"#define MLP_{name}\n" for name, there in (
+        ("MAPS", sizes.has_maps), ("CONVOLUTIONS", sizes.has_convolutions)) if there]
     return f"""/* {title(network)} */
-{pooling(network)}#define MLP_LAYERS {len(network.layers)}
+{''.join(has)}#define MLP_STEPS {len(table)}
+#define MLP_WEIGHT_BITS {bits}
 #define MLP_FIELD_BITS {FIELD_BITS[bits]}
 #define MLP_STEP {2 if bits == 1 else 1}      /* weight = MLP_STEP * field - MLP_OFFSET */
 #define MLP_OFFSET {2 ** (bits - 1)}u
 #define MLP_QMAX {integer.code_range(network.activation_bits, signed=False)[1]}u
-#define MLP_MAX_INPUTS {max(sizes[:-1])}
-#define MLP_MAX_OUTPUTS {max(sizes[1:])}
-#define MLP_MAX_CODES {_max_codes(network)}
+#define MLP_MAX_INPUTS {sizes.inputs}
+#define MLP_MAX_OUTPUTS {sizes.outputs}
+#define MLP_MAX_CODES {sizes.codes}
+#define MLP_BUFFERS {sizes.buffers}
 
-struct mlp_layer {{
-    uint32_t inputs, outputs;
+struct mlp_step {{
+    uint32_t inputs, outputs;           /* of a step without weights: channels */
     const uint32_t *w;
     const int32_t *b;
     const uint8_t *shift;
+    /* Windows on a map, in bytes: where the first begins; a line of the map; from window to window,
+     * down and across; then rows of a window, bytes of each, and how many windows there are. */
+    uint32_t start, line, down, across, rows, width, high, wide;
+    uint8_t is_max;
 }};
 
 #ifdef LANES                            /* bytes, four inputs in a word */
 {''.join(lanes)}#else                                   /* fields of MLP_FIELD_BITS, one input's */
 {''.join(packed)}#endif
 {''.join(rest)}
-static const struct mlp_layer mlp_layers[MLP_LAYERS] = {{
+static const struct mlp_step mlp_steps[MLP_STEPS] = {{
 """ + ",\n".join(table) + "\n};\n", flash
-
-
-def _max_codes(network):
-    """Codes that the engine keeps at a time; pooling makes codes of the pixels, too."""
-    sizes = plan.sizes(network.steps)
-    return max(sizes[1:] if plan.pooled_side(network.steps) == 28 else sizes)
 
 
 def make_example(network):
@@ -266,12 +291,14 @@ def export(network, facts=None, image=None, features=None):
       (files, flash, ram): {name: text}; bytes of constant tables, code on top; bytes of stack
       that mlp_predict needs at most, buffers and calls.
     """
-    sizes, fields = plan.sizes(network.steps), 32 // FIELD_BITS[network.weight_bits]
-    facts = facts or Facts(classes=tuple(map(str, range(sizes[-1]))))
+    sizes, fields = _sizes(network), 32 // FIELD_BITS[network.weight_bits]
+    facts = facts or Facts(classes=tuple(map(str, range(network.steps[-1].after[0]))))
     image = make_example(network) if image is None else image
     weights, flash = _weights(network, facts)
-    sums = max(fields * math.ceil(outputs / fields) for outputs in sizes[1:])
-    ram = 4 * sums + _max_codes(network) + min(256, max(sizes[:-1])) + FRAMES
+    sums = 4 * fields * math.ceil(sizes.outputs / fields)
+    ram = sums + sizes.buffers * sizes.codes + min(256, sizes.inputs) + FRAMES
+    if sizes.has_convolutions:
+        ram += sums + sizes.inputs
     folder = Path(__file__).parent
     return {"mlp.h": _header(network, facts), "mlp_weights.h": weights,
             "mlp.c": (folder / "engine.c").read_text("utf-8"),

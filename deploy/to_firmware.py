@@ -156,6 +156,12 @@ def _layer_row(i, table, lanes):
             f"{', '.join(map(str, numbers))}}}"), "".join(arrays)
 
 
+def _pooling(network):
+    """The line that has chip.c pool the image, or none."""
+    side = plan.pooled_side(network.steps)
+    return "" if side == 28 else f"#define MLP_POOLED {side}      /* side of the pooled image */\n"
+
+
 def header(network, tables, lanes):
     """mlp.h: what a caller needs and, for chip.c alone, the tables."""
     sizes = plan.sizes(network.steps)
@@ -173,7 +179,7 @@ def header(network, tables, lanes):
 #endif
 typedef uint{lanes}_t mlp_word;
 
-{to_c.pooling(network)}#define MLP_LANES {lanes}
+{_pooling(network)}#define MLP_LANES {lanes}
 #define MLP_BITS {network.weight_bits}
 #define MLP_OFFSET {2 ** (network.weight_bits - 1)}u
 #define MLP_QBITS {network.activation_bits}

@@ -27,22 +27,54 @@ class Graph:
         self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
         return output
 
-    def pool(self, side):
-        """`image`, uint8 [N, 784], to the first layer's codes, uint8 [N, side**2]."""
-        if side == 28:
-            return "image"
-        middle = 28 // 2
-        shape = self.constant("image_shape", [-1, 1, 28, 28])
-        crop = [self.constant(name, np.full(2, at)) for name, at in
-                (("crop_start", middle - side), ("crop_end", middle + side))]
-        square = self.node("Reshape", ["image", shape], "square")
-        centre = self.node("Slice", [square, *crop, self.constant("crop_axes", [2, 3])], "centre")
-        pixels = self.node("Cast", [centre], "pixels", to=TensorProto.FLOAT)
+    def window(self, step, x, name):
+        """A step without weights, on codes uint8 [N, C, H, W]."""
+        if step.kind == "crop":
+            edges = [((length - kept) // 2, kept) for length, kept in zip(step.before, step.kernel)]
+            places = [self.constant(f"{name}_{end}", np.array(at)) for end, at in (
+                ("start", [at for at, _ in edges]), ("end", [at + kept for at, kept in edges]),
+                ("axes", [2, 3]))]
+            return self.node("Slice", [x, *places], name)
+        window = {"kernel_shape": step.kernel, "strides": step.stride}
+        if step.kind == "max":
+            return self.node("MaxPool", [x], name, **window)
         # Sums of four bytes and their quarters are exact in float32; Round is half to even.
-        means = self.node("AveragePool", [pixels], "means", kernel_shape=[2, 2], strides=[2, 2])
-        codes = self.node("Cast", [self.node("Round", [means], "rounded")], "codes",
-                          to=TensorProto.UINT8)
-        return self.node("Flatten", [codes], "pooled")
+        x = self.node("Cast", [x], f"{name}_pixels", to=TensorProto.FLOAT)
+        x = self.node("Round", [self.node("AveragePool", [x], f"{name}_means", **window)],
+                      f"{name}_rounded")
+        return self.node("Cast", [x], name, to=TensorProto.UINT8)
+
+    def walk(self, steps, apply):
+        """The nodes of all steps.
+
+        Args:
+          steps: tuple of Step.
+          apply: function of (index, x, operator, arrange) -> output: adds the index-th step with
+            weights: a Conv or Gemm node, by its attributes, of weights arrange(w), w [I, O].
+        """
+        x, index, is_map = "image", 0, steps[0].kind != "dense"
+        if is_map:                              # ONNX has channels first
+            shape = self.constant("image_shape", [-1, *steps[0].before])
+            x = self.node("Reshape", [x, shape], "map")
+            x = self.node("Transpose", [x], "channels", perm=[0, 3, 1, 2])
+        for number, step in enumerate(steps):
+            if not step.has_weights:
+                x = self.window(step, x, f"{step.kind}{number}")
+                continue
+            inputs = (*step.kernel, step.before[-1]) if step.kind == "conv" else step.before
+            is_flat = not is_map or len(inputs) == 1
+            if is_map and step.kind == "dense":
+                x, is_map = self.node("Flatten", [x], "flat"), False
+
+            def arrange(w, inputs=inputs, is_flat=is_flat, kind=step.kind):
+                if is_flat:
+                    return w
+                w = w.reshape(*inputs, -1).transpose(2, 0, 1, 3)
+                return w.transpose(3, 0, 1, 2) if kind == "conv" else w.reshape(-1, w.shape[3])
+
+            attributes = {"strides": step.stride} if step.kind == "conv" else {}
+            x = apply(index, x, {"op": "Conv" if attributes else "Gemm", **attributes}, arrange)
+            index += 1
 
     def model(self, pixels, outputs):
         """The checked model, as bytes; pixels: of an image; outputs: (type, shape) by name."""
@@ -73,26 +105,30 @@ def export(network):
     graph, classes = Graph(), network.steps[-1].after[0]
     node, constant = graph.node, graph.constant
     qmax = integer.code_range(network.activation_bits, signed=False)[1]
-    x = graph.pool(plan.pooled_side(network.steps))
     if len(network.layers) > 1:
         x_scale, x_zero = constant("x_scale", np.float32(1)), constant("x_zero", np.uint8(0))
-    for i, layer in enumerate(network.layers):
-        w_q = constant(f"w{i}_q", (layer.w_q.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8))
-        b_q = constant(f"b{i}_q", layer.b_q)
+
+    def apply(i, x, operator, arrange):
+        layer = network.layers[i]
+        w_q = arrange((layer.w_q.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8))
+        w_q, b_q = constant(f"w{i}_q", w_q), constant(f"b{i}_q", layer.b_q)
         if layer.shift is None:
             w_zero = constant(f"w{i}_zero", np.uint8(WEIGHT_ZERO))
             products = node("MatMulInteger", [x, w_q, "", w_zero], "products")
             node("Add", [products, b_q], "logits")
-            node("ArgMax", ["logits"], "class", axis=1, keepdims=0)
-            break
+            return node("ArgMax", ["logits"], "class", axis=1, keepdims=0)
         scale = constant(f"w{i}_scale", np.ldexp(np.float32(1), -layer.shift.astype(np.int32)))
         w_zero = constant(f"w{i}_zero", np.full(len(layer.shift), WEIGHT_ZERO, np.uint8))
         x = node("DequantizeLinear", [x, x_scale, x_zero], f"x{i}")
-        w = node("DequantizeLinear", [w_q, scale, w_zero], f"w{i}", axis=1)
+        w = node("DequantizeLinear", [w_q, scale, w_zero], f"w{i}",
+                 axis=0 if operator["op"] == "Conv" else 1)
         b = node("DequantizeLinear", [b_q, scale], f"b{i}", axis=0)
-        acc = node("Gemm", [x, w, b], f"acc{i}")
+        acc = node(inputs=[x, w, b], output=f"acc{i}", **operator)
         x = node("QuantizeLinear", [acc, x_scale, x_zero], f"h{i}_q")
         if qmax < 255:
             x = node("Clip", [x, "", constant(f"h{i}_qmax", np.uint8(qmax))], f"h{i}_clipped")
+        return x
+
+    graph.walk(network.steps, apply)
     return graph.model(plan.inputs(network.steps), {
         "logits": (TensorProto.INT32, ["N", classes]), "class": (TensorProto.INT64, ["N"])})

@@ -21,26 +21,30 @@ def export(network, dataset="", names=()):
     Raises:
       ValueError: the network does not read 28 x 28 images.
     """
-    sizes, bits = plan.sizes(network.steps), network.weight_bits
-    pixels = plan.inputs(network.steps)
-    if pixels != 28**2:
-        raise ValueError(f"the page draws 28 x 28 = 784 pixels, the network reads {pixels}; "
-                         "export it to onnx or c")
-    embedded, size = [], 0
-    for layer in network.layers:
-        packed = checkpoint.pack(layer.w_q, bits).tobytes()
-        shifts = [] if layer.shift is None else layer.shift.tolist()
-        embedded.append({"w": base64.b64encode(packed).decode(), "b": layer.b_q.tolist(),
-                         "shift": shifts or None})
-        size += len(packed) + layer.b_q.nbytes + len(shifts)
-    subject, classes = data.classes(dataset, sizes[-1])
-    if names and tuple(names) != tuple(map(str, range(sizes[-1]))):
-        classes = names                         # its own; numbers may have known names
-    model = {"dataset": dataset, "subject": subject, "classes": classes, "sizes": sizes,
-             "input": plan.pooled_side(network.steps), "weightBits": bits,
+    classes, bits = network.steps[-1].after[0], network.weight_bits
+    if network.steps[0].before != (28, 28, 1):
+        shape = "x".join(map(str, network.steps[0].before))
+        raise ValueError(f"the page draws 28x28 grey pixels, the network reads {shape}; export it "
+                         "to onnx or c")
+    embedded, size, layers = [], 0, iter(network.layers)
+    for step, window in plan.windows_of(network.steps):
+        entry = {**window._asdict(), "outputs": step.after[-1], "isMax": step.kind == "max"}
+        if step.has_weights:
+            layer = next(layers)
+            packed = checkpoint.pack(layer.w_q, bits).tobytes()
+            shifts = [] if layer.shift is None else layer.shift.tolist()
+            entry |= {"w": base64.b64encode(packed).decode(), "b": layer.b_q.tolist(),
+                      "shift": shifts or None}
+            size += len(packed) + layer.b_q.nbytes + len(shifts)
+        embedded.append(entry)
+    subject, known = data.classes(dataset, classes)
+    if names and tuple(names) != tuple(map(str, range(classes))):
+        known = names                           # its own; numbers may have known names
+    model = {"dataset": dataset, "subject": subject, "classes": known,
+             "layers": plan.describe(network.steps), "weightBits": bits,
              "activationBits": network.activation_bits,
              "activationMax": integer.code_range(network.activation_bits, signed=False)[1],
-             "bytes": size, "logitScale": 2.0**network.logit_exponent, "layers": embedded}
+             "bytes": size, "logitScale": 2.0**network.logit_exponent, "steps": embedded}
     template = (Path(__file__).parent / "page.html").read_text("utf-8")
     text = json.dumps(model, separators=(",", ":")).replace("<", "\\u003c")     # no tag in a name
     return template.replace("__MODEL__", text)
