@@ -192,7 +192,7 @@ def sizes(steps):
     """(inputs of the first weights, hidden widths, classes) of a network of dense layers."""
     dense = [step for step in steps if step.has_weights]
     if any(step.kind == "conv" for step in dense):
-        raise ValueError("it has convolutions, which no export knows yet")
+        raise ValueError("it has convolutions, which firmware does not run yet; export it to c")
     return dense[0].weights[0], *(step.after[0] for step in dense)
 
 
@@ -203,7 +203,8 @@ def pooled_side(steps):
     for side, words in OLD_SIDES.items():
         if line == words.split() and (side == 28 or steps[0].before == (28, 28, 1)):
             return side
-    raise ValueError(f"it pools by {' '.join(line)!r}, which this export does not know yet")
+    raise ValueError(f"it pools by {' '.join(line)!r}, which firmware does not do yet; export "
+                     "it to c")
 
 
 def describe(steps):
