@@ -161,28 +161,6 @@ def perceptron(weights):
                 weights[-1].shape[1])
 
 
-# What files of earlier versions call the input: the side of the pooled image.
-OLD_SIDES = {28: "", 14: "mean2", 12: "crop24 mean2", 10: "crop20 mean2"}
-
-
-def from_sizes(side, sizes):
-    """(line, shape) of a perceptron from a file of an earlier version.
-
-    Args:
-      side: of OLD_SIDES; 28 takes images of any size as they are.
-      sizes: inputs, hidden widths, classes.
-    """
-    inputs, *hidden, _ = sizes
-    if side != 28:
-        shape = 28, 28, 1
-        if inputs != side**2:
-            raise ValueError(f"input side {side} gives {side**2} inputs, not {inputs}")
-    else:
-        square = math.isqrt(inputs)
-        shape = (square, square, 1) if square**2 == inputs else (inputs,)
-    return " ".join([*OLD_SIDES[side].split(), *map(str, hidden)]), shape
-
-
 def inputs(steps):
     """How many bytes an example has."""
     return math.prod(steps[0].before)
@@ -194,17 +172,6 @@ def sizes(steps):
     if any(step.kind == "conv" for step in dense):
         raise ValueError("it has convolutions, which firmware does not run yet; export it to c")
     return dense[0].weights[0], *(step.after[0] for step in dense)
-
-
-def pooled_side(steps):
-    """The side of the pooled image, of OLD_SIDES; 28: images of any size as they are."""
-    first = next(i for i, step in enumerate(steps) if step.has_weights)
-    line = to_line(steps).split()[:first]
-    for side, words in OLD_SIDES.items():
-        if line == words.split() and (side == 28 or steps[0].before == (28, 28, 1)):
-            return side
-    raise ValueError(f"it pools by {' '.join(line)!r}, which firmware does not do yet; export "
-                     "it to c")
 
 
 def describe(steps):
@@ -293,46 +260,6 @@ def walk(steps, x, apply, patches=patches, largest=largest):
             x = apply(index, x)
             index += 1
     return x
-
-
-class Window(NamedTuple):
-    """Where a step's windows lie among the codes of its map, as flat arrays have them."""
-    start: int                  # where the first one begins
-    line: int                   # codes of a line of the map
-    down: int                   # codes from a window to the one below
-    across: int                 # codes to the one on the right
-    rows: int                   # of a window
-    width: int                  # codes in each of its rows
-    high: int                   # how many windows, down
-    wide: int                   # and across
-
-
-def windows_of(steps):
-    """What an engine runs that moves through flat arrays: a crop is where the next window begins.
-
-    Args:
-      steps: tuple of Step, of a deployed network.
-    Returns:
-      list of (Step, Window); a dense step is one window, a crop before it a mean of 1 x 1.
-    """
-    found, whole, top, left = [], steps[0].before, 0, 0
-    for step, following in zip(steps, steps[1:] + (None,)):
-        if step.kind == "crop":
-            top, left = ((length - kept) // 2 for length, kept in zip(whole, step.kernel))
-            if following.kind != "dense":
-                continue
-            step = Step("mean", (1, 1), (1, 1), step.after, step.after)
-        if step.kind == "dense":
-            count = math.prod(step.before)
-            found.append((step, Window(0, count, 0, 0, 1, count, 1, 1)))
-            continue
-        _, columns, channels = whole
-        line = columns * channels
-        found.append((step, Window(
-            top * line + left * channels, line, step.stride[0] * line, step.stride[1] * channels,
-            step.kernel[0], step.kernel[1] * channels, *step.after[:2])))
-        whole, top, left = step.after, 0, 0
-    return found
 
 
 def block_size(steps):

@@ -62,7 +62,8 @@ static inline lanes DOT4(lanes sums, lanes x, lanes w)
 /* Images at a time: the weights stay in the nearest cache. One of a network for which that is too
  * small anyway, so that a thread's stack is large enough. */
 #define BLOCK (MLP_MAX_INPUTS + MLP_MAX_OUTPUTS + MLP_MAX_CODES < 8192 ? 8 : 1)
-#define SLACK 3                                 /* bytes after a map, which a word may reach into */
+#define TILE 16                                 /* outputs that a convolution's tables fill up */
+#define SLACK TILE                              /* bytes after a map, which words, tiles reach into */
 #define SUMS(outputs) (((outputs) + 63) / 64 * 64)      /* as many as zeros fill the table up to */
 
 /* Fours of codes that are not all 0, each as a word, its first code in the lowest byte: most pixels
@@ -139,37 +140,31 @@ static void accumulate(const struct mlp_step *step, const uint8_t *x, uint32_t s
 }
 
 #ifdef MLP_CONVOLUTIONS
-#define TILE 16                                 /* outputs that a table of a convolution fills up */
 #define VECTORS (TILE / LANES)
 #define POSITIONS (VECTORS > 2 ? 2 : 8 / VECTORS)
 
-/* acc of positions of a row of a map, which begin at x + at[k]; a tile of outputs at a time. The
- * last word of a line reaches beyond it: there the weights are 0. */
-static void accumulate_at(const struct mlp_step *step, const uint8_t *x, const uint32_t *at,
-                          uint32_t (*acc)[SUMS(MLP_MAX_OUTPUTS)])
+/* acc of positions of a row of a map, which begin at x + at[k], and of a tile of outputs. The last
+ * word of a line reaches beyond it: there the weights are 0. */
+static void accumulate_tile(const struct mlp_step *step, uint32_t tile, const uint8_t *x,
+                            const uint32_t *at, uint32_t (*acc)[SUMS(MLP_MAX_OUTPUTS)])
 {
-    const uint32_t vectors = (step->outputs + TILE - 1) / TILE * VECTORS;
-    for (uint32_t tile = 0; tile < vectors; tile += VECTORS) {
-        const lanes *w = (const lanes *)step->w + tile;
-        lanes sums[POSITIONS][VECTORS];
-        for (int k = 0; k < POSITIONS; k++)
-            for (int v = 0; v < VECTORS; v++)
-                sums[k][v] = SPLAT(0);
-        for (uint32_t row = 0; row < step->rows; row++)
-            for (uint32_t i = 0; i < step->width; i += 4, w += vectors)
-                for (int k = 0; k < POSITIONS; k++) {
-                    uint32_t word;
-                    memcpy(&word, x + row * step->line + at[k] + i, sizeof word);
-                    for (int v = 0; v < VECTORS; v++)
-                        sums[k][v] = DOT4(sums[k][v], SPLAT(word), w[v]);
-                }
-        for (int k = 0; k < POSITIONS; k++)
-            for (int v = 0; v < VECTORS; v++)
-                store(acc[k] + tile * LANES + v * LANES, sums[k][v]);
-    }
+    const uint32_t vectors = (step->outputs + TILE - 1) / TILE * VECTORS, line = step->line;
+    const lanes *w = (const lanes *)step->w + tile * VECTORS;
+    lanes sums[POSITIONS][VECTORS];
     for (int k = 0; k < POSITIONS; k++)
-        for (uint32_t o = 0; o < step->outputs; o++)
-            acc[k][o] += (uint32_t)step->b[o];
+        for (int v = 0; v < VECTORS; v++)
+            sums[k][v] = SPLAT(0);
+    for (uint32_t row = 0; row < step->rows; row++, x += line)
+        for (uint32_t i = 0; i < step->width; i += 4, w += vectors)
+            for (int k = 0; k < POSITIONS; k++) {
+                uint32_t word;
+                memcpy(&word, x + at[k] + i, sizeof word);
+                for (int v = 0; v < VECTORS; v++)
+                    sums[k][v] = DOT4(sums[k][v], SPLAT(word), w[v]);
+            }
+    for (int k = 0; k < POSITIONS; k++)
+        for (int v = 0; v < VECTORS; v++)
+            store(acc[k] + tile * TILE + v * LANES, sums[k][v]);
 }
 #endif
 #else
@@ -257,32 +252,52 @@ static uint8_t requantize(uint32_t acc, uint8_t shift)
     return (uint8_t)(acc < MLP_QMAX ? acc : MLP_QMAX);
 }
 
-static void requantize_all(const struct mlp_step *step, const uint32_t *acc, uint8_t *codes)
+static void requantize_all(const struct mlp_step *step, const uint32_t *restrict acc,
+                           uint8_t *restrict codes)
 {
     for (uint32_t o = 0; o < step->outputs; o++)
         codes[o] = requantize(acc[o], step->shift[o]);
 }
 
 #ifdef MLP_MAPS
-/* Of each channel the largest code of a window, or the mean, rounded half to even. */
-static void pool(const struct mlp_step *step, const uint8_t *window, uint8_t *codes)
+/* Of each channel the largest code of a window. */
+static void take_largest(const struct mlp_step *step, const uint8_t *restrict window,
+                         uint8_t *restrict codes)
 {
-    const uint32_t halvings = step->rows * step->width / step->outputs / 2;     /* of 1, 2, 4 codes */
-    for (uint32_t c = 0; c < step->outputs; c++) {
-        uint32_t most = 0, sum = 0;
-        for (uint32_t row = 0; row < step->rows; row++)
-            for (uint32_t i = c; i < step->width; i += step->outputs) {
-                uint8_t code = window[row * step->line + i];
-                most = code > most ? code : most;
-                sum += code;
+    for (uint32_t c = 0; c < step->outputs; c++)
+        codes[c] = window[c];
+    for (uint32_t row = 0; row < step->rows; row++)
+        for (uint32_t i = 0; i < step->width; i += step->outputs)
+            for (uint32_t c = 0; c < step->outputs; c++) {
+                uint8_t code = window[row * step->line + i + c];
+                codes[c] = code > codes[c] ? code : codes[c];
             }
-        if (halvings)
-            sum = (sum + halvings - 1 + (sum >> halvings & 1)) >> halvings;
-        codes[c] = (uint8_t)(step->is_max ? most : sum);
+}
+
+/* Of each channel the mean of a window of up to 2 x 2, rounded half to even: always of four codes,
+ * where an axis has one, of the same one twice. */
+static void take_mean(const struct mlp_step *step, const uint8_t *restrict window,
+                      uint8_t *restrict codes)
+{
+    const uint8_t *below = window + (step->rows - 1) * step->line;
+    const uint32_t right = step->width - step->outputs;
+    for (uint32_t c = 0; c < step->outputs; c++) {
+        uint32_t sum = (uint32_t)window[c] + window[c + right] + below[c] + below[c + right];
+        codes[c] = (uint8_t)((sum + 1 + (sum >> 2 & 1)) >> 2);
     }
 }
 
 #ifdef MLP_CONVOLUTIONS
+#ifdef LANES
+/* What is beyond the outputs is overwritten later. */
+static void requantize_tile(const uint32_t *restrict acc, const int32_t *restrict b,
+                            const uint8_t *restrict shift, uint8_t *restrict codes)
+{
+    for (int o = 0; o < TILE; o++)
+        codes[o] = requantize(acc[o] + (uint32_t)b[o], shift[o]);
+}
+#endif
+
 /* The codes of a row of a map: a convolution's positions. */
 static void convolve(const struct mlp_step *step, const uint8_t *x, uint8_t *codes)
 {
@@ -291,9 +306,11 @@ static void convolve(const struct mlp_step *step, const uint8_t *x, uint8_t *cod
         uint32_t at[POSITIONS], acc[POSITIONS][SUMS(MLP_MAX_OUTPUTS)];
         for (uint32_t k = 0; k < POSITIONS; k++)        /* beyond the row the first one again */
             at[k] = (i + k < step->wide ? i + k : i) * step->across;
-        accumulate_at(step, x, at, acc);
+        for (uint32_t tile = 0; tile * TILE < step->outputs; tile++)
+            accumulate_tile(step, tile, x, at, acc);
         for (uint32_t k = 0; k < POSITIONS && i + k < step->wide; k++, codes += step->outputs)
-            requantize_all(step, acc[k], codes);
+            for (uint32_t o = 0; o < step->outputs; o += TILE)
+                requantize_tile(acc[k] + o, step->b + o, step->shift + o, codes + o);
     }
 #else
     for (uint32_t i = 0; i < step->wide; i++, codes += step->outputs) {
@@ -325,7 +342,10 @@ static void run_map(const struct mlp_step *step, const uint8_t *x, uint8_t *code
         else
 #endif
             for (uint32_t i = 0; i < step->wide; i++)
-                pool(step, x + i * step->across, codes + i * step->outputs);
+                if (step->is_max)
+                    take_largest(step, x + i * step->across, codes + i * step->outputs);
+                else
+                    take_mean(step, x + i * step->across, codes + i * step->outputs);
 }
 #endif
 

@@ -7,6 +7,7 @@ import numpy as np
 
 import integer
 import plan
+from deploy.windows import windows_of
 from formats.checkpoint import Facts
 
 # Bits of the field that a weight takes: powers of two, so that no field straddles a word.
@@ -166,7 +167,7 @@ class Sizes(NamedTuple):
 
 def _sizes(network):
     """The Sizes of a network."""
-    steps = [step for step, _ in plan.windows_of(network.steps)]
+    steps = [step for step, _ in windows_of(network.steps)]
     shapes = [step.weights for step in steps if step.has_weights]
     maps = sum(step.kind != "dense" for step in steps)
     return Sizes(max(i for i, _ in shapes), max(o for _, o in shapes),
@@ -178,7 +179,7 @@ def _weights(network, facts):
     """(mlp_weights.h: the tables, and what mlp.c needs to know; bytes of the packed tables)."""
     bits, sizes, layers = network.weight_bits, _sizes(network), list(network.layers)
     packed, lanes, rest, table, flash = [], [], [], [], 0
-    for i, (step, window) in enumerate(plan.windows_of(network.steps)):
+    for i, (step, window) in enumerate(windows_of(network.steps)):
         row = [step.before[-1], step.after[-1], 0, 0, 0]
         if step.has_weights:
             layer = layers.pop(0)
@@ -187,13 +188,16 @@ def _weights(network, facts):
             lanes.append(_array("__attribute__((aligned(64))) uint32_t", f"mlp_w{i}", lane_words(
                 layer.w_q, *(step.kernel[:1] or (1,)),
                 CONV_TILE if step.kind == "conv" else DENSE_TILE)))
-            rest.append(_array("int32_t", f"mlp_b{i}", layer.b_q))
-            flash += words.nbytes + layer.b_q.nbytes
+            # A convolution's are filled up as its weights are.
+            more = (0, -len(layer.b_q) % CONV_TILE if step.kind == "conv" else 0)
+            rest.append(_array("int32_t", f"mlp_b{i}", np.pad(layer.b_q, more)))
+            flash += words.nbytes + 4 * (len(layer.b_q) + more[1])
             row = [*layer.w_q.shape, f"mlp_w{i}", f"mlp_b{i}", 0]
             if layer.shift is not None:
-                rest.append(_array("uint8_t", f"mlp_shift{i}", layer.shift))
+                shift = np.pad(layer.shift, more, constant_values=1)
+                rest.append(_array("uint8_t", f"mlp_shift{i}", shift))
                 row[4] = f"mlp_shift{i}"
-                flash += layer.shift.nbytes
+                flash += len(shift)
         row += [0] * 8 if step.kind == "dense" else window
         row.append(int(step.kind == "max"))
         table.append(f"    {{{', '.join(map(str, row))}}}")

@@ -156,15 +156,25 @@ def _layer_row(i, table, lanes):
             f"{', '.join(map(str, numbers))}}}"), "".join(arrays)
 
 
-def _pooling(network):
-    """The line that has chip.c pool the image, or none."""
-    side = plan.pooled_side(network.steps)
-    return "" if side == 28 else f"#define MLP_POOLED {side}      /* side of the pooled image */\n"
+def pooled_side(steps):
+    """The side of the image as chip.c pools it, means of 2 x 2 from the middle; 0: as it is."""
+    first = next(i for i, step in enumerate(steps) if step.has_weights)
+    before = steps[:first]
+    if not before:
+        return 0
+    side = before[-1].after[0]
+    crops = [step.kernel for step in before[:-1]]
+    if (before[-1].kind == "mean" and before[-1].after == (side, side, 1)
+            and steps[0].before == (28, 28, 1) and crops in ([(2 * side, 2 * side)], [])):
+        return side
+    raise ValueError(f"it begins with {plan.to_line(steps)!r}, which firmware does not do yet; "
+                     "export it to c")
 
 
 def header(network, tables, lanes):
     """mlp.h: what a caller needs and, for chip.c alone, the tables."""
-    sizes = plan.sizes(network.steps)
+    sizes, side = plan.sizes(network.steps), pooled_side(network.steps)
+    pooling = f"#define MLP_POOLED {side}      /* side of the pooled image */\n" if side else ""
     rows, arrays = zip(*(_layer_row(i, table, lanes) for i, table in enumerate(tables)))
     return f"""/* {to_c.title(network)} */
 #ifndef MLP_H
@@ -179,7 +189,7 @@ def header(network, tables, lanes):
 #endif
 typedef uint{lanes}_t mlp_word;
 
-{_pooling(network)}#define MLP_LANES {lanes}
+{pooling}#define MLP_LANES {lanes}
 #define MLP_BITS {network.weight_bits}
 #define MLP_OFFSET {2 ** (network.weight_bits - 1)}u
 #define MLP_QBITS {network.activation_bits}

@@ -6,6 +6,7 @@ from pathlib import Path
 import data
 import integer
 import plan
+from deploy.windows import windows_of
 from formats import checkpoint
 
 
@@ -27,7 +28,7 @@ def export(network, dataset="", names=()):
         raise ValueError(f"the page draws 28x28 grey pixels, the network reads {shape}; export it "
                          "to onnx or c")
     embedded, size, layers = [], 0, iter(network.layers)
-    for step, window in plan.windows_of(network.steps):
+    for step, window in windows_of(network.steps):
         entry = {**window._asdict(), "outputs": step.after[-1], "isMax": step.kind == "max"}
         if step.has_weights:
             layer = next(layers)

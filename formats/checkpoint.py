@@ -8,7 +8,7 @@ import numpy as np
 
 import integer
 import plan
-from formats import encode as encode_features, npz, nqat
+from formats import earlier, encode as encode_features, npz, nqat
 from machine.files import InputError, read_bytes, write_atomically
 
 FORMATS = (2, 3)                # of the npz that are read; the last one is written
@@ -139,9 +139,9 @@ def _old_layers(meta):
     """(line of LAYERS, shape, number of classes) of a meta of format 2."""
     sizes, side = meta.get("layer_sizes"), meta.get("input", 28)
     if (type(sizes) is not list or not all(type(n) is int for n in sizes) or len(sizes) < 2
-            or type(side) is not int or side not in plan.OLD_SIDES):
+            or type(side) is not int or side not in earlier.OLD_SIDES):
         raise ValueError("layer_sizes is no list of widths, or input no side of an image")
-    return *plan.from_sizes(side, sizes), sizes[-1]
+    return *earlier.from_sizes(side, sizes), sizes[-1]
 
 
 def parse_facts(meta, names):

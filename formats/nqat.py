@@ -12,6 +12,7 @@ import numpy as np
 
 import integer
 import plan
+from formats import earlier
 
 MAGIC, VERSION = b"NQAT", 2
 KINDS = ("crop", "mean", "conv", "max", "dense")    # of a step: the upper three bits of its byte
@@ -164,9 +165,9 @@ def _read_old_header(reader):
     side, bits, activation_bits, exponent, count, inputs = reader.numbers(OLD_HEADER.format[1:])
     rows = [reader.numbers(OLD_ROW.format[1:]) for _ in range(count)]
     widths = [row[0] + 1 for row in rows]
-    if side not in plan.OLD_SIDES or not rows:
+    if side not in earlier.OLD_SIDES or not rows:
         raise ValueError(f"it has {count} layers on input side {side}")
-    line, shape = plan.from_sizes(side, (inputs + 1, *widths))
+    line, shape = earlier.from_sizes(side, (inputs + 1, *widths))
     names = tuple(map(str, range(widths[-1])))
     return line, shape, names, (bits, activation_bits, exponent), [row[1:] for row in rows], ()
 

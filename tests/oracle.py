@@ -5,6 +5,7 @@ import numpy as np
 
 import integer
 import plan
+from formats import earlier
 
 
 def code_range(bits, signed):
@@ -206,7 +207,7 @@ def random_network(rng, steps, weight_bits=8, activation_bits=8):
       weight_bits, activation_bits: ints.
     """
     if isinstance(steps[0], int):
-        line, shape = plan.from_sizes(28, steps)
+        line, shape = earlier.from_sizes(28, steps)
         steps = plan.parse(line, shape, steps[-1])
     shapes = [(int(np.prod([*step.kernel, step.before[2]])), step.after[2])
               if step.kind == "conv" else (int(np.prod(step.before)), step.after[0])

@@ -19,6 +19,7 @@ import integer
 import oracle
 import plan
 from conftest import ROOT
+from deploy import to_firmware
 from formats import checkpoint, npz
 from machine import files
 from machine.files import InputError
@@ -126,7 +127,8 @@ def test_files_of_earlier_formats_load_to_the_same_integers(name):
     path = ROOT / "tests" / "data" / name
     network, facts = checkpoint.load(path)
     assert network[1:3] == (bits, activation_bits) and plan.sizes(network.steps) == sizes
-    assert plan.pooled_side(network.steps) == side and network.steps[0].before == (28, 28, 1)
+    assert to_firmware.pooled_side(network.steps) == side % 28
+    assert network.steps[0].before == (28, 28, 1)
     assert facts.classes == tuple("0123456789") and facts.low is None
     if name.endswith(".nqat"):
         *_, exponent, layers = old_formats.read_nqat(path.read_bytes())

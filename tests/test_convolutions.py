@@ -10,6 +10,7 @@ import integer
 import oracle
 import plan
 from deploy import engines, to_c, to_onnx, to_web
+from deploy.windows import windows_of
 from machine.files import InputError
 from main_export import FORMATS
 
@@ -161,7 +162,7 @@ def test_windows_tell_every_code_once(rng):
     """The flat windows that engines read are the walk's patches."""
     for line, shape in LINES:
         steps = plan.parse(line, shape, 4)
-        step, window = plan.windows_of(steps)[0]
+        step, window = windows_of(steps)[0]
         x = rng.permutation(math.prod(shape)).astype(np.int32)
         start = window.start + np.arange(window.high)[:, None] * window.down
         start = start + np.arange(window.wide) * window.across

@@ -21,7 +21,7 @@ import plan
 from benchmarks import inference
 from conftest import ROOT, write_idx
 from deploy import engines, to_c, to_onnx, to_web
-from formats import checkpoint, photo
+from formats import checkpoint, earlier, photo
 
 SIZES = (784, 37, 22, 10)       # no multiple of a SIMD width or of the fields in a word
 WIDTHS = [(8, 8), (7, 5), (5, 1), (4, 8), (3, 4), (2, 2), (1, 8), (1, 1)]
@@ -35,7 +35,7 @@ BUILDS = [(), ("-mno-avx512f",), (engines.PLAIN,)]
 def make_network(weight_bits=8, activation_bits=8, input=28, sizes=SIZES):
     """A random legal Network, the same at every call; pooling sets its number of inputs."""
     sizes = sizes if input == 28 else (input**2, *sizes[1:])
-    line, shape = plan.from_sizes(input, sizes)
+    line, shape = earlier.from_sizes(input, sizes)
     return oracle.random_network(np.random.default_rng(weight_bits),
                                  plan.parse(line, shape, sizes[-1]), weight_bits, activation_bits)
 

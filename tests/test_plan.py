@@ -10,6 +10,8 @@ from hypothesis import given, strategies as st
 import oracle
 import plan
 from conftest import IMAGE
+from deploy import to_firmware
+from formats import earlier
 
 
 def shapes(line, shape=IMAGE, classes=10):
@@ -218,14 +220,14 @@ def test_a_perceptron_is_told_by_its_arrays():
     (14, (196, 10), "mean2", IMAGE), (12, (144, 9, 10), "crop24 mean2 9", IMAGE),
     (10, (100, 10), "crop20 mean2", IMAGE)])
 def test_networks_of_earlier_files_are_told_by_their_line(side, sizes, line, shape):
-    assert plan.from_sizes(side, sizes) == (line, shape)
+    assert earlier.from_sizes(side, sizes) == (line, shape)
     steps = plan.parse(line, shape, sizes[-1])
-    assert plan.sizes(steps) == sizes and plan.pooled_side(steps) == side
+    assert plan.sizes(steps) == sizes and to_firmware.pooled_side(steps) == side % 28
     assert plan.describe(steps) == "-".join(map(str, sizes))
     if side != 28:
         for wrong in (784, side**2 - 1, side**2 + 1):
             with pytest.raises(ValueError, match=f"{side**2} inputs, not {wrong}"):
-                plan.from_sizes(side, (wrong, *sizes[1:]))
+                earlier.from_sizes(side, (wrong, *sizes[1:]))
 
 
 def test_what_an_export_does_not_know_is_refused_in_one_line():
@@ -233,9 +235,10 @@ def test_what_an_export_does_not_know_is_refused_in_one_line():
     assert plan.describe(convolutions) == "conv5x8/2 max2 9"
     with pytest.raises(ValueError, match="has convolutions"):
         plan.sizes(convolutions)
-    for line, shape in (("crop22 mean2", IMAGE), ("mean2 mean2", IMAGE), ("mean2", (8, 8, 1))):
-        with pytest.raises(ValueError, match=f"pools by '{line}'"):
-            plan.pooled_side(plan.parse(line, shape, 10))
+    assert to_firmware.pooled_side(plan.parse("crop22 mean2", IMAGE, 10)) == 11
+    for line, shape in (("crop21 mean2", IMAGE), ("crop22", IMAGE), ("mean2", (8, 8, 1))):
+        with pytest.raises(ValueError, match=f"begins with '{line}', which firmware does not"):
+            to_firmware.pooled_side(plan.parse(line, shape, 10))
 
 
 def seen_by_the_first_layer(steps, images):
