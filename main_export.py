@@ -107,7 +107,8 @@ def main(argv):
             raise InputError(f"there is no chip {chip!r}; name {', '.join(to_firmware.CHIPS)}")
     settings, dataset = keep.settle(settings, config.given(argv))
     path = keep.find(settings, dataset and dataset.sha256)
-    network, facts = checkpoint.load_quantized(path)
+    network, facts = keep.load(path)
+    checkpoint.check_quantized(network, path)
     try:
         files, usage = FORMATS[form](network, facts, dataset, chips)    # all made, then written
     except ValueError as error:

@@ -279,10 +279,15 @@ def load(path):
                          "again") from None
 
 
-def load_quantized(path):
-    """As load; InputError, too, unless the network is an integer.Network."""
-    network, facts = load(path)
+def check_quantized(network, path):
+    """InputError unless what a file holds is an integer.Network."""
     if not isinstance(network, integer.Network):
         raise InputError(f"{path} holds float32 weights, which have no integers to export; "
                          "train with QAT_ENABLE = True")
+
+
+def load_quantized(path):
+    """As load, then check_quantized."""
+    network, facts = load(path)
+    check_quantized(network, path)
     return network, facts

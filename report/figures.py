@@ -182,13 +182,12 @@ def _key(axes, rows):
     """The legend of colours and markers."""
     marks = [Line2D([], [], linestyle="none", marker="o", color=WEIGHT_COLORS.get(bits, COLORS[3]),
                     label=f"{bits}-bit weights") for bits in sorted(group(rows, "WEIGHT_BITS"))]
-    marks += [Line2D([], [], linestyle="none", marker="*", color=COLORS[5], markersize=11,
-                     label="recipe")]
+    marks += [Line2D([], [], marker="*", color=color, markersize=11, linewidth=1,
+                     label=f"recipes: {kind}") for kind, color in KINDS.items()]
     marks += [Line2D([], [], linestyle="none", marker=POOLING_MARKERS.get(words, "P"), color="0.4",
                      markerfacecolor="none", label=words or "whole image")
               for words in sorted({_pooling(row) for row in rows})]
-    axes.add_artist(axes.legend(handles=marks, loc="lower right", ncols=2, fontsize=9,
-                                columnspacing=1.5))
+    axes.add_artist(axes.legend(handles=marks, loc="upper left", bbox_to_anchor=(1, 1), fontsize=9))
 
 
 def _largest_file(rows):
@@ -219,30 +218,50 @@ def _network_points(axes, networks):
 
 
 def _published_points(axes):
-    """Other people's networks, each with a letter that a legend explains."""
-    for letter, point in zip("ABCDEFGHIJKLM", POINTS):
-        at = point.bytes, 100 * (1 - point.test_acc)
-        axes.plot(*at, label=f"{letter}  {point.name}", **PUBLISHED)
-        axes.annotate(letter, at, (4, -4), textcoords="offset points", va="top", fontsize=9,
-                      path_effects=OUTLINE)
-    axes.legend(title="published", loc="upper left", fontsize=9, title_fontsize=9, handlelength=1)
+    """Other people's networks: those of one name have a line, and a letter in the legend."""
+    names = dict.fromkeys(point.name for point in POINTS)
+    for letter, name in zip("ABCDEFGHIJKLM", names):
+        sizes, errors = zip(*((point.bytes, 100 * (1 - point.test_acc)) for point in POINTS
+                              if point.name == name))
+        axes.plot(sizes, errors, color=COLORS[6], linewidth=0.8, linestyle=":", zorder=1)
+        axes.plot(sizes, errors, label=f"{letter}  {name}", **PUBLISHED)
+        axes.annotate(letter, (sizes[0], errors[0]), (4, -4), textcoords="offset points", va="top",
+                      fontsize=9, path_effects=OUTLINE)
+    axes.legend(title="published", loc="lower left", bbox_to_anchor=(1, 0), fontsize=9,
+                title_fontsize=9, handlelength=1, alignment="left")
+
+
+KINDS = {"perceptrons": COLORS[5], "convolutions": COLORS[0]}    # of recipes
 
 
 def _recipe_points(axes, recipes):
-    """The recipes, with their names by turns to the right and to the left."""
-    by_size = sorted(recipes.items(), key=lambda item: _largest_file(item[1]))
-    for i, (name, rows) in enumerate(by_size):
-        at = _largest_file(rows), np.mean(_errors(rows)[0])
-        axes.errorbar(*at, stats.summary(_errors(rows)[0])["std"], fmt="*", color=COLORS[5],
-                      markersize=13, capsize=2, markeredgecolor="white", zorder=3)
-        axes.annotate(name, at, (-8, 4) if i % 2 else (8, 0), textcoords="offset points",
-                      ha="right" if i % 2 else "left", va="center", color=COLORS[5],
-                      fontweight="bold", fontsize=9, path_effects=OUTLINE, zorder=4)
+    """The recipes, a line for each kind of network, with their names by turns on either side."""
+    for kind, color in KINDS.items():
+        own = {name: rows for name, rows in recipes.items()
+               if ("conv" in rows[0].get("network", "")) == (kind == "convolutions")}
+        by_size = sorted(own.items(), key=lambda item: _largest_file(item[1]))
+        best, line = 0, []                      # by validation, as for the networks
+        for i, (name, rows) in enumerate(by_size):
+            at, val = (_largest_file(rows), np.mean(_errors(rows)[0])), _val_accuracy(rows)
+            if val > best:
+                best, line = val, [*line, at]
+            axes.errorbar(*at, stats.summary(_errors(rows)[0])["std"], fmt="*", color=color,
+                          markersize=13, capsize=2, markeredgecolor="white", zorder=3)
+            axes.annotate(name, at, (-8, 4) if i % 2 else (8, 0), textcoords="offset points",
+                          ha="right" if i % 2 else "left", va="center", color=color,
+                          fontweight="bold", fontsize=9, path_effects=OUTLINE, zorder=4)
+        axes.plot([x for x, _ in line], [y for _, y in line], color=color, linewidth=1, alpha=0.5,
+                  zorder=2)
+
+
+def _val_accuracy(rows):
+    """Mean over seeds, 0 where none was judged."""
+    return np.mean([row.get("val_acc") or 0 for row in rows])
 
 
 def frontier(result):
     """Accuracy against the bytes of the whole file: our networks, recipes, and published ones."""
-    figure = Figure(figsize=(8.3, 5.6), layout="constrained")
+    figure = Figure(figsize=(10, 5.6), layout="constrained")
     axes, rows = figure.subplots(), result["rows"]
     lost = _network_points(axes, group(rows, "label"))
     _key(axes, rows)
@@ -250,7 +269,7 @@ def frontier(result):
         _published_points(axes)
         _recipe_points(axes, group(result.get("recipes", []), "label"))
     size_axis(axes, min(2_000, 0.9 * axes.dataLim.x0), 700_000,
-              "whole file (of published networks: the weights; if convolutional: all flash)")
+              "whole file (of published networks: the weights alone)")
     accuracy_axis(axes)
     axes.set_title("Accuracy in so many bytes")
     note = (f"{result['dataset']['name']}; colours: mean ± standard deviation over "

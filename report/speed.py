@@ -98,6 +98,30 @@ def inference(read):
             f"bytes; the others use every core, unless they say one. {source(result)}")
 
 
+def convolutions(read):
+    """Steps, memory and images of two convolutional networks, against other ways to write them."""
+    result, rows = read("convolutions_bench"), []
+    for (network, part), own in _pairs(result["rows"]).items():
+        if part == "memory":
+            megabytes = own[0]["peak_memory_bytes"] / 1e6
+            rows.append([f"{network}, {own[0]['label']}", f"{megabytes:,.0f} MB", "–"])
+            continue
+        base = np.median(own[0]["seconds"])
+        for row in own:
+            unit, factor = ("ms", 1e3) if part == "step" else ("µs", 1e6)
+            rows.append([f"{network}, {part}: {row['label']}", stats.median_range(
+                [factor * seconds for seconds in row["seconds"]], 1) + f" {unit}",
+                f"{np.median(row['seconds']) / base:.2f}"])
+    return "\n".join([results.table(["what", "median and range", "against the first"], rows), "",
+                      source(result)])
+
+
+def _pairs(rows):
+    """{(network, part): its rows}."""
+    return {(network, part): own for network, mine in group(rows, "network").items()
+            for part, own in group(mine, "part").items()}
+
+
 def photos(read):
     """How many drawings of each condition are read."""
     result = read("photos")

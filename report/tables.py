@@ -194,6 +194,47 @@ def recipes(read):
             f"{source(result)}")
 
 
+def records(read):
+    """The recipes that a first reader wants: the most accurate, and the smallest of two kinds."""
+    groups = group(read("recipes")["rows"], "label")
+    accuracy, size = ({name: of(rows) for name, rows in groups.items()} for of in (
+        lambda rows: np.mean([row["test_acc"] for row in rows]),
+        lambda rows: max(row["file_bytes"] for row in rows)))
+    val = {name: np.mean([row["val_acc"] for row in rows]) for name, rows in groups.items()}
+    chosen = {"the most accurate": max(val, key=val.get)}
+    for least in (99, 98):
+        enough = [name for name in groups if accuracy[name] >= least / 100]
+        if enough:
+            chosen[f"{least} % in the fewest bytes"] = min(enough, key=size.get)
+    columns = {"recipe": lambda rows: f"`recipes/{rows[0]['label']}.toml`",
+               "network": first("network"), **LARGEST, **ACCURACY}
+    return table("", {what: groups[name] for what, name in chosen.items()}, columns)
+
+
+def own_data(read):
+    """Small sets of other kinds, against scikit-learn's perceptron."""
+    result = read("own_data")
+    sets = group(result["rows"], "set")
+
+    def cell(label):
+        return lambda rows: mean("test_acc", 2, 100)(group(rows, "label")[label])
+
+    def theirs(rows):                           # the better of the two, by this very accuracy
+        found = [own for label, own in group(rows, "label").items() if label.startswith("scikit")]
+        return mean("test_acc", 2, 100)(max(found, key=lambda own: np.mean(
+            [row["test_acc"] for row in own])))
+
+    columns = {"train examples": first("train"), "test": first("test"),
+               "W8A8, test accuracy (%)": cell("W8A8"), "W4A4 (%)": cell("W4A4"),
+               "scikit-learn (%)": theirs,
+               "largest W4A4 file (bytes)": lambda rows: most("file_bytes")(
+                   group(rows, "label")["W4A4"]),
+               "logits that differ": lambda rows: sum(row.get("mismatches", 0) for row in rows)}
+    return (f"{table('data set', sets, columns)}\n\n± is the standard deviation over five splits, "
+            "or seeds where a set has a test part of its own. Logits of JAX, ONNX Runtime and C "
+            f"against NumPy's. {source(result)}")
+
+
 def findings(read):
     """The studies in a line each."""
     quant, rates, chosen = (read(name)["rows"] for name in (
@@ -215,13 +256,14 @@ def findings(read):
 
 TABLES = {table.__name__: table for table in (
     expected_output, findings, quant_vs_unquant, lr_ablation, optimizer, bits, frontier, averaging,
-    recipes, speed.training, speed.compute, speed.inference, speed.scaling, speed.photos,
-    speed.firmware, speed.chips)}
-PAGES = {"README.md": ["recipes", "expected_output", "chips", "findings"],
-         "docs/results.md": ["quant_vs_unquant", "bits", "averaging", "frontier", "lr_ablation",
+    recipes, records, own_data, speed.training, speed.compute, speed.inference, speed.convolutions,
+    speed.scaling, speed.photos, speed.firmware, speed.chips)}
+PAGES = {"README.md": ["records", "expected_output", "chips", "findings"],
+         "docs/own_data.md": ["own_data"],
+         "docs/results.md": ["recipes", "quant_vs_unquant", "bits", "averaging", "frontier", "lr_ablation",
                              "optimizer"],
          "docs/photos.md": ["photos"],
-         "docs/speed.md": ["training", "compute", "inference", "scaling"],
+         "docs/speed.md": ["training", "compute", "inference", "convolutions", "scaling"],
          "docs/firmware.md": ["firmware"]}
 
 
