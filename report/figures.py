@@ -13,7 +13,6 @@ from report.style import (
     OUTLINE,
     ROUNDED,
     accuracy_axis,
-    set_ticks,
     setting,
     size_axis,
 )
@@ -97,7 +96,7 @@ def _gains(axes, widths):
                           textcoords="offset points", fontsize=8.5)
 
 
-def _models_panel(axes, widths, float32):
+def _models(axes, widths, float32):
     """Accuracy against bits, by kind of model: the mean and range of its usable runs."""
     errors, _ = _errors(float32)
     axes.axhspan(min(errors), max(errors), color=COLORS[6], alpha=0.12, linewidth=0)
@@ -120,49 +119,20 @@ def _models_panel(axes, widths, float32):
     axes.legend(shown.values(), shown.keys(), loc="lower left", fontsize=9)
 
 
-def _differences_panel(axes, widths):
-    """Paired differences over the same seeds, with their 95 % intervals."""
-    axes.axhline(0, color=COLORS[6], linewidth=1)
-    for x, rows in enumerate(widths.values()):
-        pairs = [pair for pair in stats.comparisons(rows, "test_acc") if pair[1] != ROUNDED]
-        for i, (label, base, found) in enumerate(pairs):
-            if found["mean"] is not None:
-                half = None if found["low"] is None else 100 * (found["high"] - found["mean"])
-                words = f"{label} − {base}".replace("QAT, ", "").replace(" scales", "")
-                color = COLORS[(0, 3, 2)[i % 3]]
-                axes.errorbar(x + 0.18 * (i - 1), 100 * found["mean"], half, fmt="o^D"[i % 3],
-                              color=color, markersize=5, capsize=2.5, label=None if x else words,
-                              markerfacecolor=color if found["measured"] else "white")
-    axes.set_yscale("symlog", linthresh=0.1, linscale=0.7)      # small ones show beside large ones
-    low, high = axes.get_ylim()
-    high = max(4 * high, 1)                     # room for the legend
-    axes.set_ylim(low, high)
-    ticks = (-30, -10, -3, -1, -0.3, -0.1, 0, 0.1, 0.3, 1, 3, 10, 30)
-    set_ticks(axes.yaxis, [tick for tick in ticks if low <= tick <= high],
-              lambda value: f"{value:+g}".replace("-", "−") if value else "0")
-    axes.set_ylabel("difference in test accuracy (pp)")
-    axes.set_title("What the scales change")
-    axes.legend(loc="upper left", fontsize=9)
-
-
 def bits(result):
-    """Accuracy against a weight's bits, and what the kind of scale changes."""
+    """Accuracy against a weight's bits, by how the network was made."""
     widths = group(result["rows"], "WEIGHT_BITS")
     float32 = widths.pop(None)
-    figure = Figure(figsize=(8.3, 4.3), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.04)
-    panels = figure.subplots(1, 2, width_ratios=(1.1, 1))
-    _models_panel(panels[0], widths, float32)
-    _differences_panel(panels[1], widths)
-    panels[0].set_xlim(-0.3, len(widths) - 0.05)        # room for the last gain
-    for axes in panels:
-        axes.set_xticks(range(len(widths)), widths)
-        axes.set_xlabel("bits of a weight")
-        axes.grid(axis="x", visible=False)
+    figure = Figure(figsize=(7, 4.3), layout="constrained")
+    axes = figure.subplots()
+    _models(axes, widths, float32)
+    axes.set_xlim(-0.3, len(widths) - 0.4)      # room for the last gain
+    axes.set_xticks(range(len(widths)), widths)
+    axes.set_xlabel("bits of a weight")
+    axes.grid(axis="x", visible=False)
     figure.supxlabel(
-        f"{setting(result)}, activations of {result['config']['ACTIVATION_BITS']} bits. Left: mean "
-        "and range over seeds;\narrows: what calibrated QAT gains. Right: mean and 95 % interval "
-        "over the same seeds;\nfilled where p < 0.05. Close to 0 the axis is linear.", fontsize=8.5)
+        f"{setting(result)}, activations of {result['config']['ACTIVATION_BITS']} bits. Lines: "
+        "mean; bands: range over seeds;\narrows: what calibrated QAT gains.", fontsize=8.5)
     return figure
 
 

@@ -75,8 +75,9 @@ def _curves_panel(axes, groups, worst):
     A run that leaves the axes through the top has a triangle there, and so has its rate's name.
     """
     top, least = 1.3 * worst, worst
-    for i, (rate, own) in enumerate(groups.items()):
-        look = {"color": COLORS[i % len(COLORS)], "linestyle": ("-", "--")[i // len(COLORS) % 2]}
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(groups)))
+    for i, ((rate, own), color) in enumerate(zip(groups.items(), colors)):
+        look = {"color": color, "linestyle": ("-", "--")[i % 2]}
         leaves = False
         for row in own:
             values = np.array([top * 2 if v is None else v for v in row["history"]["val_loss"]])

@@ -134,8 +134,12 @@ def bits(read):
     labels = group(sum(widths.values(), []), "label")
     columns = {f"{label} (%)": _model(label) for label in labels}
     columns |= {"seeds": lambda rows: len(group(rows, "seed")),
-                "learned minus calibrated (pp)": _difference(CALIBRATED, LEARNED),
-                "calibrated minus rounded (pp)": _difference(ROUNDED, CALIBRATED)}
+                "calibrated minus rounded (pp)": _difference(ROUNDED, CALIBRATED),
+                "learned minus calibrated (pp)": _difference(CALIBRATED, LEARNED)}
+    for label in labels:
+        if label not in (ROUNDED, CALIBRATED, LEARNED):
+            kind = label.removeprefix("QAT, ").removesuffix(" scales")
+            columns[f"{kind} minus learned (pp)"] = _difference(LEARNED, label)
     return (f"{table('bits of a weight', widths, columns)}\n\n{result['dataset']['name']}, "
             f"{style.shape(result)}, activations of {switches['ACTIVATION_BITS']} bits: test "
             "accuracy ± standard deviation over seeds; of differences over the same seeds the 95 % "
@@ -260,8 +264,8 @@ TABLES = {table.__name__: table for table in (
     speed.scaling, speed.photos, speed.firmware, speed.chips)}
 PAGES = {"README.md": ["records", "expected_output", "chips", "findings"],
          "docs/own_data.md": ["own_data"],
-         "docs/results.md": ["recipes", "quant_vs_unquant", "bits", "averaging", "frontier", "lr_ablation",
-                             "optimizer"],
+         "docs/results.md": ["recipes", "quant_vs_unquant", "bits", "averaging", "frontier",
+                             "lr_ablation", "optimizer"],
          "docs/photos.md": ["photos"],
          "docs/speed.md": ["training", "compute", "inference", "convolutions", "scaling"],
          "docs/firmware.md": ["firmware"]}
