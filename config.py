@@ -44,6 +44,7 @@ WEIGHT_DECAY: run(number(0, 10)) = 3e-4         # of weights, not biases or scal
 LABEL_SMOOTHING: run(number(0, 0.9)) = 0.0      # share of each target that all classes get alike
 AVERAGING: run(number(0, 0.99999)) = 0.99       # decay, by step, of the saved mean; 0: the last
 AUGMENT: run(number(0, 10)) = 0.0               # strength of warps of train images; 1 suits digits
+PEN: run(number(0, 1)) = 0.0                    # of slants and other strokes: real handwriting
 MAX_EPOCHS: run(whole(1, 1_000_000)) = 100      # early stopping ends the default run long before
 PATIENCE: run(whole(1, 1_000_000)) = 5          # epochs without improvement before a run stops
 MIN_DELTA: run(number(0, 1e3)) = 5e-4           # least gain of METRIC that counts: nats, a fraction

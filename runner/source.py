@@ -69,9 +69,9 @@ def steps_of(settings, data):
         steps = plan.parse(settings.LAYERS, data.shape, len(data.classes))
     except ValueError as error:
         raise InputError(f"LAYERS = {settings.LAYERS!r}: {error}") from None
-    if settings.AUGMENT and (len(data.shape) != 3 or data.shape[0] != data.shape[1]):
-        raise InputError(f"AUGMENT = {settings.AUGMENT:g} warps square images; {data.name} has "
-                         "none")
+    warps = settings.AUGMENT or settings.PEN
+    if warps and tuple(data.shape) != (data.shape[0], data.shape[0], 1):
+        raise InputError(f"AUGMENT and PEN warp square grey images; {data.name} has none")
     return steps
 
 

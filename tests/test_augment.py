@@ -2,10 +2,11 @@
 import jax
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from training import augment
 
-warp = jax.jit(augment.warp, static_argnames="strength")
+warp = jax.jit(augment.warp, static_argnames=("strength", "pen"))
 resample = jax.jit(jax.vmap(augment._resample))
 COUNT = augment.BLOCK + 3       # one full block and the rest
 
@@ -78,6 +79,30 @@ def test_shift_moves_pixels_and_the_edge_goes_on(rng, side):
     for image, found, (x, y) in zip(images.reshape(7, side, side), moved, shifts):
         rows, columns = (np.clip(at + d, 0, side - 1).astype(int) for d in (y, x))
         np.testing.assert_array_equal(found.reshape(side, side), image[np.ix_(rows, columns)])
+
+
+def test_a_pen_makes_strokes_wider_or_thinner_by_its_share(rng):
+    """Against SciPy's filters; a share of 0 changes nothing."""
+    images = rng.integers(0, 256, (5, 12, 12), dtype=np.uint8)
+    share = np.float32([[1], [-1], [0], [0.5], [-0.25]])
+    found = np.asarray(augment._press(images.reshape(5, -1), share)).reshape(images.shape)
+    for image, got, amount in zip(images.astype(np.float64), found, share[:, 0]):
+        extreme = ndimage.maximum_filter if amount > 0 else ndimage.minimum_filter
+        other = extreme(image, 3, mode="nearest")
+        np.testing.assert_allclose(got, image + abs(amount) * (other - image), rtol=0, atol=0.51)
+
+
+def test_a_pen_slants_and_leaves_all_else_as_it_is_drawn():
+    key = jax.random.key(5)
+    plain, slanted = (np.float64(augment._draw(key, 2_000, 0.5, pen)) for pen in (0.0, 0.6))
+    change = slanted - plain
+    shear = change[:, 0, 2].copy()
+    change[:, 0, 2] = 0
+    assert not change.any()
+    assert abs(shear.std() / (0.6 * augment.SLANT) - 1) < 0.05 and abs(shear.mean()) < 0.02
+    images = np.tile(np.arange(784, dtype=np.uint8), (4, 1))
+    assert (warp(images, key, 0.0, pen=1.0) != images).any(1).all()
+    np.testing.assert_array_equal(warp(images, key, 0.5), warp(images, key, 0.5, pen=0.0))
 
 
 def test_constant_image_stays_constant(rng):

@@ -101,7 +101,7 @@ class Programs(NamedTuple):
     train: object               # epoch.train
     publish: object             # epoch.publish
     set_scales: object          # model.set_scales; None in float32
-    warp: object                # augment.epoch_warp; None without AUGMENT
+    warp: object                # augment.epoch_warp; None without AUGMENT and PEN
 
 
 def _compile(mesh, hyper, counts, lanes, data, val_images):
@@ -132,8 +132,8 @@ def _compile(mesh, hyper, counts, lanes, data, val_images):
         if hyper.QAT_ENABLE:    # apart, because calibration comes before an epoch and after it
             sets = begin(devices.over_lanes(set_scales, mesh), counts, layers, images,
                          options=quick)
-        if hyper.AUGMENT:
-            warp = partial(augment.epoch_warp, strength=hyper.AUGMENT)
+        if hyper.AUGMENT or hyper.PEN:
+            warp = partial(augment.epoch_warp, strength=hyper.AUGMENT, pen=hyper.PEN)
             warps = begin(jax.jit(warp, out_shardings=images.sharding), images, first)
         return Programs(*(job and job.result() for job in (trains, publishes, sets, warps)))
 
