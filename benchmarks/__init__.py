@@ -14,7 +14,7 @@ def load_network(settings):
     Raises:
       InputError: no such file, float32 weights, or images that don't fit it.
     """
-    dataset = data.load(settings.DATA_DIR)
+    dataset = keep.read_data(settings)
     path = keep.find(settings, dataset.sha256)
     network, _ = checkpoint.load_quantized(path)
     data.check_fits(dataset, network.steps)

@@ -134,8 +134,8 @@ def bits(read):
     labels = group(sum(widths.values(), []), "label")
     columns = {f"{label} (%)": _model(label) for label in labels}
     columns |= {"seeds": lambda rows: len(group(rows, "seed")),
-                "calibrated minus rounded (pp)": _difference(ROUNDED, CALIBRATED),
-                "learned minus calibrated (pp)": _difference(CALIBRATED, LEARNED)}
+                "learned minus calibrated (pp)": _difference(CALIBRATED, LEARNED),
+                "calibrated minus rounded (pp)": _difference(ROUNDED, CALIBRATED)}
     for label in labels:
         if label not in (ROUNDED, CALIBRATED, LEARNED):
             kind = label.removeprefix("QAT, ").removesuffix(" scales")
@@ -200,7 +200,8 @@ def recipes(read):
 
 def records(read):
     """The recipes that a first reader wants: the most accurate, and the smallest of two kinds."""
-    groups = group(read("recipes")["rows"], "label")
+    result = read("recipes")
+    groups = group(result["rows"], "label")
     accuracy, size = ({name: of(rows) for name, rows in groups.items()} for of in (
         lambda rows: np.mean([row["test_acc"] for row in rows]),
         lambda rows: max(row["file_bytes"] for row in rows)))
@@ -210,9 +211,10 @@ def records(read):
         enough = [name for name in groups if accuracy[name] >= least / 100]
         if enough:
             chosen[f"{least} % in the fewest bytes"] = min(enough, key=size.get)
-    columns = {"recipe": lambda rows: f"`recipes/{rows[0]['label']}.toml`",
+    columns = {"file": lambda rows: f"`recipes/{rows[0]['label']}.toml`",
                "network": first("network"), **LARGEST, **ACCURACY}
-    return table("", {what: groups[name] for what, name in chosen.items()}, columns)
+    lines = table("recipe for", {what: groups[name] for what, name in chosen.items()}, columns)
+    return f"{lines}\n\n{PLUS_MINUS}. {source(result)}"
 
 
 def own_data(read):

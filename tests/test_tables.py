@@ -98,6 +98,15 @@ def made_up(seeds):
         "frontier": network_rows(values, 3_900), "averaging": make_rows("calibrated", values),
         "recipes": recipe_rows(values), "recipes_fashion_mnist": recipe_rows(values),
         "training_bench": timed + run_rows(seeds),
+        "convolutions_bench": [
+            {"part": "step", "network": "8-16", "label": "QAT W4A4", "seconds": TIMES},
+            {"part": "image, in batches of 1", "network": "8-16", "label": "C", "seconds": TIMES},
+            {"part": "memory", "network": "8-16", "label": "main_train.py", "seconds": TIMES[:1],
+             "peak_memory_bytes": 5 * 10**8}],
+        "own_data": [{"set": "iris", "label": label, "seed": seed, "test_acc": value, "train": 120,
+                      "test": 30, "file_bytes": 900, "mismatches": 0}
+                     for label in ("W8A8", "W4A4", "scikit-learn, alpha 0.01")
+                     for seed, value in enumerate(values)],
         "compute": [row for compute in ("float32", "bfloat16") for row in make_rows(
             "config.py", values, changes={"COMPUTE": compute})],
         "inference_bench": [{"label": "C", "batch": batch, "seconds": TIMES}
@@ -129,6 +138,21 @@ def test_table_is_whole_and_says_how_to_make_it_again(name, seeds):
     assert "`python3 study.py --X=1`" in text and "Abacus, 2 cores" in text
     for part in re.findall(r"(?:^\|.*\n?)+", text, re.MULTILINE):
         assert len({line.count("|") for line in part.splitlines()}) == 1
+
+
+def test_records_are_the_best_on_validation_and_the_smallest_that_are_good_enough():
+    def rows(label, size, test, val):
+        return [{"label": label, "network": "8-10 W3A8", "file_bytes": size, "test_acc": test,
+                 "val_acc": val}]
+
+    found = rows("large", 9_000, 0.993, 0.995) + rows("lucky", 9_500, 0.999, 0.994)
+    found += rows("small", 2_000, 0.991, 0.99) + rows("tiny", 900, 0.981, 0.98)
+    found += rows("poor", 100, 0.9, 0.9)
+    text = tables.records({"recipes": {"rows": found, **MADE}}.get)
+    lines = [line.split(" | ")[:2] for line in text.splitlines()[2:5]]
+    assert lines == [["| the most accurate", "`recipes/large.toml`"],
+                     ["| 99 % in the fewest bytes", "`recipes/small.toml`"],
+                     ["| 98 % in the fewest bytes", "`recipes/tiny.toml`"]]
 
 
 def test_one_seed_has_no_spread():
