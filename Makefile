@@ -46,9 +46,6 @@ test-newest: .venv-newest/installed
 parity: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" tests/test_parity.py $(ARGS)
 
-test-newest: .venv-newest/installed
-	.venv-newest/bin/python -B -m pytest -p no:cacheprovider $(ARGS)
-
 bench: .venv/installed-bench
 	$(PY) -B -m benchmarks.training $(ARGS)
 	$(PY) -B -m benchmarks.inference $(ARGS)

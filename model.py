@@ -100,6 +100,8 @@ def _apart(function, x):
     XLA fuses what makes x into each of its uses, and computes a code again for every patch that it
     is in. A branch, taken by all finite numbers, keeps them apart.
     """
+    if not x.size:                              # no image: nothing to look at
+        return function(x)
     like = jax.eval_shape(function, x)
     return lax.platform_dependent(x, default=function, cpu=lambda x: lax.cond(
         x.reshape(-1)[0] < np.inf, function, lambda x: jnp.full(like.shape, np.nan, like.dtype), x))
