@@ -54,14 +54,15 @@ def _with_header(text, lines):
 
 def measure(path, settings, data):
     """Train a recipe's seeds: its rows, the first seed's Outcome, and the folder."""
-    from runner import experiment
+    from runner import experiment, keep
     label, default, here = path.stem, config.load([]), facts.environment()
     points = [{"label": label, "SEED": settings.SEED + i} for i in range(settings.ABLATION_SEEDS)]
     outcomes, folder, seconds = experiment.run(settings, f"recipe-{label}", points, data)
     for outcome in outcomes:
         experiment.check_usable(outcome.row, folder)
         changes = {key: value for key, value in outcome.settings._asdict().items()
-                   if value != getattr(default, key) and not key.endswith("_DIR")}
+                   if value != getattr(default, key) and not key.endswith("_DIR")
+                   and key not in (*keep.BY_MACHINE, "ABLATION_SEEDS")}
         outcome.row.update(changes=changes, seconds=sum(seconds.values()) / len(points),
                            machine=f"{here['cpu']}, {here['cores']} cores")
     return [outcome.row for outcome in outcomes], outcomes[0], folder

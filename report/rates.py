@@ -1,6 +1,7 @@
 """Figures of learning rates: how long runs last, what they reach, and the curves on the way."""
 import matplotlib
 import numpy as np
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure  # not pyplot: no screen is needed, nothing global
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -75,7 +76,7 @@ def _curves_panel(axes, groups, worst):
     A run that leaves the axes through the top has a triangle there, and so has its rate's name.
     """
     top, least = 1.3 * worst, worst
-    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(groups)))
+    colors = map(to_hex, matplotlib.colormaps["viridis"](np.linspace(0, 0.92, len(groups))))
     for i, ((rate, own), color) in enumerate(zip(groups.items(), colors)):
         look = {"color": color, "linestyle": ("-", "--")[i % 2]}
         leaves = False

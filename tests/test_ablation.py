@@ -260,7 +260,7 @@ def test_plots_show_recipes_and_published_points(fake_runs, monkeypatch, script,
     for name in ("bits", "frontier"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = drawn[0].axes
-    letters = "ABCDEFG"[:len(published.POINTS)]
+    letters = "ABCDEFGHIJKL"[:len({point.name for point in published.POINTS})]
     assert [text.get_text() for text in axes.texts] == [*letters, "tiny"]
     (legend,) = [text for text in axes.get_legend().texts if text.get_text().startswith("A")]
     assert legend.get_text().endswith(published.POINTS[0].name)
