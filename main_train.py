@@ -51,7 +51,7 @@ def train(settings, given):
     print(f"{row['status']} after {row['epochs']} epochs; best epoch {row['best_epoch']}: "
           f"val loss {row['val_loss']:.6f} nats, val accuracy {100 * row['val_acc']:.2f} %")
     words = f"val loss {row['val_loss']:.6f} nats ({row['reload_change']:+g} from training), "
-    if settings.ADAPT and len(found.val.labels) < adapt.FEW:
+    if adapt.takes_all(settings, found):
         outcome = experiment.train_on_all(outcome, settings, found, folder)
         row, words = outcome.row, f"loss {outcome.row['reload_change']:+g} from training, "
     saved = keep.save(outcome, folder, found)

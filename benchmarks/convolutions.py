@@ -5,7 +5,6 @@ python3 -m benchmarks.convolutions [--KEY=value ...]   writes results/convolutio
 Two networks: a step of training, of batches of 128; the peak memory of a run of one epoch; and an
 image through C and through ONNX Runtime's int8 kernels, on one core.
 """
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,13 +18,14 @@ import integer
 import model
 import plan
 from benchmarks import in_turns
-from benchmarks.training import whole_run
+from benchmarks.inference import measure
+from benchmarks.training import torch_network, whole_run
 from deploy import engines, to_c, to_onnx
 from machine import devices, script
 from machine.files import check_writable
 from report import results, stats
 from runner import experiment, source
-from training import epoch
+from training import epoch, loop
 
 NETWORKS = {"8-16-16": "conv5x8/2 conv3x16 max2 conv3x16",
             "16-32-48": "conv5x16/2 conv3x32 max2 conv3x48"}
@@ -43,7 +43,7 @@ def our_steps(settings, data, **changes):
     part = [values[:STEPS * hyper.BATCH_SIZE] for values in data.train]
     state = epoch.init_lane(RATE, np.uint32(0), hyper)
     if hyper.QAT_ENABLE:
-        layers = model.set_scales(state.layers, data.train.images[:1_024], hyper)
+        layers = model.set_scales(state.layers, data.train.images[:loop.CALIBRATION_IMAGES], hyper)
         state = state._replace(layers=layers)
     run = jax.jit(lambda state, *part: epoch.train(state, RATE, *part, np.int32(0), hyper, mesh))
     return lambda: jax.block_until_ready(run(state, *part))
@@ -83,18 +83,13 @@ def torch_steps(steps, data, batch, qat):
         import torch
     except ImportError:
         return None
-    import warnings
-    warnings.filterwarnings("ignore")           # torch.ao announces its own retirement
     layers = []
     for step in steps[:-1]:
         layers += ([torch.nn.MaxPool2d(2)] if step.kind == "max" else
                    [torch.nn.Conv2d(step.before[2], step.after[2], step.kernel, step.stride),
                     torch.nn.ReLU()])
-    net = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(*steps[-1].weights))
-    if qat:
-        net = torch.nn.Sequential(torch.ao.quantization.QuantStub(), *net)
-        net.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
-        net = torch.ao.quantization.prepare_qat(net.train())
+    layers += [torch.nn.Flatten(), torch.nn.Linear(*steps[-1].weights)]
+    net = torch_network(layers, qat)
     optimizer = torch.optim.SGD(net.parameters(), lr=float(RATE))
     images = torch.from_numpy(data.train.images[:STEPS * batch].astype(np.float32) / 255)
     labels = torch.from_numpy(data.train.labels[:STEPS * batch].astype(np.int64))
@@ -126,21 +121,17 @@ def step_rows(name, settings, data, steps):
 def engine_rows(name, settings, data):
     """Rows of an image through C and ONNX Runtime on one core, "seconds" of an image by repeat."""
     hyper = source.hyper_of(settings, data)
-    layers = model.calibrate(model.init(jax.random.key(0), hyper), data.train.images[:1_024], hyper)
-    network, rows = convert.to_network(jax.device_get(layers), hyper), []
+    images = data.train.images[:loop.CALIBRATION_IMAGES]
+    layers = model.calibrate(model.init(jax.random.key(0), hyper), images, hyper)
+    network = convert.to_network(jax.device_get(layers), hyper)
     want = integer.make_engine(network, "numpy")(data.test.images[:128])
     contenders = {"ONNX Runtime int8": engines.make_onnx(to_onnx.export(network), 1),
                   "C": engines.make_c(to_c.export(network)[0])}
     for engine in contenders.values():
         np.testing.assert_array_equal(engine(data.test.images[:128]), want)
-    for batch, calls in CALLS.items():
-        part = np.ascontiguousarray(data.test.images[:batch])
-        times = in_turns({label: partial(run, part) for label, run in contenders.items()},
-                         REPEATS, calls)
-        rows += [{"part": f"image, in batches of {batch}", "network": name, "label": label,
-                  "seconds": [seconds / batch for seconds in values]}
-                 for label, values in times.items()]
-    return rows
+    return [{"part": f"image, in batches of {row['batch']}", "network": name, "label": row["label"],
+             "seconds": [seconds / row["batch"] for seconds in row["seconds"]]}
+            for row in measure(contenders, data.test.images, CALLS)]
 
 
 def main(argv):

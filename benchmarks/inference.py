@@ -79,10 +79,10 @@ def make_contenders(network):
     return contenders
 
 
-def measure(contenders, images):
+def measure(contenders, images, calls_by_batch=CALLS):
     """A row for each engine and batch: "seconds" of REPEATS calls."""
     rows = []
-    for batch, calls in CALLS.items():
+    for batch, calls in calls_by_batch.items():
         part = np.ascontiguousarray(images[:batch])
         times = in_turns({name: partial(run, part) for name, run in contenders.items()},
                                 REPEATS, calls)

@@ -89,7 +89,7 @@ def ours(name, split, seed, settings):
         chosen = source.suit(chosen, (), found)
         (outcome,), folder, _ = experiment.run(chosen, "own-data", [{}], found)
         experiment.check_usable(outcome.row, folder)
-        if len(found.val.labels) < adapt.FEW:
+        if adapt.takes_all(chosen, found):
             outcome = experiment.train_on_all(outcome, chosen, found, folder)
         state.finish(folder)
         kept = {key: outcome.row[key] for key in ("seed", "val_acc", "test_acc", "file_bytes",

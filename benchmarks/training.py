@@ -125,23 +125,31 @@ def plain_loop_epoch(hyper, rate, train):
     return epoch
 
 
+def torch_network(layers, qat):
+    """A PyTorch network of these layers; qat: with the fake quantization of torch.ao."""
+    import warnings
+
+    import torch
+    net = torch.nn.Sequential(*layers)
+    if not qat:
+        return net
+    warnings.filterwarnings("ignore")           # torch.ao announces its own retirement
+    net = torch.nn.Sequential(torch.ao.quantization.QuantStub(), *net)
+    net.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
+    return torch.ao.quantization.prepare_qat(net.train())
+
+
 def torch_epoch(hyper, rate, train, qat, count):
     """`count` steps of eager PyTorch, float32 or its own QAT (torch.ao); None without PyTorch."""
     try:
         import torch
     except ImportError:
         return None
-    import warnings
-    warnings.filterwarnings("ignore")           # torch.ao announces its own retirement
     torch.manual_seed(0)
     sizes, layers = plan.sizes(hyper.LAYERS), []
     for i, o in zip(sizes[:-1], sizes[1:]):
         layers += [torch.nn.Linear(i, o), torch.nn.ReLU()]
-    net = torch.nn.Sequential(*layers[:-1])
-    if qat:
-        net = torch.nn.Sequential(torch.ao.quantization.QuantStub(), *net)
-        net.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")
-        net = torch.ao.quantization.prepare_qat(net.train())
+    net = torch_network(layers[:-1], qat)
     optimizer = torch.optim.SGD(net.parameters(), lr=rate)
     images = torch.from_numpy(train.images.astype(np.float32) / 255)
     labels = torch.from_numpy(train.labels.astype(np.int64))

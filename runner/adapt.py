@@ -42,6 +42,11 @@ def adapt(settings, given, count):
     return config.change(settings, **changes), f"{count:,} train examples are few: {words}"
 
 
+def takes_all(settings, data):
+    """Whether validation examples are so few that the model is trained on them, too, at the end."""
+    return settings.ADAPT and len(data.val.labels) < FEW
+
+
 def with_val(data):
     """The Data whose train split holds the validation examples, too."""
     both = (np.concatenate(parts) for parts in zip(data.train, data.val))
