@@ -20,6 +20,7 @@ import integer
 import plan
 from deploy import to_c, to_firmware, to_web
 from formats import checkpoint
+from formats.encode import Encoding
 from machine.files import InputError, write_atomically
 from runner import keep
 
@@ -32,10 +33,15 @@ def export_onnx(network, facts, dataset, chips):
         from deploy import to_onnx
     except ImportError:
         raise InputError("onnx is missing: pip install -r requirements-dev.txt") from None
-    return {"mlp.onnx": to_onnx.export(network)}, f"""\
+    files, features = {"mlp.onnx": to_onnx.export(network)}, ""
+    if facts.low is not None:
+        encoding = Encoding(facts.low, facts.exponent)
+        files["mlp_features.onnx"] = to_onnx.export(network, encoding)
+        features = "\nmlp_features.onnx: the readings in, {\"features\": float32 of the same shape}"
+    return files, f"""\
 uint8 image [N, {plan.inputs(network.steps)}] in; int32 logits (accumulators) and int64 class out:
   session = onnxruntime.InferenceSession("{OUT}/mlp.onnx")
-  logits, classes = session.run(None, {{"image": images}})"""
+  logits, classes = session.run(None, {{"image": images}}){features}"""
 
 
 def export_c(network, facts, dataset, chips):

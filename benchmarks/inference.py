@@ -47,7 +47,7 @@ def float_onnx(network):
         return x if last else graph.node("Relu", [x], f"x{i + 1}")
 
     graph.walk(network.steps, apply)
-    return graph.model(plan.inputs(network.steps),
+    return graph.model("image", TensorProto.UINT8, plan.inputs(network.steps),
                        {"logits": (TensorProto.FLOAT, ["N", classes])})
 
 

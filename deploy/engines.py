@@ -43,14 +43,14 @@ def make_onnx(model, threads=0):
     Args:
       model: bytes, as from to_onnx.export; threads: 0 uses every core.
     Returns:
-      a function from images to the model's first output.
+      a function from images, or features, to the model's first output.
     """
     import onnxruntime
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    output = session.get_outputs()[0].name
-    return lambda images: session.run([output], {"image": images})[0]
+    source, output = session.get_inputs()[0].name, session.get_outputs()[0].name
+    return lambda images: session.run([output], {source: images})[0]
 
 
 @functools.cache

@@ -76,11 +76,27 @@ class Graph:
             x = apply(index, x, {"op": "Conv" if attributes else "Gemm", **attributes}, arrange)
             index += 1
 
-    def model(self, pixels, outputs):
-        """The checked model, as bytes; pixels: of an image; outputs: (type, shape) by name."""
+    def encode(self, low, exponent):
+        """The codes, uint8, of features float32 [N, len(low)], as formats.encode has them."""
+        codes = self.node("Sub", ["features", self.constant("low", low)], "differences")
+        step = self.constant("per_step", np.exp2(-exponent.astype(np.float64)).astype(np.float32))
+        codes = self.node("Round", [self.node("Mul", [codes, step], "steps")], "rounded")
+        zero, most = (self.constant(name, np.float32(value))
+                      for name, value in (("least", 0), ("most", 255)))
+        codes = self.node("Clip", [codes, zero, most], "clipped")
+        missing = self.node("IsNaN", ["features"], "missing")
+        codes = self.node("Where", [missing, zero, codes], "known")
+        return self.node("Cast", [codes], "image", to=TensorProto.UINT8)
+
+    def model(self, name, kind, inputs, outputs):
+        """The checked model, as bytes.
+
+        Args:
+          name, kind: of what comes in, [N, inputs]; outputs: (type, shape) by name.
+        """
         graph = helper.make_graph(
             self.nodes, "nanoqat", initializer=self.constants,
-            inputs=[helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", pixels])],
+            inputs=[helper.make_tensor_value_info(name, kind, ["N", inputs])],
             outputs=[helper.make_tensor_value_info(name, *kind) for name, kind in outputs.items()])
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, producer_name="nanoQAT", opset_imports=opsets,
@@ -89,13 +105,15 @@ class Graph:
         return model.SerializeToString()
 
 
-def export(network):
+def export(network, encoding=None):
     """The model file.
 
     Args:
       network: integer.Network.
+      encoding: formats.encode.Encoding; None: bytes come in.
     Returns:
-      bytes of an ONNX model: input image uint8 [N, pixels]; outputs logits int32 [N, classes], the
+      bytes of an ONNX model: input image uint8 [N, pixels], or with an encoding features float32
+      [N, features], of a map's channels last; outputs logits int32 [N, classes], the
       accumulators of the last layer, and class int64 [N]; N is free.
 
     Codes have the scale 1, weights and biases 2**-shift: a power of two, and every |accumulator| is
@@ -104,6 +122,10 @@ def export(network):
     """
     graph, classes = Graph(), network.steps[-1].after[0]
     node, constant = graph.node, graph.constant
+    inputs, source = plan.inputs(network.steps), ("image", TensorProto.UINT8)
+    if encoding is not None:
+        source = "features", TensorProto.FLOAT
+        graph.encode(*(np.tile(part, inputs // len(part)) for part in encoding))
     qmax = integer.code_range(network.activation_bits, signed=False)[1]
     if len(network.layers) > 1:
         x_scale, x_zero = constant("x_scale", np.float32(1)), constant("x_zero", np.uint8(0))
@@ -130,5 +152,5 @@ def export(network):
         return x
 
     graph.walk(network.steps, apply)
-    return graph.model(plan.inputs(network.steps), {
+    return graph.model(*source, inputs, {
         "logits": (TensorProto.INT32, ["N", classes]), "class": (TensorProto.INT64, ["N"])})

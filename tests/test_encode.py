@@ -1,4 +1,4 @@
-"""encode: the same codes in NumPy, C and JavaScript; what fit makes of outliers and constants."""
+"""encode: the same codes in NumPy, C, ONNX and JavaScript; what fit makes of outliers."""
 import fractions
 import shutil
 import subprocess
@@ -6,7 +6,9 @@ import subprocess
 import numpy as np
 import pytest
 from hypothesis import given, strategies as st
+from onnx import TensorProto
 
+from deploy import engines, to_onnx
 from formats import encode
 from formats.encode import LEAST, MOST, Encoding
 
@@ -166,6 +168,16 @@ def test_c_gives_the_same_codes(expected, tmp_path, compiler, flags):
     assert made.returncode == 0, made.stderr
     done = subprocess.run([program], input=expected[0], capture_output=True, check=True)
     np.testing.assert_array_equal(np.frombuffer(done.stdout, np.uint8), expected[1])
+
+
+def test_onnx_gives_the_same_codes(expected):
+    """Each case is a feature of its own."""
+    pairs, exponents = many_cases()
+    graph = to_onnx.Graph()
+    graph.encode(pairs[:, 1], exponents)
+    model = graph.model("features", TensorProto.FLOAT, len(pairs),
+                        {"image": (TensorProto.UINT8, ["N", len(pairs)])})
+    np.testing.assert_array_equal(engines.make_onnx(model)(pairs[None, :, 0])[0], expected[1])
 
 
 def test_javascript_gives_the_same_codes(expected, tmp_path):

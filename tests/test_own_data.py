@@ -119,6 +119,10 @@ def test_engines_agree_on_own_data(rng, tmp_path, kind):
     for engine in ("numpy", "jax"):
         np.testing.assert_array_equal(integer.make_engine(network, engine)(images), expected)
     np.testing.assert_array_equal(engines.make_onnx(to_onnx.export(network))(images), expected)
+    if dataset.sample is not None:
+        with_features = to_onnx.export(network, encode.Encoding(facts.low, facts.exponent))
+        found = engines.make_onnx(with_features)(dataset.sample.reshape(1, -1))
+        np.testing.assert_array_equal(found, expected[:1])
     find_gcc()
     files = to_c.export(network, facts, images[0], dataset.sample)[0]
     np.testing.assert_array_equal(engines.make_c(files)(images), expected)
