@@ -1,4 +1,4 @@
-/* Integer-only MLP for small chips, in C99: additions of selected rows, no multiplication, no
+/* Integer-only network for small chips, in C99: additions of selected rows, no multiplication, no
  * floating point, no allocation. int mlp_predict(image, logits) fills the accumulators of the last
  * layer and returns the class.
  *
@@ -7,6 +7,10 @@
  * powers of two, none beside another (2.8 on average for a pixel, 1.2 fewer than bits); a digit
  * selects the input's row of weights, which is added to the accumulators from that plane on. Fewer
  * bits of weights and of activations cost less flash and less time, in proportion.
+ *
+ * A convolution is the same on a patch. Positions beside each other share a word: their patches
+ * overlap, so one wider patch has a table with each position's weights in its own lanes. Maps are
+ * planes, too, and stream: a layer keeps as many lines of its input as its windows are high.
  */
 #define MLP_WEIGHTS
 #include "mlp.h"
@@ -27,7 +31,14 @@
 
 typedef mlp_word word;
 
-#define CODE_PLANES 10                      /* of an input: at most 8 bits, two planes of zeros */
+#define CODE_PLANES 10                      /* of a byte: 8 bits, two planes of zeros */
+#ifdef MLP_MAPS                             /* planes of a layer's inputs, and rows listed at once */
+#define PLANES(layer) ((layer)->code_bits + 2u)
+#define LIST (2 * MLP_LANES)
+#else
+#define PLANES(layer) CODE_PLANES
+#define LIST MLP_MAX_INPUTS
+#endif
 #define ROW_BYTES (MLP_BITS * (unsigned)sizeof(word))
 #define ROW(w, offset) (const word *)(const void *)((const char *)(w) + (offset))
 #define STEP (MLP_BITS == 1)                /* weights -1 and 1 are 2 apart: rows count twice */
@@ -70,17 +81,22 @@ static void add_rows(const word *w, const uint16_t *list, const uint16_t *end, w
         v[k] = c[k];
 }
 
-/* List the rows of the inputs whose digit of 2^plane is -1, or else 1; returns the list's end.
- * carry[] goes from each plane to the next one: planes must be asked for in their order. */
-static uint16_t *list_rows(const word *x, word *carry, unsigned groups, int negative,
-                           uint16_t *list)
+/* List the rows of the inputs whose digit of 2^plane is -1, or else 1, from the group *at on, as
+ * many as the list holds; returns the list's end. carry[] goes from each plane to the next one:
+ * planes must be asked for in their order. */
+static uint16_t *list_rows(const struct mlp_layer *layer, const word *x, word *carry, unsigned *at,
+                           int negative, uint16_t *list)
 {
-    unsigned start = 0;
-    for (unsigned g = 0; g < groups; g++, x += CODE_PLANES, start += MLP_LANES * ROW_BYTES) {
+    const uint16_t *full = list + (LIST - MLP_LANES);
+    unsigned g = *at, start = g * MLP_LANES * ROW_BYTES;
+    for (x += g * PLANES(layer); g < layer->groups; g++, x += PLANES(layer)) {
         word digit = x[0] ^ carry[g];
         unsigned row = start;
+        start += MLP_LANES * ROW_BYTES;
         if (!digit)
             continue;
+        if (LIST < MLP_MAX_INPUTS && list > full)
+            break;
         word minus = digit & x[1], selected = negative ? minus : digit ^ minus;
         carry[g] = (word)((carry[g] & (word)~digit) | minus);
         while (selected) {
@@ -95,6 +111,7 @@ static uint16_t *list_rows(const word *x, word *carry, unsigned groups, int nega
             row += ROW_BYTES;
         }
     }
+    *at = g;
     return list;
 }
 
@@ -102,7 +119,7 @@ static uint16_t *list_rows(const word *x, word *carry, unsigned groups, int nega
  * for all outputs, that makes it the accumulator: v + constant modulo 2^planes. */
 static uint32_t accumulate(const struct mlp_layer *layer, const word *x, word *v)
 {
-    uint16_t list[MLP_MAX_INPUTS + 1];
+    uint16_t list[LIST + 1];
     word carry[MLP_MAX_GROUPS];
     unsigned size = layer->sums;
     uint32_t sum = 0;
@@ -112,15 +129,18 @@ static uint32_t accumulate(const struct mlp_layer *layer, const word *x, word *v
         for (unsigned g = 0; g < layer->groups; g++)
             carry[g] = 0;
         for (unsigned plane = 0; plane <= layer->code_bits; plane++) {
-            uint16_t *end = list_rows(x + plane, carry, layer->groups, negative, list);
-            const word *w = layer->w;
-            uint32_t count = (uint32_t)(end - list) << plane;
-            sum = negative ? sum - count : sum + count;
-            if (end == list)
-                continue;
-            *end++ = layer->none;               /* one too many, where the number was even */
-            for (unsigned at = plane + STEP; at < size; at += layer->planes, w += layer->rows)
+            unsigned group = 0;
+            do {
+                uint16_t *end = list_rows(layer, x + plane, carry, &group, negative, list);
+                const word *w = layer->w;
+                uint32_t count = (uint32_t)(end - list) << plane;
+                sum = negative ? sum - count : sum + count;
+                if (end == list)
+                    continue;
+                *end++ = layer->none;           /* one too many, where the number was even */
+                for (unsigned at = plane + STEP; at < size; at += layer->planes, w += layer->rows)
                     add_rows(w, list, end, v + at);
+            } while (LIST < MLP_MAX_INPUTS && group < layer->groups);
         }
         if (negative)                           /* v was -1 - start, and what it is now is ... */
             for (unsigned k = 0; k < size; k++)
@@ -161,22 +181,21 @@ static void requantize(const struct mlp_layer *layer, const word *places, uint32
     x[MLP_QBITS] = x[MLP_QBITS + 1] = 0;
 }
 
-/* The codes of an image in planes: its bytes, or means of 2 x 2 of them, rounded half to even. */
-static void read_image(const uint8_t *image, word *x)
+/* The codes of a window of the image in planes: its bytes, or means of 2 x 2 of them, rounded half
+ * to even. */
+static void read_codes(const uint8_t *image, unsigned rows, unsigned width, word *x,
+                       unsigned groups)
 {
     word bit = 1;
-    for (unsigned k = 0; k < MLP_MAX_GROUPS * CODE_PLANES; k++)
+    for (unsigned k = 0; k < groups * CODE_PLANES; k++)
         x[k] = 0;
-#ifdef MLP_POOLED
-    image += 29 * (14 - MLP_POOLED);
-    for (int row = 0; row < MLP_POOLED; row++, image += 56 - 2 * MLP_POOLED)
-        for (int column = 0; column < MLP_POOLED; column++, image += 2) {
-            unsigned code = (unsigned)image[0] + image[1] + image[28] + image[29];
-            code = (code + 1 + (code >> 2 & 1)) >> 2;
-#else
-    for (int i = 0; i < MLP_INPUTS; i++) {
-            unsigned code = image[i];
-#endif
+    for (; rows; rows--, image += MLP_LINE - (MLP_MEAN ? 2 : 1) * width)
+        for (unsigned i = 0; i < width; i++, image += MLP_MEAN ? 2 : 1) {
+            unsigned code = image[0];
+            if (MLP_MEAN) {
+                code += (unsigned)image[1] + image[MLP_MEAN] + image[MLP_MEAN + 1];
+                code = (code + 1 + (code >> 2 & 1)) >> 2;
+            }
             for (word *plane = x; code; plane++, code >>= 1)
                 if (code & 1)
                     *plane |= bit;
@@ -188,13 +207,167 @@ static void read_image(const uint8_t *image, word *x)
         }
 }
 
+#ifdef MLP_MAPS
+/* Copy `count` codes, from the at-th of a line on, to the to_at-th of others, which are 0 or the
+ * same; there a group of lanes has so many planes. */
+static void copy_codes(const word *from, unsigned at, word *to, unsigned to_at, unsigned planes,
+                       unsigned count)
+{
+    from += at / MLP_LANES * MLP_QBITS;
+    to += to_at / MLP_LANES * planes;
+    at %= MLP_LANES;
+    to_at %= MLP_LANES;
+    while (count) {
+        unsigned size = MLP_LANES - (at > to_at ? at : to_at);
+        size = size < count ? size : count;
+        word mask = (word)((word)~(word)0 >> (MLP_LANES - size));
+        for (unsigned k = 0; k < MLP_QBITS; k++)
+            to[k] |= (word)((from[k] >> at & mask) << to_at);
+        count -= size;
+        at += size;
+        to_at += size;
+        if (at == MLP_LANES) {
+            at = 0;
+            from += MLP_QBITS;
+        }
+        if (to_at == MLP_LANES) {
+            to_at = 0;
+            to += planes;
+        }
+    }
+}
+
+/* best = the larger of best and the codes, lane by lane. */
+static void take_largest(word *best, const word *codes)
+{
+    word larger = 0, equal = (word)~(word)0;
+    for (int k = MLP_QBITS - 1; k >= 0; k--) {
+        word differ = best[k] ^ codes[k];
+        larger |= equal & differ & codes[k];
+        equal &= (word)~differ;
+    }
+    for (int k = 0; k < MLP_QBITS; k++)
+        best[k] ^= (best[k] ^ codes[k]) & larger;
+}
+
+/* Lines of a map that a layer keeps. */
+struct lines {
+    word *first;                                /* they lie one after the other, in a circle */
+    unsigned oldest;                            /* of a circle that is full, the next to be lost */
+    unsigned missing;                           /* until the next row of its windows is whole */
+};
+
+/* The codes of the patch at a place of a row of windows, `down` lines below the first. */
+static void read_patch(const struct mlp_layer *layer, const uint8_t *image,
+                       const struct lines *lines, unsigned down, unsigned place, word *x)
+{
+    unsigned planes = PLANES(layer), line = lines->oldest + down;
+    if (layer == mlp_layers) {
+        read_codes(image + down * MLP_LINE + (MLP_MEAN ? 2 : 1) * place, layer->lines, layer->width, x, layer->groups);
+        return;
+    }
+    for (unsigned k = 0; k < layer->groups * planes; k++)
+        x[k] = 0;
+    for (unsigned row = 0, at = 0; row < layer->lines; row++, line++, at += layer->width) {
+        if (line >= layer->kept)
+            line -= layer->kept;
+        copy_codes(lines->first + line * layer->line, place, x, at, planes, layer->width);
+    }
+}
+
+/* A row of a convolution's outputs, pooled where it is, to the codes from to_at on. */
+static void convolve(const struct mlp_layer *layer, const uint8_t *image,
+                     const struct lines *lines, word *to, unsigned to_at, word *x)
+{
+    word best[MLP_MAX_BLOCKS * MLP_QBITS], codes[CODE_PLANES], *v = x + MLP_X_WORDS;
+    unsigned at = 0, place = 0;
+    for (unsigned set = 0; set < layer->sets; set++) {
+        for (unsigned i = 0; i < sizeof best / sizeof *best; i++)
+            best[i] = 0;
+        for (unsigned down = 0; down < layer->high; down += layer->down)
+            for (unsigned across = 0; across < layer->wide; across += layer->across) {
+                read_patch(layer, image, lines, down, place + across, x);
+                uint32_t constant = accumulate(layer, x, v);
+                const word *places = layer->places;
+                word *block = best;
+                for (word *sum = v; sum < v + layer->sums; sum += layer->planes) {
+                    requantize(layer, places, constant, sum, codes);
+                    take_largest(block, codes);
+                    places += layer->spread;
+                    block += MLP_QBITS;
+                }
+            }
+        if (layer->pieces) {                    /* positions of one pooled window in a word */
+            for (int k = 0; k < MLP_QBITS; k++)
+                codes[k] = (word)(best[k] >> layer->piece);
+            take_largest(best, codes);
+            for (unsigned i = 0; i < layer->pieces; i++)
+                copy_codes(best, 2 * i * layer->piece, to, to_at + at + i * layer->piece,
+                           MLP_QBITS, layer->piece);
+        } else
+            copy_codes(best, 0, to, to_at + at, MLP_QBITS, layer->piece);
+        at += layer->step;                      /* the last set overlaps where they don't fit */
+        at = at < layer->last ? at : layer->last;
+        place += layer->skip;
+        place = place < layer->end ? place : layer->end;
+    }
+}
+
+/* All convolutions, a line of the image at a time; x gets the codes of the layer after them. */
+static const struct mlp_layer *run_maps(const uint8_t *image, word *x)
+{
+    word maps[MLP_MAP_WORDS];
+    struct lines lines[MLP_CONVOLUTIONS + 1];
+    word *first = maps;
+    unsigned flat = 0;
+    const struct mlp_layer *layer = mlp_layers;
+    for (unsigned i = 0; i <= MLP_CONVOLUTIONS; i++, layer++) {
+        lines[i].first = first;
+        lines[i].oldest = 0;
+        lines[i].missing = layer->kept;
+        first += layer->kept * layer->line;
+    }
+    layer--;                                    /* the first that is dense keeps one long line */
+    for (unsigned k = 0; k < layer->line; k++)
+        lines[MLP_CONVOLUTIONS].first[k] = 0;
+    for (unsigned row = 0; row < MLP_ROWS; row++, image += MLP_DOWN)
+        for (unsigned i = 0; i < MLP_CONVOLUTIONS; i++) {
+            struct lines *next = lines + i + 1;
+            layer = mlp_layers + i;
+            word *to = next->first + next->oldest * layer[1].line;
+            if (i + 1 == MLP_CONVOLUTIONS) {
+                convolve(layer, image, lines + i, to, flat, x);
+                flat += layer->codes;
+                break;
+            }
+            for (unsigned k = 0; k < layer[1].line; k++)
+                to[k] = 0;
+            convolve(layer, image, lines + i, to, 0, x);
+            if (++next->oldest == layer[1].kept)
+                next->oldest = 0;
+            if (--next->missing)
+                break;
+            next->missing = layer[1].high;
+        }
+    layer = mlp_layers + MLP_CONVOLUTIONS;
+    for (unsigned k = 0; k < layer->groups * PLANES(layer); k++)
+        x[k] = 0;
+    copy_codes(lines[MLP_CONVOLUTIONS].first, 0, x, 0, PLANES(layer), flat);
+    return layer;
+}
+#endif
+
 int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES])
 {
-    word x[MLP_MAX_GROUPS * CODE_PLANES], sums[MLP_MAX_PLANES], *v = sums, lane = 1;
-    const struct mlp_layer *layer = mlp_layers;
+    word x[MLP_X_WORDS + MLP_MAX_PLANES], *v = x + MLP_X_WORDS, lane = 1;
     uint32_t constant;
     int best = 0;
-    read_image(image, x);
+#ifdef MLP_MAPS
+    const struct mlp_layer *layer = run_maps(image + MLP_START, x);
+#else
+    const struct mlp_layer *layer = mlp_layers;
+    read_codes(image + MLP_START, MLP_ROWS, MLP_WIDTH, x, MLP_MAX_GROUPS);
+#endif
     for (;; layer++) {
         constant = accumulate(layer, x, v);
         if (!layer->shift)
@@ -204,7 +377,7 @@ int mlp_predict(const uint8_t image[MLP_INPUTS], int32_t logits[MLP_CLASSES])
         for (word *sum = v; sum < v + layer->sums; sum += layer->planes) {
             requantize(layer, places, constant, sum, codes);
             places += layer->spread;
-            codes += CODE_PLANES;
+            codes += PLANES(layer + 1);
         }
     }
     for (int o = 0; o < MLP_CLASSES; o++) {

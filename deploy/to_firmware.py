@@ -1,4 +1,5 @@
 """Firmware for small chips: a network's bit planes in flash, deploy/chip.c, and what starts it."""
+import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +26,8 @@ class Chip(NamedTuple):
     code: int = 2_400           # bytes of flash beside the tables, rounded up
     stack: int = 250            # bytes beside the buffers, rounded up
     row: int = 28               # bytes of a layer's row in the table of layers
+    maps_code: int = 1_900      # more of both where there are convolutions
+    maps_stack: int = 200
 
 
 CHIPS = {
@@ -41,6 +44,37 @@ CHIPS = {
 UNO = CHIPS["atmega328p"]._replace(flash=32_256, code=6_900, stack=305)
 
 
+class Map(NamedTuple):
+    """How chip.c goes over a convolution's map, in codes unless it says otherwise.
+
+    A set is what one patch gives: positions beside each other, whose outputs share a word. high and
+    wide are more than one position where a pooled window takes several patches.
+    """
+    lines: int                  # of the map that a patch reaches over; 0: not a convolution
+    width: int                  # of a patch, in each line
+    kept: int                   # lines of the map at a time
+    line: int                   # words of such a line
+    high: int                   # lines from a row of windows to the next
+    down: int                   # lines from a position to the one below
+    wide: int                   # as high, along a line
+    across: int                 # from a position to the one on the right
+    sets: int                   # in a row of outputs
+    skip: int                   # from set to set in the map
+    end: int                    # where the last one begins
+    step: int                   # from set to set among the outputs
+    last: int                   # where the last one begins
+    piece: int                  # outputs that lie together
+    pieces: int                 # pooled windows in a set whose positions share a word; else 0
+    codes: int                  # of a row of outputs
+
+
+class Stage(NamedTuple):
+    """A step with weights, and the pooling after it: how much is pooled, (rows, columns)."""
+    step: plan.Step
+    pool: tuple
+    after: tuple                # shape behind the pooling
+
+
 class Tables(NamedTuple):
     """A layer as the chip has it. A block is as many outputs as a word has bits: lanes."""
     w: np.ndarray               # words [blocks, inputs + 1, bits of a weight]; the last row is 0
@@ -50,6 +84,7 @@ class Tables(NamedTuple):
     shift: int                  # the least; 0 in the last layer
     groups: int                 # of lanes inputs
     code_bits: int              # of an input
+    map: Map = Map(*(0,) * len(Map._fields))
 
 
 def to_words(values, bits, lanes):
@@ -123,11 +158,82 @@ def make_tables(layer, weight_bits, x_qmax, lanes):
                   code_bits=x_qmax.bit_length())
 
 
+def stages_of(steps):
+    """The Stages of a network; poolings after each other are one."""
+    stages = []
+    for step in steps:
+        if step.has_weights:
+            stages.append(Stage(step, (1, 1), step.after))
+        elif stages:
+            pool = tuple(a * b for a, b in zip(stages[-1].pool, step.kernel))
+            stages[-1] = Stage(stages[-1].step, pool, step.after)
+    return stages
+
+
+def count_positions(stage, weight_bits, lanes):
+    """How many positions beside each other share a word."""
+    channels, (rows, columns) = stage.after[-1], stage.pool
+    if stage.step.kind != "conv" or weight_bits == 1:       # one bit has no weight of 0
+        return 1
+    fit = min(lanes // channels, stage.after[1] * columns)
+    if columns > 2:
+        return 1
+    return max(1, fit // columns * columns)
+
+
+def share_word(layer, step, positions):
+    """A Layer of one wider patch, whose outputs are those of so many positions beside each other."""
+    if positions == 1:
+        return layer
+    (rows, columns), channels, across = step.kernel, step.before[-1], step.stride[1]
+    w_q = layer.w_q.reshape(rows, columns, channels, -1)
+    wider = np.zeros((rows, columns + (positions - 1) * across, channels, positions,
+                      w_q.shape[3]), np.int8)
+    for position in range(positions):
+        start = position * across
+        wider[:, start:start + columns, :, position] = w_q
+    return integer.Layer(wider.reshape(-1, positions * w_q.shape[3]),
+                         *(np.tile(part, positions) for part in layer[1:]))
+
+
+def make_map(stage, positions, bits, lanes):
+    """The Map of a convolution, whose map has codes of so many bits."""
+    step, (pool_rows, pool_columns) = stage.step, stage.pool
+    (rows, columns), (down, across) = step.kernel, step.stride
+    _, wide, channels = stage.after
+    together = positions // pool_columns if positions > 1 else 1    # outputs of a set
+    is_folded = positions > 1 and pool_columns > 1
+    return Map(
+        lines=rows, width=(columns + (positions - 1) * across) * step.before[-1],
+        kept=rows + (pool_rows - 1) * down,
+        line=math.ceil(step.before[1] * step.before[2] / lanes) * bits,
+        high=pool_rows * down, down=down,
+        wide=(1 if positions > 1 else pool_columns) * across * step.before[-1],
+        across=across * step.before[-1], sets=math.ceil(wide / together), 
+        skip=together * pool_columns * across * step.before[-1],
+        end=(wide - together) * pool_columns * across * step.before[-1],
+        step=together * channels, last=(wide - together) * channels,
+        piece=channels if is_folded else together * channels,
+        pieces=together if is_folded else 0, codes=wide * channels)
+
+
 def make_all_tables(network, lanes):
     """The Tables of each layer, for words of so many bits."""
     x_qmaxes = integer.input_qmax(len(network.layers), network.activation_bits)
-    return [make_tables(layer, network.weight_bits, x_qmax, lanes)
-            for layer, x_qmax in zip(network.layers, x_qmaxes)]
+    tables, bits = [], network.activation_bits
+    for layer, stage, x_qmax in zip(network.layers, stages_of(network.steps), x_qmaxes):
+        positions, way = count_positions(stage, network.weight_bits, lanes), None
+        if stage.step.kind == "conv":
+            way = make_map(stage, positions, bits, lanes)
+        elif tables and tables[-1].map.lines:
+            inputs = math.ceil(stage.step.weights[0] / lanes)
+            way = Map(*(0,) * len(Map._fields))._replace(kept=1, line=inputs * bits)
+        layer = share_word(layer, stage.step, positions)
+        table = make_tables(layer, network.weight_bits, x_qmax, lanes)
+        tables.append(table._replace(map=way or Map(*(0,) * len(Map._fields))))
+    if tables[0].map.lines:                     # the image itself is there
+        tables[0] = tables[0]._replace(map=tables[0].map._replace(kept=0, line=0))
+    return tables
 
 
 def _array(name, values, lanes):
@@ -138,7 +244,7 @@ def _array(name, values, lanes):
     return f"static const mlp_word {name}[] MLP_FLASH = {{\n" + ",\n".join(rows) + "\n};\n"
 
 
-def _layer_row(i, table, lanes):
+def _layer_row(i, table, lanes, with_maps):
     """An initializer of chip.c's struct mlp_layer, and the arrays that it names, as C text."""
     blocks, rows, bits = table.w.shape
     none = (rows - 1) * bits * lanes // 8       # where a block's row of zeros begins
@@ -152,30 +258,79 @@ def _layer_row(i, table, lanes):
         arrays.append(_array(places, table.places, lanes))
     numbers = (table.start.size, rows * bits, none, table.groups, table.code_bits,
                table.start.shape[1], table.shift, table.places.shape[1])
+    numbers += table.map if with_maps else ()
     return (f"    {{mlp_w{i}, mlp_start{i}, {places}, {table.zero}u, "
             f"{', '.join(map(str, numbers))}}}"), "".join(arrays)
 
 
-def pooled_side(steps):
-    """The side of the image as chip.c pools it, means of 2 x 2 from the middle; 0: as it is."""
-    first = next(i for i, step in enumerate(steps) if step.has_weights)
-    before = steps[:first]
-    if not before:
-        return 0
-    side = before[-1].after[0]
-    crops = [step.kernel for step in before[:-1]]
-    if (before[-1].kind == "mean" and before[-1].after == (side, side, 1)
-            and steps[0].before == (28, 28, 1) and crops in ([(2 * side, 2 * side)], [])):
-        return side
-    raise ValueError(f"it begins with {plan.to_line(steps)!r}, which firmware does not do yet; "
-                     "export it to c")
+class Source(NamedTuple):
+    """Where chip.c reads the codes of the first layer, in bytes of the image."""
+    start: int                  # the first one
+    line: int                   # from a line of codes to the next
+    mean: int                   # bytes of a line whose 2 x 2 are averaged; else 0
+    rows: int                   # of codes
+    width: int                  # codes in a row
+
+
+def source_of(steps):
+    """The Source of a network."""
+    before = list(itertools.takewhile(lambda step: not step.has_weights, steps))
+    inputs = plan.inputs(steps)
+    if not before and len(steps[0].before) == 1:
+        return Source(0, inputs, 0, 1, inputs)
+    _, columns, channels = steps[0].before
+    line, top, left, shape = columns * channels, 0, 0, steps[0].before
+    for step in before:
+        if step.kind == "crop":
+            top, left = (offset + (length - kept) // 2 for offset, length, kept in zip(
+                (top, left), shape, step.kernel))
+        elif step.kernel != (2, 2) or channels > 1 or step is not before[-1]:
+            raise ValueError(f"it begins with {plan.to_line(steps)!r}, which firmware does not do; "
+                             "export it to c")
+        shape = step.after
+    mean = line if before and before[-1].kind == "mean" else 0
+    return Source(top * line + left * channels, line * (2 if mean else 1), mean, shape[0],
+                  shape[1] * channels)
+
+
+class Room(NamedTuple):
+    """How much chip.c needs of what, for all layers; words are of so many lanes."""
+    inputs: int                 # of a layer
+    groups: int                 # of lanes inputs
+    x_words: int                # planes of a layer's inputs
+    sums: int                   # words of sums
+    blocks: int                 # of a convolution's outputs
+    maps: int                   # words of the maps' lines
+    convolutions: int
+
+
+def room_of(tables):
+    """The Room of a network."""
+    convolutions = sum(table.map.lines > 0 for table in tables)
+    return Room(
+        inputs=max(t.w.shape[1] - 1 for t in tables), groups=max(t.groups for t in tables),
+        # A perceptron's planes are ten apart, whatever its codes: a constant is faster.
+        x_words=max(t.groups * (t.code_bits + 2 if convolutions else 10) for t in tables),
+        sums=max(t.start.size for t in tables),
+        blocks=max((len(t.start) for t in tables if t.map.lines), default=0),
+        maps=sum(t.map.kept * t.map.line for t in tables), convolutions=convolutions)
 
 
 def header(network, tables, lanes):
     """mlp.h: what a caller needs and, for chip.c alone, the tables."""
-    sizes, side = plan.sizes(network.steps), pooled_side(network.steps)
-    pooling = f"#define MLP_POOLED {side}      /* side of the pooled image */\n" if side else ""
-    rows, arrays = zip(*(_layer_row(i, table, lanes) for i, table in enumerate(tables)))
+    room, source = room_of(tables), source_of(network.steps)
+    first, maps, fields = tables[0].map, "", ""
+    if room.convolutions:
+        source = source._replace(rows=stages_of(network.steps)[0].after[0])
+        maps = f"""#define MLP_MAPS
+#define MLP_CONVOLUTIONS {room.convolutions}
+#define MLP_MAP_WORDS {room.maps}
+#define MLP_MAX_BLOCKS {room.blocks}
+#define MLP_DOWN {first.high * source.line}     /* bytes from a row of windows to the next */
+"""
+        fields = f"\n    uint16_t {', '.join(Map._fields)};"
+    rows, arrays = zip(*(_layer_row(i, table, lanes, room.convolutions > 0)
+                         for i, table in enumerate(tables)))
     return f"""/* {to_c.title(network)} */
 #ifndef MLP_H
 #define MLP_H
@@ -189,19 +344,25 @@ def header(network, tables, lanes):
 #endif
 typedef uint{lanes}_t mlp_word;
 
-{pooling}#define MLP_LANES {lanes}
+#define MLP_LANES {lanes}
 #define MLP_BITS {network.weight_bits}
 #define MLP_OFFSET {2 ** (network.weight_bits - 1)}u
 #define MLP_QBITS {network.activation_bits}
-#define MLP_MAX_INPUTS {max(sizes[:-1])}
-#define MLP_MAX_GROUPS {max(t.groups for t in tables)}
-#define MLP_MAX_PLANES {max(t.start.size for t in tables)}
-
+#define MLP_START {source.start}        /* bytes of the image before the first that counts */
+#define MLP_LINE {source.line}          /* from a line of codes to the next */
+#define MLP_MEAN {source.mean}          /* of a line whose 2 x 2 are averaged; else 0 */
+#define MLP_ROWS {source.rows}
+#define MLP_WIDTH {source.width}
+#define MLP_MAX_INPUTS {room.inputs}
+#define MLP_MAX_GROUPS {room.groups}
+#define MLP_X_WORDS {room.x_words}
+#define MLP_MAX_PLANES {room.sums}
+{maps}
 struct mlp_layer {{
     const mlp_word *w, *start, *places;
     uint32_t zero;
     uint16_t sums, rows, none, groups;
-    uint8_t code_bits, planes, shift, spread;
+    uint8_t code_bits, planes, shift, spread;{fields}
 }};
 
 {''.join(arrays)}
@@ -215,14 +376,20 @@ def needs(network, tables, name, has):
     Raises:
       ValueError: the chip of this name has less; one line with both numbers.
     """
-    sizes = plan.sizes(network.steps)
-    groups, sums = max(t.groups for t in tables), max(t.start.size for t in tables)
+    room, word = room_of(tables), has.lanes // 8
+    row, code, stack, listed = has.row, has.code, has.stack, room.inputs
+    if room.convolutions:
+        row += 2 * len(Map._fields)
+        code += has.maps_code
+        stack += has.maps_stack
+        listed = 2 * has.lanes
     words = sum(t.w.size + t.start.size + t.places.size for t in tables)
-    flash = has.code + words * has.lanes // 8 + len(tables) * has.row
-    ram = ((11 * groups + sums) * has.lanes // 8 + 2 * (max(sizes[:-1]) + 1) + 4 * sizes[-1]
-           + has.stack + plan.inputs(network.steps))
+    flash = code + words * word + len(tables) * row
+    ram = ((room.groups + room.x_words + room.sums + room.maps
+            + room.blocks * network.activation_bits) * word + 2 * (listed + 1)
+           + 4 * network.steps[-1].after[0] + stack + plan.inputs(network.steps))
     if has.lanes == 8:
-        ram += len(tables) * has.row            # AVR's start-up code copies the table of layers
+        ram += len(tables) * row                # AVR's start-up code copies the table of layers
     for need, there, kind in ((flash, has.flash, "flash"), (ram, has.ram, "ram")):
         if need > there:
             raise ValueError(f"it needs about {need:,} bytes of {kind}, {name} has {there:,}")
