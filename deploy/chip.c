@@ -42,6 +42,8 @@ typedef mlp_word word;
 #define ROW_BYTES (MLP_BITS * (unsigned)sizeof(word))
 #define ROW(w, offset) (const word *)(const void *)((const char *)(w) + (offset))
 #define STEP (MLP_BITS == 1)                /* weights -1 and 1 are 2 apart: rows count twice */
+/* Codes of few bits have hardly fewer digits than bits: there the bits are the digits, all 1. */
+#define HAS_MINUS(layer) (MLP_QBITS > MLP_PLAIN || (layer)->code_bits > MLP_PLAIN)
 
 /* sum += a + b; returns the carries. */
 static inline word add(word *sum, word a, word b)
@@ -81,15 +83,16 @@ static void add_rows(const word *w, const uint16_t *list, const uint16_t *end, w
         v[k] = c[k];
 }
 
-/* List the rows of the inputs whose digit of 2^plane is -1, or else 1, from the group *at on, as
- * many as the list holds; returns the list's end. carry[] goes from each plane to the next one:
- * planes must be asked for in their order. */
-static uint16_t *list_rows(const struct mlp_layer *layer, const word *x, word *carry, unsigned *at,
-                           int negative, uint16_t *list)
+/* List the rows of the inputs whose digit of a plane is -1, or else 1, from a group on, as many as
+ * the list holds; returns the list's end. carry[] goes from each plane to the next one: planes must
+ * be asked for in their order. */
+static uint16_t *list_rows(const struct mlp_layer *layer, const word **plane, word *carry,
+                           unsigned *group, int negative, uint16_t *list)
 {
     const uint16_t *full = list + (LIST - MLP_LANES);
-    unsigned g = *at, start = g * MLP_LANES * ROW_BYTES;
-    for (x += g * PLANES(layer); g < layer->groups; g++, x += PLANES(layer)) {
+    const word *x = *plane;
+    unsigned g = *group, start = g * MLP_LANES * ROW_BYTES;
+    for (; g < layer->groups; g++, x += PLANES(layer)) {
         word digit = x[0] ^ carry[g];
         unsigned row = start;
         start += MLP_LANES * ROW_BYTES;
@@ -97,7 +100,7 @@ static uint16_t *list_rows(const struct mlp_layer *layer, const word *x, word *c
             continue;
         if (LIST < MLP_MAX_INPUTS && list > full)
             break;
-        word minus = digit & x[1], selected = negative ? minus : digit ^ minus;
+        word minus = HAS_MINUS(layer) ? digit & x[1] : 0, selected = negative ? minus : digit ^ minus;
         carry[g] = (word)((carry[g] & (word)~digit) | minus);
         while (selected) {
             UNROLL
@@ -111,7 +114,8 @@ static uint16_t *list_rows(const struct mlp_layer *layer, const word *x, word *c
             row += ROW_BYTES;
         }
     }
-    *at = g;
+    *plane = x;
+    *group = g;
     return list;
 }
 
@@ -124,14 +128,15 @@ static uint32_t accumulate(const struct mlp_layer *layer, const word *x, word *v
     unsigned size = layer->sums;
     uint32_t sum = 0;
     for (unsigned k = 0; k < size; k++)
-        v[k] = (word)~FLASH(layer->start + k);
-    for (int negative = 1; negative >= 0; negative--) {
+        v[k] = FLASH(layer->start + k) ^ (HAS_MINUS(layer) ? (word)~(word)0 : 0);
+    for (int negative = HAS_MINUS(layer); negative >= 0; negative--) {
         for (unsigned g = 0; g < layer->groups; g++)
             carry[g] = 0;
         for (unsigned plane = 0; plane <= layer->code_bits; plane++) {
+            const word *from = x + plane;
             unsigned group = 0;
             do {
-                uint16_t *end = list_rows(layer, x + plane, carry, &group, negative, list);
+                uint16_t *end = list_rows(layer, &from, carry, &group, negative, list);
                 const word *w = layer->w;
                 uint32_t count = (uint32_t)(end - list) << plane;
                 sum = negative ? sum - count : sum + count;
@@ -209,12 +214,12 @@ static void read_codes(const uint8_t *image, unsigned rows, unsigned width, word
 
 #ifdef MLP_MAPS
 /* Copy `count` codes, from the at-th of a line on, to the to_at-th of others, which are 0 or the
- * same; there a group of lanes has so many planes. */
-static void copy_codes(const word *from, unsigned at, word *to, unsigned to_at, unsigned planes,
+ * same; there a group of lanes has `more` planes beside the codes'. */
+static void copy_codes(const word *from, unsigned at, word *to, unsigned to_at, unsigned more,
                        unsigned count)
 {
     from += at / MLP_LANES * MLP_QBITS;
-    to += to_at / MLP_LANES * planes;
+    to += to_at / MLP_LANES * MLP_QBITS + (more ? to_at / MLP_LANES * 2 : 0);
     at %= MLP_LANES;
     to_at %= MLP_LANES;
     while (count) {
@@ -232,7 +237,7 @@ static void copy_codes(const word *from, unsigned at, word *to, unsigned to_at, 
         }
         if (to_at == MLP_LANES) {
             to_at = 0;
-            to += planes;
+            to += MLP_QBITS + more;
         }
     }
 }
@@ -250,9 +255,9 @@ static void take_largest(word *best, const word *codes)
         best[k] ^= (best[k] ^ codes[k]) & larger;
 }
 
-/* Lines of a map that a layer keeps. */
+/* Lines of a map that a layer keeps, one after the other, in a circle. */
 struct lines {
-    word *first;                                /* they lie one after the other, in a circle */
+    word *first;
     unsigned oldest;                            /* of a circle that is full, the next to be lost */
     unsigned missing;                           /* until the next row of its windows is whole */
 };
@@ -261,17 +266,23 @@ struct lines {
 static void read_patch(const struct mlp_layer *layer, const uint8_t *image,
                        const struct lines *lines, unsigned down, unsigned place, word *x)
 {
-    unsigned planes = PLANES(layer), line = lines->oldest + down;
+    unsigned line = lines->oldest;
     if (layer == mlp_layers) {
-        read_codes(image + down * MLP_LINE + (MLP_MEAN ? 2 : 1) * place, layer->lines, layer->width, x, layer->groups);
+        for (; down; down--)
+            image += MLP_LINE;
+        read_codes(image + (MLP_MEAN ? 2 : 1) * place, layer->lines, layer->width, x,
+                   layer->groups);
         return;
     }
-    for (unsigned k = 0; k < layer->groups * planes; k++)
+    for (unsigned k = 0; k < layer->planned; k++)
         x[k] = 0;
-    for (unsigned row = 0, at = 0; row < layer->lines; row++, line++, at += layer->width) {
-        if (line >= layer->kept)
-            line -= layer->kept;
-        copy_codes(lines->first + line * layer->line, place, x, at, planes, layer->width);
+    for (unsigned row = 0, at = 0; row < layer->lines + down; row++) {
+        if (row >= down) {
+            copy_codes(lines->first + line, place, x, at, 2, layer->width);
+            at += layer->width;
+        }
+        line += layer->line;
+        line = line < layer->kept ? line : 0;
     }
 }
 
@@ -279,11 +290,9 @@ static void read_patch(const struct mlp_layer *layer, const uint8_t *image,
 static void convolve(const struct mlp_layer *layer, const uint8_t *image,
                      const struct lines *lines, word *to, unsigned to_at, word *x)
 {
-    word best[MLP_MAX_BLOCKS * MLP_QBITS], codes[CODE_PLANES], *v = x + MLP_X_WORDS;
+    word best[MLP_MAX_BLOCKS * MLP_QBITS + 2], codes[CODE_PLANES], *v = x + MLP_X_WORDS;
     unsigned at = 0, place = 0;
     for (unsigned set = 0; set < layer->sets; set++) {
-        for (unsigned i = 0; i < sizeof best / sizeof *best; i++)
-            best[i] = 0;
         for (unsigned down = 0; down < layer->high; down += layer->down)
             for (unsigned across = 0; across < layer->wide; across += layer->across) {
                 read_patch(layer, image, lines, down, place + across, x);
@@ -291,8 +300,9 @@ static void convolve(const struct mlp_layer *layer, const uint8_t *image,
                 const word *places = layer->places;
                 word *block = best;
                 for (word *sum = v; sum < v + layer->sums; sum += layer->planes) {
-                    requantize(layer, places, constant, sum, codes);
-                    take_largest(block, codes);
+                    requantize(layer, places, constant, sum, down | across ? codes : block);
+                    if (down | across)
+                        take_largest(block, codes);
                     places += layer->spread;
                     block += MLP_QBITS;
                 }
@@ -301,11 +311,13 @@ static void convolve(const struct mlp_layer *layer, const uint8_t *image,
             for (int k = 0; k < MLP_QBITS; k++)
                 codes[k] = (word)(best[k] >> layer->piece);
             take_largest(best, codes);
-            for (unsigned i = 0; i < layer->pieces; i++)
-                copy_codes(best, 2 * i * layer->piece, to, to_at + at + i * layer->piece,
-                           MLP_QBITS, layer->piece);
+            for (unsigned i = 0, from = 0, where = to_at + at; i < layer->pieces; i++) {
+                copy_codes(best, from, to, where, 0, layer->piece);
+                from += 2 * layer->piece;
+                where += layer->piece;
+            }
         } else
-            copy_codes(best, 0, to, to_at + at, MLP_QBITS, layer->piece);
+            copy_codes(best, 0, to, to_at + at, 0, layer->piece);
         at += layer->step;                      /* the last set overlaps where they don't fit */
         at = at < layer->last ? at : layer->last;
         place += layer->skip;
@@ -324,8 +336,8 @@ static const struct mlp_layer *run_maps(const uint8_t *image, word *x)
     for (unsigned i = 0; i <= MLP_CONVOLUTIONS; i++, layer++) {
         lines[i].first = first;
         lines[i].oldest = 0;
-        lines[i].missing = layer->kept;
-        first += layer->kept * layer->line;
+        lines[i].missing = (unsigned)layer->lines + layer->high - layer->down;
+        first += layer->kept;
     }
     layer--;                                    /* the first that is dense keeps one long line */
     for (unsigned k = 0; k < layer->line; k++)
@@ -334,7 +346,7 @@ static const struct mlp_layer *run_maps(const uint8_t *image, word *x)
         for (unsigned i = 0; i < MLP_CONVOLUTIONS; i++) {
             struct lines *next = lines + i + 1;
             layer = mlp_layers + i;
-            word *to = next->first + next->oldest * layer[1].line;
+            word *to = next->first + next->oldest;
             if (i + 1 == MLP_CONVOLUTIONS) {
                 convolve(layer, image, lines + i, to, flat, x);
                 flat += layer->codes;
@@ -343,16 +355,16 @@ static const struct mlp_layer *run_maps(const uint8_t *image, word *x)
             for (unsigned k = 0; k < layer[1].line; k++)
                 to[k] = 0;
             convolve(layer, image, lines + i, to, 0, x);
-            if (++next->oldest == layer[1].kept)
-                next->oldest = 0;
+            next->oldest += layer[1].line;
+            next->oldest = next->oldest < layer[1].kept ? next->oldest : 0;
             if (--next->missing)
                 break;
             next->missing = layer[1].high;
         }
     layer = mlp_layers + MLP_CONVOLUTIONS;
-    for (unsigned k = 0; k < layer->groups * PLANES(layer); k++)
+    for (unsigned k = 0; k < layer->planned; k++)
         x[k] = 0;
-    copy_codes(lines[MLP_CONVOLUTIONS].first, 0, x, 0, PLANES(layer), flat);
+    copy_codes(lines[MLP_CONVOLUTIONS].first, 0, x, 0, 2, flat);
     return layer;
 }
 #endif

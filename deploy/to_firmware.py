@@ -44,6 +44,9 @@ CHIPS = {
 UNO = CHIPS["atmega328p"]._replace(flash=32_256, code=6_900, stack=305)
 
 
+PLAIN = 4                       # codes of at most so many bits have no digits of -1
+
+
 class Map(NamedTuple):
     """How chip.c goes over a convolution's map, in codes unless it says otherwise.
 
@@ -52,7 +55,8 @@ class Map(NamedTuple):
     """
     lines: int                  # of the map that a patch reaches over; 0: not a convolution
     width: int                  # of a patch, in each line
-    kept: int                   # lines of the map at a time
+    planned: int                # words of a patch's planes
+    kept: int                   # words of the map's lines that are there at a time
     line: int                   # words of such a line
     high: int                   # lines from a row of windows to the next
     down: int                   # lines from a position to the one below
@@ -66,6 +70,9 @@ class Map(NamedTuple):
     piece: int                  # outputs that lie together
     pieces: int                 # pooled windows in a set whose positions share a word; else 0
     codes: int                  # of a row of outputs
+
+
+NO_MAP = Map(*(0,) * len(Map._fields))
 
 
 class Stage(NamedTuple):
@@ -84,7 +91,7 @@ class Tables(NamedTuple):
     shift: int                  # the least; 0 in the last layer
     groups: int                 # of lanes inputs
     code_bits: int              # of an input
-    map: Map = Map(*(0,) * len(Map._fields))
+    map: Map = NO_MAP
 
 
 def to_words(values, bits, lanes):
@@ -99,6 +106,8 @@ def to_words(values, bits, lanes):
 
 def digit_sums(bits):
     """The largest sum of the digits +1, and of -1, that a code of so many bits has."""
+    if bits <= PLAIN:
+        return 2**bits - 1, 0
     code = np.arange(2**bits)
     tripled, half = code + (code >> 1), code >> 1
     differ = tripled ^ half
@@ -143,7 +152,7 @@ def make_tables(layer, weight_bits, x_qmax, lanes):
     if weight_bits == 1:
         fields = (layer.w_q > 0).astype(np.int64)
     else:
-        fields = layer.w_q.astype(np.int64) + 2 ** (weight_bits - 1)
+        fields = layer.w_q.astype(np.int64) + integer.code_range(weight_bits)[1]
     shift = np.zeros(len(layer.b_q), np.int64) if layer.shift is None else np.int64(layer.shift)
     # From a shift that no accumulator reaches half of on, every code is 0.
     bound = int(integer.accumulator_bound(layer, x_qmax).max())
@@ -203,10 +212,10 @@ def make_map(stage, positions, bits, lanes):
     _, wide, channels = stage.after
     together = positions // pool_columns if positions > 1 else 1    # outputs of a set
     is_folded = positions > 1 and pool_columns > 1
+    line = math.ceil(step.before[1] * step.before[2] / lanes) * bits
     return Map(
         lines=rows, width=(columns + (positions - 1) * across) * step.before[-1],
-        kept=rows + (pool_rows - 1) * down,
-        line=math.ceil(step.before[1] * step.before[2] / lanes) * bits,
+        planned=0, kept=(rows + (pool_rows - 1) * down) * line, line=line,
         high=pool_rows * down, down=down,
         wide=(1 if positions > 1 else pool_columns) * across * step.before[-1],
         across=across * step.before[-1], sets=math.ceil(wide / together), 
@@ -227,10 +236,11 @@ def make_all_tables(network, lanes):
             way = make_map(stage, positions, bits, lanes)
         elif tables and tables[-1].map.lines:
             inputs = math.ceil(stage.step.weights[0] / lanes)
-            way = Map(*(0,) * len(Map._fields))._replace(kept=1, line=inputs * bits)
+            way = NO_MAP._replace(kept=inputs * bits, line=inputs * bits)
         layer = share_word(layer, stage.step, positions)
         table = make_tables(layer, network.weight_bits, x_qmax, lanes)
-        tables.append(table._replace(map=way or Map(*(0,) * len(Map._fields))))
+        way = (way or NO_MAP)._replace(planned=table.groups * (table.code_bits + 2))
+        tables.append(table._replace(map=way))
     if tables[0].map.lines:                     # the image itself is there
         tables[0] = tables[0]._replace(map=tables[0].map._replace(kept=0, line=0))
     return tables
@@ -313,7 +323,7 @@ def room_of(tables):
         x_words=max(t.groups * (t.code_bits + 2 if convolutions else 10) for t in tables),
         sums=max(t.start.size for t in tables),
         blocks=max((len(t.start) for t in tables if t.map.lines), default=0),
-        maps=sum(t.map.kept * t.map.line for t in tables), convolutions=convolutions)
+        maps=sum(t.map.kept for t in tables), convolutions=convolutions)
 
 
 def header(network, tables, lanes):
@@ -346,7 +356,8 @@ typedef uint{lanes}_t mlp_word;
 
 #define MLP_LANES {lanes}
 #define MLP_BITS {network.weight_bits}
-#define MLP_OFFSET {2 ** (network.weight_bits - 1)}u
+#define MLP_OFFSET {integer.code_range(network.weight_bits)[1]}u
+#define MLP_PLAIN {PLAIN}
 #define MLP_QBITS {network.activation_bits}
 #define MLP_START {source.start}        /* bytes of the image before the first that counts */
 #define MLP_LINE {source.line}          /* from a line of codes to the next */
