@@ -23,6 +23,12 @@
 #define FLASH(address) (*(address))
 #endif
 
+#ifdef __GNUC__
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+#else
+#define ALWAYS_INLINE inline
+#endif
+
 #if defined __GNUC__ && __GNUC__ >= 8
 #define UNROLL _Pragma("GCC unroll 9")      /* c[] below shall be registers */
 #else
@@ -34,44 +40,49 @@ typedef mlp_word word;
 #define CODE_PLANES 10                      /* of a byte: 8 bits, two planes of zeros */
 #ifdef MLP_MAPS                             /* planes of a layer's inputs, and rows listed at once */
 #define PLANES(layer) ((layer)->code_bits + 2u)
-#define LIST (2 * MLP_LANES)
+#define LIST (MLP_LANES + MLP_LANES / 2)
 #else
 #define PLANES(layer) CODE_PLANES
 #define LIST MLP_MAX_INPUTS
 #endif
 #define ROW_BYTES (MLP_BITS * (unsigned)sizeof(word))
-#define ROW(w, offset) (const word *)(const void *)((const char *)(w) + (offset))
 #define STEP (MLP_BITS == 1)                /* weights -1 and 1 are 2 apart: rows count twice */
 /* Codes of few bits have hardly fewer digits than bits: there the bits are the digits, all 1. */
 #define HAS_MINUS(layer) (MLP_QBITS > MLP_PLAIN || (layer)->code_bits > MLP_PLAIN)
 
 /* sum += a + b; returns the carries. */
-static inline word add(word *sum, word a, word b)
+static inline word add_bit(word *sum, word a, word b)
 {
     word half = *sum ^ a, carry = (word)((*sum & a) | (half & b));
     *sum = half ^ b;
     return carry;
 }
 
+#define ROW(w, offset) (const void *)((const char *)(w) + (narrow ? (offset) / 2 : (offset)))
+#define PLANE(row, k) (word)(narrow ? FLASH((const uint16_t *)(row) + (k)) : \
+                             FLASH((const word *)(row) + (k)))
+
 /* Add the listed rows, an even number, to the numbers in the planes v; two at a time share the way
- * of the carries. No number passes its last plane: the export proved that. */
-static void add_rows(const word *w, const uint16_t *list, const uint16_t *end, word *v)
+ * of the carries. No number passes its last plane: the export proved that. The rows of a narrow
+ * table have half as many lanes. */
+static ALWAYS_INLINE void add(const void *w, const uint16_t *list, const uint16_t *end, word *v,
+                              int narrow)
 {
     word c[MLP_BITS + 1];
     UNROLL
     for (int k = 0; k <= MLP_BITS; k++)
         c[k] = v[k];
     do {
-        const word *a = ROW(w, list[0]), *b = ROW(w, list[1]);
+        const void *a = ROW(w, list[0]), *b = ROW(w, list[1]);
         word first = 0, second = 0;
         list += 2;
         UNROLL
         for (int k = 0; k < MLP_BITS; k++) {
-            word next = add(&c[k], FLASH(a + k), FLASH(b + k));
-            second = add(&c[k], first, second);
+            word next = add_bit(&c[k], PLANE(a, k), PLANE(b, k));
+            second = add_bit(&c[k], first, second);
             first = next;
         }
-        second = add(&c[MLP_BITS], first, second);
+        second = add_bit(&c[MLP_BITS], first, second);
         for (word *up = v + MLP_BITS + 1; second; up++) {
             word old = *up;
             *up = old ^ second;
@@ -83,6 +94,18 @@ static void add_rows(const word *w, const uint16_t *list, const uint16_t *end, w
         v[k] = c[k];
 }
 
+static void add_rows(const void *w, const uint16_t *list, const uint16_t *end, word *v)
+{
+    add(w, list, end, v, 0);
+}
+
+#ifdef MLP_NARROW
+static void add_narrow_rows(const void *w, const uint16_t *list, const uint16_t *end, word *v)
+{
+    add(w, list, end, v, 1);
+}
+#endif
+
 /* List the rows of the inputs whose digit of a plane is -1, or else 1, from a group on, as many as
  * the list holds; returns the list's end. carry[] goes from each plane to the next one: planes must
  * be asked for in their order. */
@@ -92,15 +115,15 @@ static uint16_t *list_rows(const struct mlp_layer *layer, const word **plane, wo
     const uint16_t *full = list + (LIST - MLP_LANES);
     const word *x = *plane;
     unsigned g = *group, start = g * MLP_LANES * ROW_BYTES;
-    for (; g < layer->groups; g++, x += PLANES(layer)) {
+    for (; g < layer->groups; g++, x += PLANES(layer), start += MLP_LANES * ROW_BYTES) {
         word digit = x[0] ^ carry[g];
         unsigned row = start;
-        start += MLP_LANES * ROW_BYTES;
         if (!digit)
             continue;
         if (LIST < MLP_MAX_INPUTS && list > full)
             break;
-        word minus = HAS_MINUS(layer) ? digit & x[1] : 0, selected = negative ? minus : digit ^ minus;
+        word minus = HAS_MINUS(layer) ? digit & x[1] : 0;
+        word selected = negative ? minus : digit ^ minus;
         carry[g] = (word)((carry[g] & (word)~digit) | minus);
         while (selected) {
             UNROLL
@@ -143,6 +166,12 @@ static uint32_t accumulate(const struct mlp_layer *layer, const word *x, word *v
                 if (end == list)
                     continue;
                 *end++ = layer->none;           /* one too many, where the number was even */
+#ifdef MLP_NARROW
+                if (layer->narrow) {
+                    add_narrow_rows(w, list, end, v + plane + STEP);
+                    continue;
+                }
+#endif
                 for (unsigned at = plane + STEP; at < size; at += layer->planes, w += layer->rows)
                     add_rows(w, list, end, v + at);
             } while (LIST < MLP_MAX_INPUTS && group < layer->groups);
@@ -161,7 +190,7 @@ static void requantize(const struct mlp_layer *layer, const word *places, uint32
     unsigned top = layer->planes - 1u, least = layer->shift;
     word carry = 0, sticky = 0, over = 0;
     for (unsigned k = 0; k <= top; k++, constant >>= 1)
-        carry = add(&v[k], (word)(0 - (constant & 1)), carry);
+        carry = add_bit(&v[k], (word)(0 - (constant & 1)), carry);
     for (unsigned i = 0, step = 1; i < layer->spread; i++, step *= 2) {
         word where = FLASH(places + i);         /* the numbers to be shifted by step more */
         for (unsigned k = 0; k < step; k++)
@@ -258,15 +287,14 @@ static void take_largest(word *best, const word *codes)
 /* Lines of a map that a layer keeps, one after the other, in a circle. */
 struct lines {
     word *first;
-    unsigned oldest;                            /* of a circle that is full, the next to be lost */
-    unsigned missing;                           /* until the next row of its windows is whole */
+    uint16_t oldest;                            /* of a circle that is full, the next to be lost */
+    uint16_t missing;                           /* until the next row of its windows is whole */
 };
 
 /* The codes of the patch at a place of a row of windows, `down` lines below the first. */
 static void read_patch(const struct mlp_layer *layer, const uint8_t *image,
                        const struct lines *lines, unsigned down, unsigned place, word *x)
 {
-    unsigned line = lines->oldest;
     if (layer == mlp_layers) {
         for (; down; down--)
             image += MLP_LINE;
@@ -274,6 +302,7 @@ static void read_patch(const struct mlp_layer *layer, const uint8_t *image,
                    layer->groups);
         return;
     }
+    unsigned line = lines->oldest;
     for (unsigned k = 0; k < layer->planned; k++)
         x[k] = 0;
     for (unsigned row = 0, at = 0; row < layer->lines + down; row++) {
@@ -290,7 +319,7 @@ static void read_patch(const struct mlp_layer *layer, const uint8_t *image,
 static void convolve(const struct mlp_layer *layer, const uint8_t *image,
                      const struct lines *lines, word *to, unsigned to_at, word *x)
 {
-    word best[MLP_MAX_BLOCKS * MLP_QBITS + 2], codes[CODE_PLANES], *v = x + MLP_X_WORDS;
+    word best[MLP_MAX_BLOCKS * MLP_QBITS + 2], *codes = x, *v = x + MLP_X_WORDS;
     unsigned at = 0, place = 0;
     for (unsigned set = 0; set < layer->sets; set++) {
         for (unsigned down = 0; down < layer->high; down += layer->down)
@@ -328,35 +357,36 @@ static void convolve(const struct mlp_layer *layer, const uint8_t *image,
 /* All convolutions, a line of the image at a time; x gets the codes of the layer after them. */
 static const struct mlp_layer *run_maps(const uint8_t *image, word *x)
 {
-    word maps[MLP_MAP_WORDS];
-    struct lines lines[MLP_CONVOLUTIONS + 1];
-    word *first = maps;
+    word maps[MLP_MAP_WORDS], *first = maps;
+    struct lines lines[MLP_CONVOLUTIONS];       /* each convolution's outputs */
+    const struct mlp_layer *layer;
     unsigned flat = 0;
-    const struct mlp_layer *layer = mlp_layers;
-    for (unsigned i = 0; i <= MLP_CONVOLUTIONS; i++, layer++) {
+    for (unsigned i = 0; i < MLP_CONVOLUTIONS; i++) {
+        layer = mlp_layers + i + 1;
         lines[i].first = first;
         lines[i].oldest = 0;
-        lines[i].missing = (unsigned)layer->lines + layer->high - layer->down;
+        lines[i].missing = (uint16_t)(layer->lines + layer->high - layer->down);
         first += layer->kept;
     }
-    layer--;                                    /* the first that is dense keeps one long line */
-    for (unsigned k = 0; k < layer->line; k++)
-        lines[MLP_CONVOLUTIONS].first[k] = 0;
+    for (word *k = first - layer->kept; k < first; k++)
+        *k = 0;                                 /* the first that is dense has one long line */
     for (unsigned row = 0; row < MLP_ROWS; row++, image += MLP_DOWN)
         for (unsigned i = 0; i < MLP_CONVOLUTIONS; i++) {
-            struct lines *next = lines + i + 1;
-            layer = mlp_layers + i;
+            const struct lines *from = i ? lines + i - 1 : lines;
+            struct lines *next = lines + i;
             word *to = next->first + next->oldest;
+            layer = mlp_layers + i;
             if (i + 1 == MLP_CONVOLUTIONS) {
-                convolve(layer, image, lines + i, to, flat, x);
+                convolve(layer, image, from, to, flat, x);
                 flat += layer->codes;
                 break;
             }
             for (unsigned k = 0; k < layer[1].line; k++)
                 to[k] = 0;
-            convolve(layer, image, lines + i, to, 0, x);
-            next->oldest += layer[1].line;
-            next->oldest = next->oldest < layer[1].kept ? next->oldest : 0;
+            convolve(layer, image, from, to, 0, x);
+            next->oldest = (uint16_t)(next->oldest + layer[1].line);
+            if (next->oldest == layer[1].kept)
+                next->oldest = 0;
             if (--next->missing)
                 break;
             next->missing = layer[1].high;
@@ -364,7 +394,7 @@ static const struct mlp_layer *run_maps(const uint8_t *image, word *x)
     layer = mlp_layers + MLP_CONVOLUTIONS;
     for (unsigned k = 0; k < layer->planned; k++)
         x[k] = 0;
-    copy_codes(lines[MLP_CONVOLUTIONS].first, 0, x, 0, 2, flat);
+    copy_codes(lines[MLP_CONVOLUTIONS - 1].first, 0, x, 0, 2, flat);
     return layer;
 }
 #endif

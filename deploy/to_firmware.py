@@ -44,6 +44,7 @@ CHIPS = {
 UNO = CHIPS["atmega328p"]._replace(flash=32_256, code=6_900, stack=305)
 
 
+FEW = 16                        # positions
 PLAIN = 4                       # codes of at most so many bits have no digits of -1
 
 
@@ -55,6 +56,7 @@ class Map(NamedTuple):
     """
     lines: int                  # of the map that a patch reaches over; 0: not a convolution
     width: int                  # of a patch, in each line
+    narrow: int                 # whether the table of weights has half as many lanes
     planned: int                # words of a patch's planes
     kept: int                   # words of the map's lines that are there at a time
     line: int                   # words of such a line
@@ -181,12 +183,12 @@ def stages_of(steps):
 
 def count_positions(stage, weight_bits, lanes):
     """How many positions beside each other share a word."""
-    channels, (rows, columns) = stage.after[-1], stage.pool
-    if stage.step.kind != "conv" or weight_bits == 1:       # one bit has no weight of 0
+    channels, columns = stage.after[-1], stage.pool[1]
+    # One bit has no weight of 0; a few positions are not worth the wider patch's table.
+    if (stage.step.kind != "conv" or weight_bits == 1 or columns > 2
+            or math.prod(stage.step.after[:2]) < FEW):
         return 1
     fit = min(lanes // channels, stage.after[1] * columns)
-    if columns > 2:
-        return 1
     return max(1, fit // columns * columns)
 
 
@@ -215,7 +217,7 @@ def make_map(stage, positions, bits, lanes):
     line = math.ceil(step.before[1] * step.before[2] / lanes) * bits
     return Map(
         lines=rows, width=(columns + (positions - 1) * across) * step.before[-1],
-        planned=0, kept=(rows + (pool_rows - 1) * down) * line, line=line,
+        narrow=0, planned=0, kept=(rows + (pool_rows - 1) * down) * line, line=line,
         high=pool_rows * down, down=down,
         wide=(1 if positions > 1 else pool_columns) * across * step.before[-1],
         across=across * step.before[-1], sets=math.ceil(wide / together), 
@@ -239,19 +241,26 @@ def make_all_tables(network, lanes):
             way = NO_MAP._replace(kept=inputs * bits, line=inputs * bits)
         layer = share_word(layer, stage.step, positions)
         table = make_tables(layer, network.weight_bits, x_qmax, lanes)
-        way = (way or NO_MAP)._replace(planned=table.groups * (table.code_bits + 2))
+        # Lanes without an output are not 0 there: only where nobody reads them.
+        narrow = lanes == 32 and positions * stage.after[-1] <= 16 and (
+            stage.step.kind == "conv" or layer.shift is None)
+        way = (way or NO_MAP)._replace(planned=table.groups * (table.code_bits + 2),
+                                       narrow=int(narrow))
         tables.append(table._replace(map=way))
     if tables[0].map.lines:                     # the image itself is there
         tables[0] = tables[0]._replace(map=tables[0].map._replace(kept=0, line=0))
+    else:
+        tables = [table._replace(map=NO_MAP) for table in tables]
     return tables
 
 
 def _array(name, values, lanes):
     """A constant array of words as C text."""
     end = "u" if lanes == 32 else ""
+    kind = f"uint{lanes}_t" if name.startswith("mlp_w") else "mlp_word"
     text = [f"0x{value:0{lanes // 4}x}{end}" for value in values.ravel().tolist()]
     rows = [", ".join(text[start:start + 8]) for start in range(0, len(text), 8)]
-    return f"static const mlp_word {name}[] MLP_FLASH = {{\n" + ",\n".join(rows) + "\n};\n"
+    return f"static const {kind} {name}[] MLP_FLASH = {{\n" + ",\n".join(rows) + "\n};\n"
 
 
 def _layer_row(i, table, lanes, with_maps):
@@ -261,7 +270,8 @@ def _layer_row(i, table, lanes, with_maps):
     if max(none, rows * bits, table.start.size) >= 2**16:
         raise ValueError(f"layer {i} is wider than the engine's 16-bit offsets reach; "
                          "export it to c")
-    arrays, places = [_array(f"mlp_w{i}", table.w, lanes),
+    narrow = lanes // 2 if table.map.narrow else lanes
+    arrays, places = [_array(f"mlp_w{i}", table.w & (2**narrow - 1), narrow),
                       _array(f"mlp_start{i}", table.start, lanes)], "0"
     if table.places.size:
         places = f"mlp_places{i}"
@@ -338,6 +348,8 @@ def header(network, tables, lanes):
 #define MLP_MAX_BLOCKS {room.blocks}
 #define MLP_DOWN {first.high * source.line}     /* bytes from a row of windows to the next */
 """
+        if any(table.map.narrow for table in tables):
+            maps += "#define MLP_NARROW\n"
         fields = f"\n    uint16_t {', '.join(Map._fields)};"
     rows, arrays = zip(*(_layer_row(i, table, lanes, room.convolutions > 0)
                          for i, table in enumerate(tables)))
@@ -370,7 +382,8 @@ typedef uint{lanes}_t mlp_word;
 #define MLP_MAX_PLANES {room.sums}
 {maps}
 struct mlp_layer {{
-    const mlp_word *w, *start, *places;
+    const void *w;
+    const mlp_word *start, *places;
     uint32_t zero;
     uint16_t sums, rows, none, groups;
     uint8_t code_bits, planes, shift, spread;{fields}
@@ -394,7 +407,7 @@ def needs(network, tables, name, has):
         code += has.maps_code
         stack += has.maps_stack
         listed = 2 * has.lanes
-    words = sum(t.w.size + t.start.size + t.places.size for t in tables)
+    words = sum(t.w.size // (1 + t.map.narrow) + t.start.size + t.places.size for t in tables)
     flash = code + words * word + len(tables) * row
     ram = ((room.groups + room.x_words + room.sums + room.maps
             + room.blocks * network.activation_bits) * word + 2 * (listed + 1)
