@@ -44,12 +44,15 @@ uint8 image [N, {plan.inputs(network.steps)}] in; int32 logits (accumulators) an
   logits, classes = session.run(None, {{"image": images}}){features}"""
 
 
+def _example(network, facts, dataset):
+    """(image, features) of a test example, as exports take them; None of what there is not."""
+    if dataset is None or len(dataset.test.images[0]) != plan.inputs(network.steps):
+        return None, None
+    return dataset.test.images[0], dataset.sample if facts.low is not None else None
+
+
 def export_c(network, facts, dataset, chips):
-    image = features = None
-    if dataset is not None and len(dataset.test.images[0]) == plan.inputs(network.steps):
-        image = dataset.test.images[0]          # a real example
-        features = dataset.sample if facts.low is not None else None
-    files, flash, ram = to_c.export(network, facts, image, features)
+    files, flash, ram = to_c.export(network, facts, *_example(network, facts, dataset))
     compiler, lines = "cc -std=c99 -O3 -march=native", []
     if facts.low is not None:
         lines = ["features: mlp_encode(features, bytes) first; mlp_class_names says the class"]
@@ -68,10 +71,10 @@ def export_c(network, facts, dataset, chips):
 
 
 def _refuse_features(facts):
-    """InputError for what chips and the page don't know yet."""
+    """InputError for what the page doesn't know yet."""
     if facts.low is not None:
-        raise InputError("firmware and the page read images of bytes, this network features; "
-                         "export it to c or onnx")
+        raise InputError("the page reads images of bytes, this network features; export it to c, "
+                         "firmware or onnx")
 
 
 def export_web(network, facts, dataset, chips):
@@ -81,20 +84,21 @@ def export_web(network, facts, dataset, chips):
 
 
 def export_firmware(network, facts, dataset, chips):
-    _refuse_features(facts)
-    files, needed = to_firmware.export(network, chips or list(to_firmware.CHIPS))
+    files, needed = to_firmware.export(network, chips or list(to_firmware.CHIPS), facts,
+                                       *_example(network, facts, dataset))
     lines = [f"  {chip}: at most about {flash:,} bytes of flash, {ram:,} of RAM"
              for chip, (flash, ram) in needed.items()]
     return {f"firmware/{name}": text.encode() for name, text in files.items()}, "\n".join([
-        *lines, f"  build:        make -C {OUT}/firmware/CHIP",
+        *lines, f"  build:        make -C {OUT}/firmware/CHIP; README.md there says how to run it",
         "  your program: #include \"mlp.h\", compile mlp.c, call mlp_predict(image, logits)"])
 
 
 def export_uno(network, facts, dataset, chips):
-    _refuse_features(facts)
-    files = to_firmware.export_uno(network)
+    files = to_firmware.export_uno(network, facts)
+    what = ("it reads its features from A0, A1, ...: write your own read_channel" if
+            facts.low is not None else "the web page talks to it")
     return {f"uno/{name}": text.encode() for name, text in files.items()}, (
-        f"open {OUT}/uno/uno.ino in the Arduino IDE and upload it; the web page talks to it")
+        f"open {OUT}/uno/uno.ino in the Arduino IDE and upload it; {what}")
 
 
 FORMATS = {"onnx": export_onnx, "c": export_c, "web": export_web, "firmware": export_firmware,

@@ -33,13 +33,7 @@ NETWORKS = ("weights_int8.npz", "recipes/w4a4.npz", "recipes/ternary.npz", "reci
             "recipes/3kB.nqat")
 IMAGES = {"atmega328p": 1_000}      # simavr takes 10 ms an image, QEMU less than 1
 AVR_MHZ = 16
-QEMU = {
-    # With -icount an instruction takes 2**shift ns of the emulated clock.
-    "cortex-m0": ("qemu-system-arm", "-M", "microbit", "-icount", "shift=6"),
-    "cortex-m3": ("qemu-system-arm", "-M", "lm3s6965evb", "-icount", "shift=6"),
-    "rv32ec": ("qemu-system-riscv32", "-M", "virt", "-bios", "none", "-icount", "shift=0", "-cpu",
-               "rv32,e=true," + ",".join(f"{x}=false" for x in "imafdgush")),
-}
+SHIFTS = {"cortex-m0": 6, "cortex-m3": 6, "rv32ec": 0}    # an instruction takes 2**shift ns there
 PACKAGES = {"qemu-system-arm": "qemu-system-arm", "qemu-system-riscv32": "qemu-system-misc",
             "gcc": "gcc", "make": "make"}
 
@@ -68,7 +62,8 @@ def build(network, chip, folder, *flags):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, "utf-8")
     made = subprocess.run([find("make"), "-s", "-B", "-C", folder / chip,
-                           f"MORE={' '.join(flags)}"], capture_output=True, text=True)
+                           f"MORE={' '.join(flags)}", "mlp.elf"],
+                          capture_output=True, text=True)
     if made.returncode:
         raise RuntimeError(made.stderr)
     text, data_bytes, bss = map(int, made.stdout.splitlines()[-1].split()[:3])
@@ -81,7 +76,8 @@ def run_qemu(chip, elf, images):
     Returns:
       (int64 [N, 1 + classes], class and logits; instructions [N]; bytes of stack).
     """
-    command, *options = QEMU[chip]
+    command, *options = [*to_firmware.CHIPS[chip].emulator.split(), "-icount",
+                         f"shift={SHIFTS[chip]}"]
     (elf.parent / "images.bin").write_bytes(images.tobytes())
     ran = subprocess.run([find(command), *options, "-display", "none", "-serial", "none",
                           "-monitor", "none", "-semihosting-config", "enable=on,target=native",
@@ -147,7 +143,7 @@ def measure(network, chip, images, folder):
       network: integer.Network; images: uint8 [N, pixels]; folder: Path, for the builds.
     """
     elf, flash, static = build(network, chip, folder)
-    if chip in QEMU:
+    if chip in SHIFTS:
         elf, _, static = build(network, chip, folder, "-DMEASURE")
         got, counts, stack = run_qemu(chip, elf, images)
         unit = "instructions"

@@ -39,7 +39,7 @@ typedef mlp_word word;
 
 #define CODE_PLANES 10                      /* of a byte: 8 bits, two planes of zeros */
 #ifdef MLP_MAPS                             /* planes of a layer's inputs, and rows listed at once */
-#define PLANES(layer) ((layer)->code_bits + 2u)
+#define PLANES(layer) ((layer)->code_bits + (HAS_MINUS(layer) ? 2u : 0u))
 #define LIST (MLP_LANES + MLP_LANES / 2)
 #else
 #define PLANES(layer) CODE_PLANES
@@ -48,7 +48,8 @@ typedef mlp_word word;
 #define ROW_BYTES (MLP_BITS * (unsigned)sizeof(word))
 #define STEP (MLP_BITS == 1)                /* weights -1 and 1 are 2 apart: rows count twice */
 /* Codes of few bits have hardly fewer digits than bits: there the bits are the digits, all 1. */
-#define HAS_MINUS(layer) (MLP_QBITS > MLP_PLAIN || (layer)->code_bits > MLP_PLAIN)
+#define HAS_MINUS(layer) (MLP_QBITS > MLP_PLAIN || (layer)->code_bits > MLP_PLAIN ? 1u : 0u)
+#define ZEROS (MLP_QBITS > MLP_PLAIN ? 2 : 0)   /* planes of zeros after codes that have */
 
 /* sum += a + b; returns the carries. */
 static inline word add_bit(word *sum, word a, word b)
@@ -151,11 +152,11 @@ static uint32_t accumulate(const struct mlp_layer *layer, const word *x, word *v
     unsigned size = layer->sums;
     uint32_t sum = 0;
     for (unsigned k = 0; k < size; k++)
-        v[k] = FLASH(layer->start + k) ^ (HAS_MINUS(layer) ? (word)~(word)0 : 0);
-    for (int negative = HAS_MINUS(layer); negative >= 0; negative--) {
+        v[k] = (word)(FLASH(layer->start + k) ^ (HAS_MINUS(layer) ? (word)~(word)0 : 0));
+    for (int negative = (int)HAS_MINUS(layer); negative >= 0; negative--) {
         for (unsigned g = 0; g < layer->groups; g++)
             carry[g] = 0;
-        for (unsigned plane = 0; plane <= layer->code_bits; plane++) {
+        for (unsigned plane = 0; plane < layer->code_bits + HAS_MINUS(layer); plane++) {
             const word *from = x + plane;
             unsigned group = 0;
             do {
@@ -212,7 +213,8 @@ static void requantize(const struct mlp_layer *layer, const word *places, uint32
     }
     for (unsigned k = 0; k < MLP_QBITS; k++)
         x[k] = (word)((x[k] | over | carry) & ~v[top]);
-    x[MLP_QBITS] = x[MLP_QBITS + 1] = 0;
+    if (ZEROS)
+        x[MLP_QBITS] = x[MLP_QBITS + 1] = 0;
 }
 
 /* The codes of a window of the image in planes: its bytes, or means of 2 x 2 of them, rounded half
@@ -248,7 +250,7 @@ static void copy_codes(const word *from, unsigned at, word *to, unsigned to_at, 
                        unsigned count)
 {
     from += at / MLP_LANES * MLP_QBITS;
-    to += to_at / MLP_LANES * MLP_QBITS + (more ? to_at / MLP_LANES * 2 : 0);
+    to += to_at / MLP_LANES * MLP_QBITS + (more ? to_at / MLP_LANES * ZEROS : 0);
     at %= MLP_LANES;
     to_at %= MLP_LANES;
     while (count) {
@@ -256,7 +258,7 @@ static void copy_codes(const word *from, unsigned at, word *to, unsigned to_at, 
         size = size < count ? size : count;
         word mask = (word)((word)~(word)0 >> (MLP_LANES - size));
         for (unsigned k = 0; k < MLP_QBITS; k++)
-            to[k] |= (word)((from[k] >> at & mask) << to_at);
+            to[k] = (word)(to[k] | (from[k] >> at & mask) << to_at);
         count -= size;
         at += size;
         to_at += size;
@@ -307,7 +309,7 @@ static void read_patch(const struct mlp_layer *layer, const uint8_t *image,
         x[k] = 0;
     for (unsigned row = 0, at = 0; row < layer->lines + down; row++) {
         if (row >= down) {
-            copy_codes(lines->first + line, place, x, at, 2, layer->width);
+            copy_codes(lines->first + line, place, x, at, ZEROS, layer->width);
             at += layer->width;
         }
         line += layer->line;
@@ -319,7 +321,7 @@ static void read_patch(const struct mlp_layer *layer, const uint8_t *image,
 static void convolve(const struct mlp_layer *layer, const uint8_t *image,
                      const struct lines *lines, word *to, unsigned to_at, word *x)
 {
-    word best[MLP_MAX_BLOCKS * MLP_QBITS + 2], *codes = x, *v = x + MLP_X_WORDS;
+    word best[MLP_MAX_BLOCKS * MLP_QBITS + ZEROS], *codes = x, *v = x + MLP_X_WORDS;
     unsigned at = 0, place = 0;
     for (unsigned set = 0; set < layer->sets; set++) {
         for (unsigned down = 0; down < layer->high; down += layer->down)
@@ -394,7 +396,7 @@ static const struct mlp_layer *run_maps(const uint8_t *image, word *x)
     layer = mlp_layers + MLP_CONVOLUTIONS;
     for (unsigned k = 0; k < layer->planned; k++)
         x[k] = 0;
-    copy_codes(lines[MLP_CONVOLUTIONS - 1].first, 0, x, 0, 2, flat);
+    copy_codes(lines[MLP_CONVOLUTIONS - 1].first, 0, x, 0, ZEROS, flat);
     return layer;
 }
 #endif

@@ -55,11 +55,11 @@ def lane_words(w_q, rows=1, tile=DENSE_TILE):
     return np.bitwise_or.reduce(fours.reshape(-1, 4, fours.shape[2]) << places, axis=1)
 
 
-def _array(kind, name, values):
-    """A constant array as C text, lines short enough to read."""
+def array(kind, name, values, place=""):
+    """A constant array as C text, at a place like flash, lines short enough to read."""
     text = [f"0x{v:x}" if "uint32_t" in kind else str(v) for v in values.ravel().tolist()]
     rows = [",".join(text[start:start + 8]) for start in range(0, len(text), 8)]
-    return f"static const {kind} {name}[] = {{\n" + ",\n".join(rows) + "\n};\n"
+    return f"static const {kind} {name}[]{place} = {{\n" + ",\n".join(rows) + "\n};\n"
 
 
 def title(network):
@@ -68,50 +68,63 @@ def title(network):
             "made by main_export.py.")
 
 
-def _quote(name):
+def quote(name):
     """A text as a C string: UTF-8, with everything but plain letters as octal escapes."""
     plain = set(range(32, 127)) - set(b'"?\\')     # no quotes, trigraphs or escapes
     return '"' + "".join(chr(c) if c in plain else f"\\{c:03o}" for c in name.encode()) + '"'
 
 
 ENCODE = """
-/* Features become bytes: clip(round_half_even((v - low) * 2^-exponent), 0, 255); NaN gives 0. */
+#ifdef __AVR__
+#define MLP_FLOAT(address) pgm_read_float(address)
+#else
+#define MLP_FLOAT(address) (*(address))
+#endif
+
+uint8_t mlp_encode_one(float value, uint32_t feature)
+{
+    /* To memory: x87 and contraction would round later. */
+    volatile float difference = value - MLP_FLOAT(mlp_low + feature);
+    float code = difference * MLP_FLOAT(mlp_scale + feature), rest;
+    if (!(code > 0.0f))
+        return 0;
+    if (code >= 255.0f)
+        return 255;
+    uint8_t whole = (uint8_t)code;
+    rest = code - (float)whole;
+    return (uint8_t)(whole + (rest > 0.5f || (rest == 0.5f && (whole & 1))));
+}
+
 void mlp_encode(const float features[MLP_INPUTS], uint8_t bytes[MLP_INPUTS])
 {
-    for (uint32_t i = 0; i < MLP_INPUTS; i++) {
-        /* To memory: x87 and contraction would round later. */
-        volatile float difference = features[i] - mlp_low[i % MLP_FEATURES];
-        float code = difference * mlp_scale[i % MLP_FEATURES], rest;
-        uint8_t whole = 255;
-        if (!(code > 0.0f))
-            whole = 0;
-        else if (code < 255.0f) {
-            whole = (uint8_t)code;
-            rest = code - (float)whole;
-            whole = (uint8_t)(whole + (rest > 0.5f || (rest == 0.5f && (whole & 1))));
-        }
-        bytes[i] = whole;
+    for (uint32_t i = 0, feature = 0; i < MLP_INPUTS; i++) {
+        bytes[i] = mlp_encode_one(features[i], feature);
+        feature = feature + 1 < MLP_FEATURES ? feature + 1 : 0;
     }
 }
 """
 
 
-def _floats(name, values):
+def floats(name, values, place=""):
     """A constant array of float32, exact: hexadecimal."""
     text = [f"{float(value).hex()}f" for value in np.asarray(values, np.float32)]
     rows = [", ".join(text[start:start + 4]) for start in range(0, len(text), 4)]
-    return f"static const float {name}[] = {{\n" + ",\n".join(rows) + "\n};\n"
+    return f"static const float {name}[]{place} = {{\n" + ",\n".join(rows) + "\n};\n"
 
 
 def _names_and_encoding(facts):
     """What mlp.c defines besides the engine: class names, and how features become bytes."""
-    names = ",\n".join(f"    {_quote(name)}" for name in facts.classes)
+    names = ",\n".join(f"    {quote(name)}" for name in facts.classes)
     text = f"\nconst char *const mlp_class_names[MLP_CLASSES] = {{\n{names}\n}};\n"
+    return text + encoding(facts)
+
+
+def encoding(facts, place=""):
+    """The C text of mlp_encode, its tables at a place like flash; "" of images."""
     if facts.low is None:
-        return text
+        return ""
     scale = np.exp2(-facts.exponent.astype(np.float64))
-    return (f"{text}\n#define MLP_FEATURES {len(facts.low)}u\n{_floats('mlp_low', facts.low)}"
-            f"{_floats('mlp_scale', scale)}{ENCODE}")
+    return (f"\n{floats('mlp_low', facts.low, place)}{floats('mlp_scale', scale, place)}{ENCODE}")
 
 
 def _header(network, facts):
@@ -123,15 +136,25 @@ void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count);
 /* What the classes are called. */
 extern const char *const mlp_class_names[MLP_CLASSES];
 """
-    if facts.low is not None:
-        more += """
-/* The bytes that mlp_predict takes, from features as they were measured. */
-void mlp_encode(const float features[MLP_INPUTS], uint8_t bytes[MLP_INPUTS]);
-"""
+    more += encoder(facts)
     return f"""/* {title(network)} */
 #ifndef MLP_H
 #define MLP_H
 {declarations(network, more)}#endif
+"""
+
+
+def encoder(facts):
+    """What a caller in C needs to make bytes of features; "" of images."""
+    if facts.low is None:
+        return ""
+    return f"""
+#define MLP_FEATURES {len(facts.low)}u      /* of a moment, or all */
+
+/* The bytes that mlp_predict takes, from features as they were measured:
+ * clip(round_half_even((v - low) * 2^-exponent), 0, 255); NaN gives 0. One: of feature 0, ... */
+void mlp_encode(const float features[MLP_INPUTS], uint8_t bytes[MLP_INPUTS]);
+uint8_t mlp_encode_one(float value, uint32_t feature);
 """
 
 
@@ -184,18 +207,18 @@ def _weights(network, facts):
         if step.has_weights:
             layer = layers.pop(0)
             words = pack_words(layer.w_q, bits)
-            packed.append(_array("uint32_t", f"mlp_w{i}", words))
-            lanes.append(_array("__attribute__((aligned(64))) uint32_t", f"mlp_w{i}", lane_words(
+            packed.append(array("uint32_t", f"mlp_w{i}", words))
+            lanes.append(array("__attribute__((aligned(64))) uint32_t", f"mlp_w{i}", lane_words(
                 layer.w_q, *(step.kernel[:1] or (1,)),
                 CONV_TILE if step.kind == "conv" else DENSE_TILE)))
             # A convolution's are filled up as its weights are.
             more = (0, -len(layer.b_q) % CONV_TILE if step.kind == "conv" else 0)
-            rest.append(_array("int32_t", f"mlp_b{i}", np.pad(layer.b_q, more)))
+            rest.append(array("int32_t", f"mlp_b{i}", np.pad(layer.b_q, more)))
             flash += words.nbytes + 4 * (len(layer.b_q) + more[1])
             row = [*layer.w_q.shape, f"mlp_w{i}", f"mlp_b{i}", 0]
             if layer.shift is not None:
                 shift = np.pad(layer.shift, more, constant_values=1)
-                rest.append(_array("uint8_t", f"mlp_shift{i}", shift))
+                rest.append(array("uint8_t", f"mlp_shift{i}", shift))
                 row[4] = f"mlp_shift{i}"
                 flash += len(shift)
         row += [0] * 8 if step.kind == "dense" else window
@@ -249,10 +272,10 @@ def _example(network, facts, image, features):
       features: float32 [inputs] that image encodes, or None.
     """
     logits = integer.make_engine(network, "numpy")(image[None])[0]
-    given = _array("uint8_t", "bytes", image)
+    given = array("uint8_t", "bytes", image)
     encode = ""
     if features is not None:
-        given = f"{_floats('features', features)}\n{_array('uint8_t', 'coded', image)}"
+        given = f"{floats('features', features)}\n{array('uint8_t', 'coded', image)}"
         encode = """
     uint8_t bytes[MLP_INPUTS];
     mlp_encode(features, bytes);
@@ -268,7 +291,7 @@ def _example(network, facts, image, features):
 #include <stdio.h>
 
 {given}
-{_array("int32_t", "expected", logits)}
+{array("int32_t", "expected", logits)}
 int main(void)
 {{
     int32_t logits[MLP_CLASSES];

@@ -1,6 +1,4 @@
 """Firmware for small chips: a network's bit planes in flash, deploy/chip.c, and what starts it."""
-import itertools
-import math
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +6,9 @@ import numpy as np
 
 import integer
 import plan
-from deploy import to_c
+from deploy import planes, to_c
+from deploy.planes import Map
+from formats.checkpoint import Facts
 
 FOLDER = Path(__file__).parent
 
@@ -22,236 +22,45 @@ class Chip(NamedTuple):
     package: str                # Debian's, of its compiler
     flags: str
     origins: tuple | None       # where flash and RAM begin in the emulator; None for avr-libc's own
+    emulator: str               # its command, before the ELF file
+    upload: str                 # how to bring the ELF file to a board
     main: tuple = ("start.c", "main.c")
     code: int = 2_400           # bytes of flash beside the tables, rounded up
     stack: int = 250            # bytes beside the buffers, rounded up
     row: int = 28               # bytes of a layer's row in the table of layers
-    maps_code: int = 1_900      # more of both where there are convolutions
+    maps_code: int = 1_500      # more of both where there are convolutions
     maps_stack: int = 200
 
 
+DEBUGGER = """\
+    Copy the ELF file by your board's debugger (openocd, pyocd) and turn semihosting on there: this
+    main talks through it. In a program of your own mlp_predict needs neither."""
+CH32V003 = """\
+    make -B FLASH=0x08000000 RAM=0x20000000         # a CH32V003's; the Makefile's are QEMU's
+    riscv64-unknown-elf-objcopy -O binary mlp.elf mlp.bin
+    minichlink -w mlp.bin flash -b                  # or wlink flash mlp.bin
+    This main talks by semihosting; in a program of your own mlp_predict needs none."""
+AVRDUDE = """\
+    avr-objcopy -O ihex example.elf example.hex
+    avrdude -p m328p -c arduino -P /dev/ttyACM0 -U flash:w:example.hex      # 500,000 baud, 8N1"""
+
 CHIPS = {
     "cortex-m0": Chip(32, 262_144, 16_384, "arm-none-eabi-", "gcc-arm-none-eabi",
-                      "-mcpu=cortex-m0 -mthumb", (0, 0x2000_0000)),
+                      "-mcpu=cortex-m0 -mthumb", (0, 0x2000_0000), "qemu-system-arm -M microbit",
+                      DEBUGGER),
     "cortex-m3": Chip(32, 262_144, 65_536, "arm-none-eabi-", "gcc-arm-none-eabi",
-                      "-mcpu=cortex-m3 -mthumb", (0, 0x2000_0000)),
+                      "-mcpu=cortex-m3 -mthumb", (0, 0x2000_0000),
+                      "qemu-system-arm -M lm3s6965evb", DEBUGGER),
     "rv32ec": Chip(32, 16_384, 2_048, "riscv64-unknown-elf-", "gcc-riscv64-unknown-elf",
-                   "-march=rv32ec_zicsr -mabi=ilp32e", (0x8000_0000, 0x8001_0000)),
+                   "-march=rv32ec_zicsr -mabi=ilp32e -DMLP_NO_FLOAT", (0x8000_0000, 0x8001_0000),
+                   "qemu-system-riscv32 -M virt -bios none -cpu rv32,e=true,"
+                   + ",".join(f"{x}=false" for x in "imafdgush"), CH32V003, maps_stack=70),
     "atmega328p": Chip(8, 32_768, 2_048, "avr-", "gcc-avr and avr-libc", "-mmcu=atmega328p", None,
-                       ("main_avr.c",), 4_900, 110, 22),
+                       "qemu-system-avr -M uno -display none -monitor none -serial stdio -bios",
+                       AVRDUDE, ("main_avr.c",), 4_900, 110, 22, 2_500, 80),
 }
 # Its bootloader takes 512 bytes of flash; Arduino's own code lies beside the engine.
 UNO = CHIPS["atmega328p"]._replace(flash=32_256, code=6_900, stack=305)
-
-
-FEW = 16                        # positions
-PLAIN = 4                       # codes of at most so many bits have no digits of -1
-
-
-class Map(NamedTuple):
-    """How chip.c goes over a convolution's map, in codes unless it says otherwise.
-
-    A set is what one patch gives: positions beside each other, whose outputs share a word. high and
-    wide are more than one position where a pooled window takes several patches.
-    """
-    lines: int                  # of the map that a patch reaches over; 0: not a convolution
-    width: int                  # of a patch, in each line
-    narrow: int                 # whether the table of weights has half as many lanes
-    planned: int                # words of a patch's planes
-    kept: int                   # words of the map's lines that are there at a time
-    line: int                   # words of such a line
-    high: int                   # lines from a row of windows to the next
-    down: int                   # lines from a position to the one below
-    wide: int                   # as high, along a line
-    across: int                 # from a position to the one on the right
-    sets: int                   # in a row of outputs
-    skip: int                   # from set to set in the map
-    end: int                    # where the last one begins
-    step: int                   # from set to set among the outputs
-    last: int                   # where the last one begins
-    piece: int                  # outputs that lie together
-    pieces: int                 # pooled windows in a set whose positions share a word; else 0
-    codes: int                  # of a row of outputs
-
-
-NO_MAP = Map(*(0,) * len(Map._fields))
-
-
-class Stage(NamedTuple):
-    """A step with weights, and the pooling after it: how much is pooled, (rows, columns)."""
-    step: plan.Step
-    pool: tuple
-    after: tuple                # shape behind the pooling
-
-
-class Tables(NamedTuple):
-    """A layer as the chip has it. A block is as many outputs as a word has bits: lanes."""
-    w: np.ndarray               # words [blocks, inputs + 1, bits of a weight]; the last row is 0
-    start: np.ndarray           # words [blocks, planes]: what each sum starts from
-    places: np.ndarray          # words [blocks, spread]: what a shift is above the least
-    zero: int                   # what start has besides the bias
-    shift: int                  # the least; 0 in the last layer
-    groups: int                 # of lanes inputs
-    code_bits: int              # of an input
-    map: Map = NO_MAP
-
-
-def to_words(values, bits, lanes):
-    """Integers [..., N], N a multiple of lanes, as bit planes in words [..., N / lanes, bits].
-
-    Word k of a block holds bit k of each of its numbers, that of the first one lowest.
-    """
-    blocks = values.reshape(*values.shape[:-1], -1, 1, lanes)
-    planes = (blocks >> np.arange(bits)[:, None] & 1).astype(np.uint64)
-    return (planes << np.arange(lanes, dtype=np.uint64)).sum(-1, dtype=np.uint64)
-
-
-def digit_sums(bits):
-    """The largest sum of the digits +1, and of -1, that a code of so many bits has."""
-    if bits <= PLAIN:
-        return 2**bits - 1, 0
-    code = np.arange(2**bits)
-    tripled, half = code + (code >> 1), code >> 1
-    differ = tripled ^ half
-    return int((tripled & differ).max()), int((half & differ).max())
-
-
-def count_planes(layer, fields, x_qmax, weight_bits, least_shift):
-    """(planes, zero): how many bits each sum needs, and where it starts, for no carry to get lost.
-
-    A sum starts at its bias plus zero, is lowered by the rows of digits -1, then raised by those
-    of digits 1: it must not leave 0..2**planes - 1, nor the accumulator the signed range. zero has
-    every second bit set, so that carries do not run far.
-    """
-    code_bits, step = x_qmax.bit_length(), 2 if weight_bits == 1 else 1
-    total = step * fields.sum(0)
-    raised, lowered = (int((part * total).max()) for part in digit_sums(code_bits))
-    bias_low, bias_high = min(0, int(layer.b_q.min())), max(0, int(layer.b_q.max()))
-    bound = int(integer.accumulator_bound(layer, x_qmax).max())
-    for count in range(max(code_bits + weight_bits + 3, least_shift + 1), 33):
-        zero = 2**count // 3
-        if (zero + bias_low >= lowered and zero + bias_high + raised < 2**count
-                and bound < 2 ** (count - 1)):
-            return count, zero
-    raise ValueError("sums of more than 32 bits")
-
-
-def pad_outputs(layer, weight_bits, lanes):
-    """A layer with whole blocks: outputs whose codes are 0, as their weights are, fill up the last.
-
-    One bit has no weight of 0: there they are -1.
-    """
-    pad = -len(layer.b_q) % lanes
-    w_q = np.pad(layer.w_q, ((0, 0), (0, pad)), constant_values=-1 if weight_bits == 1 else 0)
-    # Any shift gives 0; the least takes no room.
-    shift = None if layer.shift is None else np.pad(layer.shift, (0, pad), "minimum")
-    return integer.Layer(w_q, np.pad(layer.b_q, (0, pad)), shift)
-
-
-def make_tables(layer, weight_bits, x_qmax, lanes):
-    """The Tables of an integer.Layer, its input codes being 0..x_qmax."""
-    layer = pad_outputs(layer, weight_bits, lanes)
-    if weight_bits == 1:
-        fields = (layer.w_q > 0).astype(np.int64)
-    else:
-        fields = layer.w_q.astype(np.int64) + integer.code_range(weight_bits)[1]
-    shift = np.zeros(len(layer.b_q), np.int64) if layer.shift is None else np.int64(layer.shift)
-    # From a shift that no accumulator reaches half of on, every code is 0.
-    bound = int(integer.accumulator_bound(layer, x_qmax).max())
-    shift = np.minimum(shift, bound.bit_length() + 1)
-    least, above = int(shift.min()), shift - shift.min()
-    planes, zero = count_planes(layer, fields, x_qmax, weight_bits, least)
-    rows = np.pad(fields, ((0, 1), (0, 0)))
-    return Tables(w=to_words(rows, weight_bits, lanes).swapaxes(0, 1),
-                  start=to_words(layer.b_q.astype(np.int64) + zero, planes, lanes),
-                  places=to_words(above, int(above.max()).bit_length(), lanes),
-                  zero=zero, shift=least, groups=math.ceil(len(layer.w_q) / lanes),
-                  code_bits=x_qmax.bit_length())
-
-
-def stages_of(steps):
-    """The Stages of a network; poolings after each other are one."""
-    stages = []
-    for step in steps:
-        if step.has_weights:
-            stages.append(Stage(step, (1, 1), step.after))
-        elif stages:
-            pool = tuple(a * b for a, b in zip(stages[-1].pool, step.kernel))
-            stages[-1] = Stage(stages[-1].step, pool, step.after)
-    return stages
-
-
-def count_positions(stage, weight_bits, lanes):
-    """How many positions beside each other share a word."""
-    channels, columns = stage.after[-1], stage.pool[1]
-    # One bit has no weight of 0; a few positions are not worth the wider patch's table.
-    if (stage.step.kind != "conv" or weight_bits == 1 or columns > 2
-            or math.prod(stage.step.after[:2]) < FEW):
-        return 1
-    fit = min(lanes // channels, stage.after[1] * columns)
-    return max(1, fit // columns * columns)
-
-
-def share_word(layer, step, positions):
-    """A Layer of one wider patch, whose outputs are those of so many positions beside each other."""
-    if positions == 1:
-        return layer
-    (rows, columns), channels, across = step.kernel, step.before[-1], step.stride[1]
-    w_q = layer.w_q.reshape(rows, columns, channels, -1)
-    wider = np.zeros((rows, columns + (positions - 1) * across, channels, positions,
-                      w_q.shape[3]), np.int8)
-    for position in range(positions):
-        start = position * across
-        wider[:, start:start + columns, :, position] = w_q
-    return integer.Layer(wider.reshape(-1, positions * w_q.shape[3]),
-                         *(np.tile(part, positions) for part in layer[1:]))
-
-
-def make_map(stage, positions, bits, lanes):
-    """The Map of a convolution, whose map has codes of so many bits."""
-    step, (pool_rows, pool_columns) = stage.step, stage.pool
-    (rows, columns), (down, across) = step.kernel, step.stride
-    _, wide, channels = stage.after
-    together = positions // pool_columns if positions > 1 else 1    # outputs of a set
-    is_folded = positions > 1 and pool_columns > 1
-    line = math.ceil(step.before[1] * step.before[2] / lanes) * bits
-    return Map(
-        lines=rows, width=(columns + (positions - 1) * across) * step.before[-1],
-        narrow=0, planned=0, kept=(rows + (pool_rows - 1) * down) * line, line=line,
-        high=pool_rows * down, down=down,
-        wide=(1 if positions > 1 else pool_columns) * across * step.before[-1],
-        across=across * step.before[-1], sets=math.ceil(wide / together), 
-        skip=together * pool_columns * across * step.before[-1],
-        end=(wide - together) * pool_columns * across * step.before[-1],
-        step=together * channels, last=(wide - together) * channels,
-        piece=channels if is_folded else together * channels,
-        pieces=together if is_folded else 0, codes=wide * channels)
-
-
-def make_all_tables(network, lanes):
-    """The Tables of each layer, for words of so many bits."""
-    x_qmaxes = integer.input_qmax(len(network.layers), network.activation_bits)
-    tables, bits = [], network.activation_bits
-    for layer, stage, x_qmax in zip(network.layers, stages_of(network.steps), x_qmaxes):
-        positions, way = count_positions(stage, network.weight_bits, lanes), None
-        if stage.step.kind == "conv":
-            way = make_map(stage, positions, bits, lanes)
-        elif tables and tables[-1].map.lines:
-            inputs = math.ceil(stage.step.weights[0] / lanes)
-            way = NO_MAP._replace(kept=inputs * bits, line=inputs * bits)
-        layer = share_word(layer, stage.step, positions)
-        table = make_tables(layer, network.weight_bits, x_qmax, lanes)
-        # Lanes without an output are not 0 there: only where nobody reads them.
-        narrow = lanes == 32 and positions * stage.after[-1] <= 16 and (
-            stage.step.kind == "conv" or layer.shift is None)
-        way = (way or NO_MAP)._replace(planned=table.groups * (table.code_bits + 2),
-                                       narrow=int(narrow))
-        tables.append(table._replace(map=way))
-    if tables[0].map.lines:                     # the image itself is there
-        tables[0] = tables[0]._replace(map=tables[0].map._replace(kept=0, line=0))
-    else:
-        tables = [table._replace(map=NO_MAP) for table in tables]
-    return tables
 
 
 def _array(name, values, lanes):
@@ -283,65 +92,31 @@ def _layer_row(i, table, lanes, with_maps):
             f"{', '.join(map(str, numbers))}}}"), "".join(arrays)
 
 
-class Source(NamedTuple):
-    """Where chip.c reads the codes of the first layer, in bytes of the image."""
-    start: int                  # the first one
-    line: int                   # from a line of codes to the next
-    mean: int                   # bytes of a line whose 2 x 2 are averaged; else 0
-    rows: int                   # of codes
-    width: int                  # codes in a row
+def _plain(network):
+    """The Facts of a network of which nothing is known."""
+    return Facts(classes=tuple(map(str, range(network.steps[-1].after[0]))))
 
 
-def source_of(steps):
-    """The Source of a network."""
-    before = list(itertools.takewhile(lambda step: not step.has_weights, steps))
-    inputs = plan.inputs(steps)
-    if not before and len(steps[0].before) == 1:
-        return Source(0, inputs, 0, 1, inputs)
-    _, columns, channels = steps[0].before
-    line, top, left, shape = columns * channels, 0, 0, steps[0].before
-    for step in before:
-        if step.kind == "crop":
-            top, left = (offset + (length - kept) // 2 for offset, length, kept in zip(
-                (top, left), shape, step.kernel))
-        elif step.kernel != (2, 2) or channels > 1 or step is not before[-1]:
-            raise ValueError(f"it begins with {plan.to_line(steps)!r}, which firmware does not do; "
-                             "export it to c")
-        shape = step.after
-    mean = line if before and before[-1].kind == "mean" else 0
-    return Source(top * line + left * channels, line * (2 if mean else 1), mean, shape[0],
-                  shape[1] * channels)
+def _names(facts):
+    """(the type of the class names in C, their text): rows of equal length, in flash."""
+    length = max(len(name.encode()) for name in facts.classes) + 1
+    kind = f"const char mlp_class_names[MLP_CLASSES][{length}] MLP_FLASH"
+    return kind, f"{kind} = {{\n" + ",\n".join(
+        f"    {to_c.quote(name)}" for name in facts.classes) + "\n};\n"
 
 
-class Room(NamedTuple):
-    """How much chip.c needs of what, for all layers; words are of so many lanes."""
-    inputs: int                 # of a layer
-    groups: int                 # of lanes inputs
-    x_words: int                # planes of a layer's inputs
-    sums: int                   # words of sums
-    blocks: int                 # of a convolution's outputs
-    maps: int                   # words of the maps' lines
-    convolutions: int
-
-
-def room_of(tables):
-    """The Room of a network."""
-    convolutions = sum(table.map.lines > 0 for table in tables)
-    return Room(
-        inputs=max(t.w.shape[1] - 1 for t in tables), groups=max(t.groups for t in tables),
-        # A perceptron's planes are ten apart, whatever its codes: a constant is faster.
-        x_words=max(t.groups * (t.code_bits + 2 if convolutions else 10) for t in tables),
-        sums=max(t.start.size for t in tables),
-        blocks=max((len(t.start) for t in tables if t.map.lines), default=0),
-        maps=sum(t.map.kept for t in tables), convolutions=convolutions)
-
-
-def header(network, tables, lanes):
+def header(network, tables, lanes, facts=None):
     """mlp.h: what a caller needs and, for chip.c alone, the tables."""
-    room, source = room_of(tables), source_of(network.steps)
+    facts = facts or _plain(network)
+    kind, names = _names(facts)
+    more = f"""
+/* What the classes are called; on AVR in flash, for pgm_read_byte and strcpy_P. */
+extern {kind};
+{to_c.encoder(facts)}"""
+    room, source = planes.room_of(tables), planes.source_of(network.steps)
     first, maps, fields = tables[0].map, "", ""
     if room.convolutions:
-        source = source._replace(rows=stages_of(network.steps)[0].after[0])
+        source = source._replace(rows=planes.stages_of(network.steps)[0].after[0])
         maps = f"""#define MLP_MAPS
 #define MLP_CONVOLUTIONS {room.convolutions}
 #define MLP_MAP_WORDS {room.maps}
@@ -356,20 +131,20 @@ def header(network, tables, lanes):
     return f"""/* {to_c.title(network)} */
 #ifndef MLP_H
 #define MLP_H
-{to_c.declarations(network)}
-#ifdef MLP_WEIGHTS                      /* chip.c alone defines it */
 #ifdef __AVR__
 #include <avr/pgmspace.h>
 #define MLP_FLASH PROGMEM
 #else
 #define MLP_FLASH
 #endif
+{to_c.declarations(network, more)}
+#ifdef MLP_WEIGHTS                      /* chip.c alone defines it */
 typedef uint{lanes}_t mlp_word;
 
 #define MLP_LANES {lanes}
 #define MLP_BITS {network.weight_bits}
 #define MLP_OFFSET {integer.code_range(network.weight_bits)[1]}u
-#define MLP_PLAIN {PLAIN}
+#define MLP_PLAIN {planes.PLAIN}
 #define MLP_QBITS {network.activation_bits}
 #define MLP_START {source.start}        /* bytes of the image before the first that counts */
 #define MLP_LINE {source.line}          /* from a line of codes to the next */
@@ -389,6 +164,7 @@ struct mlp_layer {{
     uint8_t code_bits, planes, shift, spread;{fields}
 }};
 
+{names}{to_c.encoding(facts, " MLP_FLASH")}
 {''.join(arrays)}
 static const struct mlp_layer mlp_layers[] = {{
 """ + ",\n".join(rows) + "\n};\n#endif\n#endif\n"
@@ -400,12 +176,13 @@ def needs(network, tables, name, has):
     Raises:
       ValueError: the chip of this name has less; one line with both numbers.
     """
-    room, word = room_of(tables), has.lanes // 8
+    room, word = planes.room_of(tables), has.lanes // 8
     row, code, stack, listed = has.row, has.code, has.stack, room.inputs
     if room.convolutions:
         row += 2 * len(Map._fields)
         code += has.maps_code
-        stack += has.maps_stack
+        # Wide rows have no room in registers.
+        stack += has.maps_stack + 2 * word * max(network.weight_bits - 3, 0)
         listed = 2 * has.lanes
     words = sum(t.w.size // (1 + t.map.narrow) + t.start.size + t.places.size for t in tables)
     flash = code + words * word + len(tables) * row
@@ -422,55 +199,111 @@ def needs(network, tables, name, has):
 
 def makefile(chip):
     """The Makefile of a chip's folder."""
-    has, text = CHIPS[chip], ""
+    has, text, places = CHIPS[chip], "", ""
     if has.origins:
         flash, ram = has.origins
-        text = (f" -nostdlib -Wl,-T,link.ld -Wl,--defsym=FLASH=0x{flash:x}"
-                f" -Wl,--defsym=FLASH_SIZE=0x{has.flash:x} -Wl,--defsym=RAM=0x{ram:x}"
+        places = f"FLASH = 0x{flash:x}\nRAM = 0x{ram:x}\n"
+        text = (" -nostdlib -Wl,-T,link.ld -Wl,--defsym=FLASH=$(FLASH)"
+                f" -Wl,--defsym=FLASH_SIZE=0x{has.flash:x} -Wl,--defsym=RAM=$(RAM)"
                 f" -Wl,--defsym=RAM_SIZE=0x{has.ram:x}")
-    sources = " ".join((*has.main, "mlp.c"))
+    sources = " ".join((*has.main[:-1], "mlp.c"))
     return f"""# {chip}: {has.flash:,} bytes of flash, {has.ram:,} of RAM.
-CC = {has.tools}gcc
+{places}CC = {has.tools}gcc
 CFLAGS = -std=c99 -O2 {has.flags} -fno-schedule-insns -ffreestanding -ffunction-sections \\
- -fno-tree-loop-distribute-patterns -Wall -Wextra -Wpedantic -Wconversion
+ -fdata-sections -fno-tree-loop-distribute-patterns -Wall -Wextra -Wpedantic -Wconversion
 LDFLAGS = -Wl,--gc-sections{text}
 
-mlp.elf: {sources} mlp.h
+all: mlp.elf example.elf
+
+mlp.elf: {has.main[-1]}
+example.elf: example.c example.h
+%.elf: {sources} mlp.h console.h
 \t@command -v $(CC) >/dev/null || \\
 \t  {{ echo "{chip}: skipped: no $(CC); install {has.package}"; exit 0; }}; \\
-\t  set -x; $(CC) $(CFLAGS) $(MORE) {sources} -o $@ $(LDFLAGS) -lgcc && {has.tools}size $@
+\t  set -x; $(CC) $(CFLAGS) $(MORE) $(filter %.c,$^) -o $@ $(LDFLAGS) -lgcc && {has.tools}size $@
 """
 
 
-def export(network, chips):
+def example_header(network, image, features):
+    """example.h: an example, the features that it encodes or None, and its logits by NumPy."""
+    logits = integer.make_engine(network, "numpy")(image[None])[0]
+    parts = [to_c.array("uint8_t", "example_bytes", image, " MLP_FLASH"),
+             to_c.array("int32_t", "example_logits", logits, " MLP_FLASH")]
+    if features is not None:
+        parts.append(to_c.floats("example_features", features, " MLP_FLASH"))
+    return "".join(parts)
+
+
+def readme(network, chip, flash, ram):
+    """README.md of a chip's folder."""
+    has = CHIPS[chip]
+    semihosting = "" if has.lanes == 8 else (
+        " -display none -serial none -monitor none \\\n"
+        "        -semihosting-config enable=on,target=native -kernel")
+    return f"""# {to_c.title(network)[:-1]}
+
+For {chip}: at most about {flash:,} bytes of flash and {ram:,} of RAM, input and stack included.
+
+Build (Debian: {has.package}), `make example.elf mlp.elf`; `example.elf` classifies one example and
+prints its class and RIGHT if every integer is Python's. In an emulator:
+
+    {has.emulator}{semihosting} example.elf
+
+On a board:
+
+{has.upload}
+
+In your own program: `#include "mlp.h"`, compile `mlp.c` with the Makefile's flags, call
+`mlp_predict(image, logits)`: from {plan.inputs(network.steps):,} bytes to the class, whose name is
+in `mlp_class_names`. Features are made bytes by `mlp_encode` first, where mlp.h has it.
+"""
+
+
+def export(network, chips, facts=None, image=None, features=None):
     """What each chip's folder holds.
 
     Args:
       network: integer.Network.
       chips: names of CHIPS.
+      facts: checkpoint.Facts: names and encoding; None: 0, 1, ... and bytes.
+      image: uint8 [inputs] of the example; None: made up.
+      features: float32 [inputs] that image encodes, or None.
     Returns:
       ({path in the output folder: text}, {chip: (bytes of flash, of RAM) it takes at most}).
     Raises:
       ValueError: the network does not fit one of them; one line.
     """
-    tables = {lanes: make_all_tables(network, lanes)
+    tables = {lanes: planes.make_all_tables(network, lanes)
               for lanes in {CHIPS[chip].lanes for chip in chips}}
     needed = {chip: needs(network, tables[CHIPS[chip].lanes], chip, CHIPS[chip]) for chip in chips}
     engine, files = (FOLDER / "chip.c").read_text("utf-8"), {}
+    if image is None:
+        image, features = to_c.make_example(network), None
+    facts = facts or _plain(network)
+    if facts.low is not None and features is None:          # no real example: of the codes' middle
+        features = (facts.low + np.exp2(facts.exponent.astype(np.float64)) * image.reshape(
+            -1, len(facts.low))).astype(np.float32).ravel()
+    example = example_header(network, image, features)
     for chip in chips:
         has = CHIPS[chip]
-        files[f"{chip}/mlp.h"] = header(network, tables[has.lanes], has.lanes)
+        files[f"{chip}/mlp.h"] = header(network, tables[has.lanes], has.lanes, facts)
         files[f"{chip}/mlp.c"] = engine
         files[f"{chip}/Makefile"] = makefile(chip)
-        for name in has.main + (("link.ld",) if has.origins else ()):
+        files[f"{chip}/README.md"] = readme(network, chip, *needed[chip])
+        files[f"{chip}/example.h"] = example
+        for name in (*has.main, "console.h", "example.c", *(("link.ld",) if has.origins else ())):
             files[f"{chip}/{name}"] = (FOLDER / "firmware" / name).read_text("utf-8")
     return files, needed
 
 
-def export_uno(network):
-    """An Arduino sketch for the Uno: {name: text}; raises as export."""
-    tables = make_all_tables(network, UNO.lanes)
+def export_uno(network, facts=None):
+    """An Arduino sketch for the Uno: {name: text}; raises as export.
+
+    Of features it reads the analog inputs; else it takes images from the serial port.
+    """
+    tables = planes.make_all_tables(network, UNO.lanes)
     needs(network, tables, "an Uno", UNO)
-    return {"uno.ino": (FOLDER / "firmware" / "uno.ino").read_text("utf-8"),
-            "mlp.h": header(network, tables, UNO.lanes),
+    sketch = "uno.ino" if facts is None or facts.low is None else "window.ino"
+    return {"uno.ino": (FOLDER / "firmware" / sketch).read_text("utf-8"),
+            "mlp.h": header(network, tables, UNO.lanes, facts),
             "mlp.c": (FOLDER / "chip.c").read_text("utf-8")}

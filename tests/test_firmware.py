@@ -16,7 +16,7 @@ import oracle
 import plan
 from benchmarks import firmware
 from conftest import ROOT
-from deploy import engines, to_firmware, to_web
+from deploy import engines, planes, to_firmware, to_web
 from formats import checkpoint
 
 CHIPS = list(to_firmware.CHIPS)
@@ -40,7 +40,7 @@ void mlp_predict_batch(const uint8_t *images, int32_t *logits, uint32_t count)
 def host_files(network, lanes):
     """The chips' engine as engines.make_c and make_c_program take it, words of so many bits."""
     engine = (to_firmware.FOLDER / "chip.c").read_text("utf-8")
-    header = to_firmware.header(network, to_firmware.make_all_tables(network, lanes), lanes)
+    header = to_firmware.header(network, planes.make_all_tables(network, lanes), lanes)
     return {"mlp.h": header + BATCH.split("\n{")[0] + ";\n",
             "mlp.c": engine + BATCH}
 

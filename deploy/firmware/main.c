@@ -2,28 +2,9 @@
  * the file images.bin by semihosting and prints the class of each, a line each. With -DMEASURE a
  * line is the class, the ticks it took and the logits; the last line the ticks of 100,000
  * instructions and how many bytes of stack were ever used. */
-#include "mlp.h"
-
-enum { OPEN = 1, WRITE0 = 4, READ = 6, EXIT = 0x18 };
+#include "console.h"
 
 static uint8_t image[MLP_INPUTS];
-
-static intptr_t semihost(intptr_t operation, const void *argument)
-{
-#ifdef __riscv
-    register intptr_t a0 __asm__("a0") = operation;
-    register const void *a1 __asm__("a1") = argument;
-    __asm__ volatile(".balign 16\n\t.option push\n\t.option norvc\n\t"
-                     "slli x0, x0, 0x1f\n\tebreak\n\tsrai x0, x0, 7\n\t.option pop"
-                     : "+r"(a0) : "r"(a1) : "memory");
-    return a0;
-#else
-    register intptr_t r0 __asm__("r0") = operation;
-    register const void *r1 __asm__("r1") = argument;
-    __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory");
-    return r0;
-#endif
-}
 
 #if defined MEASURE || MLP_CLASSES > 10
 /* Decimal, without the division that small chips lack. */
@@ -45,13 +26,13 @@ static void print(int32_t number, char end)
     }
     *at++ = end;
     *at = 0;
-    semihost(WRITE0, text);
+    write_text(text);
 }
 #else
 static void print(int number, char end)
 {
     const char text[] = {(char)('0' + number), end, 0};
-    semihost(WRITE0, text);
+    write_text(text);
 }
 #endif
 

@@ -1,34 +1,21 @@
 /* For the ATmega328P at 16 MHz: receives images of MLP_INPUTS bytes at 500,000 baud, 8N1, and
  * answers each with a line: the class, then the logits. A line "ready" comes first. GPIOR0
  * is 1 while it classifies, for an emulator that counts the cycles. */
-#include <avr/io.h>
-#include <stdlib.h>
-#include "mlp.h"
+#include "console.h"
 
 static uint8_t image[MLP_INPUTS];
 
-static void send(char byte)
-{
-    while (!(UCSR0A & (1 << UDRE0)))
-        continue;
-    UDR0 = (uint8_t)byte;
-}
-
-static void print(int32_t number, char end)
+static void print(int32_t number, const char *end)
 {
     char text[12];
-    for (const char *at = ltoa(number, text, 10); *at; at++)
-        send(*at);
-    send(end);
+    write_text(ltoa(number, text, 10));
+    write_text(end);
 }
 
 int main(void)
 {
-    UBRR0 = 3;                                  /* 16 MHz / 8 / (3 + 1) */
-    UCSR0A = 1 << U2X0;
-    UCSR0B = (1 << RXEN0) | (1 << TXEN0);
-    for (const char *at = "ready\n"; *at; at++)
-        send(*at);
+    start_console();
+    write_text("ready\n");
     for (;;) {
         int32_t logits[MLP_CLASSES];
         for (uint8_t *byte = image; byte < image + MLP_INPUTS; byte++) {
@@ -39,8 +26,8 @@ int main(void)
         GPIOR0 = 1;
         int best = mlp_predict(image, logits);
         GPIOR0 = 0;
-        print(best, ' ');
+        print(best, " ");
         for (int o = 0; o < MLP_CLASSES; o++)
-            print(logits[o], o + 1 < MLP_CLASSES ? ' ' : '\n');
+            print(logits[o], o + 1 < MLP_CLASSES ? " " : "\n");
     }
 }
