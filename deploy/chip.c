@@ -18,7 +18,11 @@
 #ifdef __AVR__
 #pragma GCC optimize "O3"                   /* Arduino's -Os would leave c[] below in memory */
 #include <avr/pgmspace.h>
+#if MLP_LANES == 8
 #define FLASH(address) pgm_read_byte(address)
+#else
+#define FLASH(address) pgm_read_word(address)
+#endif
 #else
 #define FLASH(address) (*(address))
 #endif
@@ -110,25 +114,29 @@ static void add_narrow_rows(const void *w, const uint16_t *list, const uint16_t 
 /* List the rows of the inputs whose digit of a plane is -1, or else 1, from a group on, as many as
  * the list holds; returns the list's end. carry[] goes from each plane to the next one: planes must
  * be asked for in their order. */
-static uint16_t *list_rows(const struct mlp_layer *layer, const word **plane, word *carry,
-                           unsigned *group, int negative, uint16_t *list)
+static inline uint16_t *list_rows(unsigned planes, unsigned has_minus, unsigned groups,
+                                  const word **plane, word *carry, unsigned *group, int negative,
+                                  uint16_t *list)
 {
     const uint16_t *full = list + (LIST - MLP_LANES);
     const word *x = *plane;
     unsigned g = *group, start = g * MLP_LANES * ROW_BYTES;
-    for (; g < layer->groups; g++, x += PLANES(layer), start += MLP_LANES * ROW_BYTES) {
+    for (; g < groups; g++, x += planes, start += MLP_LANES * ROW_BYTES) {
         word digit = x[0] ^ carry[g];
         unsigned row = start;
         if (!digit)
             continue;
         if (LIST < MLP_MAX_INPUTS && list > full)
             break;
-        word minus = HAS_MINUS(layer) ? digit & x[1] : 0;
+        word minus = has_minus ? digit & x[1] : 0;
         word selected = negative ? minus : digit ^ minus;
         carry[g] = (word)((carry[g] & (word)~digit) | minus);
         while (selected) {
+            if (MLP_LANES < 32)
+                for (; !(selected & 1); row += ROW_BYTES)
+                    selected = (word)(selected >> 1);
             UNROLL
-            for (unsigned half = MLP_LANES / 2; half; half /= 2)
+            for (unsigned half = MLP_LANES < 32 ? 0 : MLP_LANES / 2; half; half /= 2)
                 if (!(selected & (word)(((word)1 << half) - 1))) {
                     selected = (word)(selected >> half);
                     row += half * ROW_BYTES;
@@ -150,17 +158,20 @@ static uint32_t accumulate(const struct mlp_layer *layer, const word *x, word *v
     uint16_t list[LIST + 1];
     word carry[MLP_MAX_GROUPS];
     unsigned size = layer->sums;
+    const unsigned planes = PLANES(layer), has_minus = HAS_MINUS(layer), groups = layer->groups;
+    const unsigned digits = layer->code_bits + has_minus;
     uint32_t sum = 0;
     for (unsigned k = 0; k < size; k++)
-        v[k] = (word)(FLASH(layer->start + k) ^ (HAS_MINUS(layer) ? (word)~(word)0 : 0));
-    for (int negative = (int)HAS_MINUS(layer); negative >= 0; negative--) {
-        for (unsigned g = 0; g < layer->groups; g++)
+        v[k] = (word)(FLASH(layer->start + k) ^ (has_minus ? (word)~(word)0 : 0));
+    for (int negative = (int)has_minus; negative >= 0; negative--) {
+        for (unsigned g = 0; g < groups; g++)
             carry[g] = 0;
-        for (unsigned plane = 0; plane < layer->code_bits + HAS_MINUS(layer); plane++) {
+        for (unsigned plane = 0; plane < digits; plane++) {
             const word *from = x + plane;
             unsigned group = 0;
             do {
-                uint16_t *end = list_rows(layer, &from, carry, &group, negative, list);
+                uint16_t *end = list_rows(planes, has_minus, groups, &from, carry, &group,
+                                          negative, list);
                 const word *w = layer->w;
                 uint32_t count = (uint32_t)(end - list) << plane;
                 sum = negative ? sum - count : sum + count;
@@ -175,7 +186,7 @@ static uint32_t accumulate(const struct mlp_layer *layer, const word *x, word *v
 #endif
                 for (unsigned at = plane + STEP; at < size; at += layer->planes, w += layer->rows)
                     add_rows(w, list, end, v + at);
-            } while (LIST < MLP_MAX_INPUTS && group < layer->groups);
+            } while (LIST < MLP_MAX_INPUTS && group < groups);
         }
         if (negative)                           /* v was -1 - start, and what it is now is ... */
             for (unsigned k = 0; k < size; k++)

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 
 class Chip(NamedTuple):
     """A kind of chip, with the memory of one that has little."""
-    lanes: int                  # bits of its words
+    lanes: tuple                # bits of its words: of convolutions the most that fit, else the first
     flash: int                  # bytes
     ram: int
     tools: str                  # before gcc
@@ -29,7 +29,7 @@ class Chip(NamedTuple):
     stack: int = 250            # bytes beside the buffers, rounded up
     row: int = 28               # bytes of a layer's row in the table of layers
     maps_code: int = 1_500      # more of both where there are convolutions
-    maps_stack: int = 200
+    maps_stack: int = 136       # and a quarter of a word's bits
 
 
 DEBUGGER = """\
@@ -45,19 +45,20 @@ AVRDUDE = """\
     avrdude -p m328p -c arduino -P /dev/ttyACM0 -U flash:w:example.hex      # 500,000 baud, 8N1"""
 
 CHIPS = {
-    "cortex-m0": Chip(32, 262_144, 16_384, "arm-none-eabi-", "gcc-arm-none-eabi",
+    "cortex-m0": Chip((32,), 262_144, 16_384, "arm-none-eabi-", "gcc-arm-none-eabi",
                       "-mcpu=cortex-m0 -mthumb", (0, 0x2000_0000), "qemu-system-arm -M microbit",
                       DEBUGGER),
-    "cortex-m3": Chip(32, 262_144, 65_536, "arm-none-eabi-", "gcc-arm-none-eabi",
+    "cortex-m3": Chip((32,), 262_144, 65_536, "arm-none-eabi-", "gcc-arm-none-eabi",
                       "-mcpu=cortex-m3 -mthumb", (0, 0x2000_0000),
                       "qemu-system-arm -M lm3s6965evb", DEBUGGER),
-    "rv32ec": Chip(32, 16_384, 2_048, "riscv64-unknown-elf-", "gcc-riscv64-unknown-elf",
+    "rv32ec": Chip((32,), 16_384, 2_048, "riscv64-unknown-elf-", "gcc-riscv64-unknown-elf",
                    "-march=rv32ec_zicsr -mabi=ilp32e -DMLP_NO_FLOAT", (0x8000_0000, 0x8001_0000),
                    "qemu-system-riscv32 -M virt -bios none -cpu rv32,e=true,"
-                   + ",".join(f"{x}=false" for x in "imafdgush"), CH32V003, maps_stack=70),
-    "atmega328p": Chip(8, 32_768, 2_048, "avr-", "gcc-avr and avr-libc", "-mmcu=atmega328p", None,
+                   + ",".join(f"{x}=false" for x in "imafdgush"), CH32V003, maps_stack=16),
+    "atmega328p": Chip((8, 16), 32_768, 2_048, "avr-", "gcc-avr and avr-libc",
+                       "-mmcu=atmega328p", None,
                        "qemu-system-avr -M uno -display none -monitor none -serial stdio -bios",
-                       AVRDUDE, ("main_avr.c",), 4_900, 110, 22, 2_500, 80),
+                       AVRDUDE, ("main_avr.c",), 4_900, 110, 22, 4_300, 80),
 }
 # Its bootloader takes 512 bytes of flash; Arduino's own code lies beside the engine.
 UNO = CHIPS["atmega328p"]._replace(flash=32_256, code=6_900, stack=305)
@@ -170,31 +171,43 @@ static const struct mlp_layer mlp_layers[] = {{
 """ + ",\n".join(rows) + "\n};\n#endif\n#endif\n"
 
 
-def needs(network, tables, name, has):
+def needs(network, tables, lanes, name, has):
     """(bytes of flash, bytes of RAM) that a network takes on a Chip, image and all; rounded up.
 
     Raises:
       ValueError: the chip of this name has less; one line with both numbers.
     """
-    room, word = planes.room_of(tables), has.lanes // 8
+    room, word = planes.room_of(tables), lanes // 8
     row, code, stack, listed = has.row, has.code, has.stack, room.inputs
     if room.convolutions:
         row += 2 * len(Map._fields)
         code += has.maps_code
         # Wide rows have no room in registers.
-        stack += has.maps_stack + 2 * word * max(network.weight_bits - 3, 0)
-        listed = 2 * has.lanes
+        stack += has.maps_stack + 2 * lanes + 2 * word * max(network.weight_bits - 3, 0)
+        listed = lanes + lanes // 2
     words = sum(t.w.size // (1 + t.map.narrow) + t.start.size + t.places.size for t in tables)
     flash = code + words * word + len(tables) * row
     ram = ((room.groups + room.x_words + room.sums + room.maps
             + room.blocks * network.activation_bits) * word + 2 * (listed + 1)
            + 4 * network.steps[-1].after[0] + stack + plan.inputs(network.steps))
-    if has.lanes == 8:
+    if not has.origins:
         ram += len(tables) * row                # AVR's start-up code copies the table of layers
     for need, there, kind in ((flash, has.flash, "flash"), (ram, has.ram, "ram")):
         if need > there:
             raise ValueError(f"it needs about {need:,} bytes of {kind}, {name} has {there:,}")
     return flash, ram
+
+
+def fit(network, name, has):
+    """(lanes, tables, needs) of a network on a Chip, in the widest words that fit."""
+    convolves = any(step.kind == "conv" for step in network.steps)
+    for lanes in has.lanes[::-1] if convolves else has.lanes[:1]:
+        tables = planes.make_all_tables(network, lanes)
+        try:
+            return lanes, tables, needs(network, tables, lanes, name, has)
+        except ValueError as error:
+            reason = error
+    raise reason
 
 
 def makefile(chip):
@@ -210,7 +223,8 @@ def makefile(chip):
     return f"""# {chip}: {has.flash:,} bytes of flash, {has.ram:,} of RAM.
 {places}CC = {has.tools}gcc
 CFLAGS = -std=c99 -O2 {has.flags} -fno-schedule-insns -ffreestanding -ffunction-sections \\
- -fdata-sections -fno-tree-loop-distribute-patterns -Wall -Wextra -Wpedantic -Wconversion
+ -fdata-sections -fno-inline-small-functions -fno-tree-pre -fno-tree-loop-distribute-patterns \\
+ -Wall -Wextra -Wpedantic -Wconversion
 LDFLAGS = -Wl,--gc-sections{text}
 
 all: mlp.elf example.elf
@@ -237,7 +251,7 @@ def example_header(network, image, features):
 def readme(network, chip, flash, ram):
     """README.md of a chip's folder."""
     has = CHIPS[chip]
-    semihosting = "" if has.lanes == 8 else (
+    semihosting = "" if not has.origins else (
         " -display none -serial none -monitor none \\\n"
         "        -semihosting-config enable=on,target=native -kernel")
     return f"""# {to_c.title(network)[:-1]}
@@ -273,9 +287,7 @@ def export(network, chips, facts=None, image=None, features=None):
     Raises:
       ValueError: the network does not fit one of them; one line.
     """
-    tables = {lanes: planes.make_all_tables(network, lanes)
-              for lanes in {CHIPS[chip].lanes for chip in chips}}
-    needed = {chip: needs(network, tables[CHIPS[chip].lanes], chip, CHIPS[chip]) for chip in chips}
+    fitted = {chip: fit(network, chip, CHIPS[chip]) for chip in chips}
     engine, files = (FOLDER / "chip.c").read_text("utf-8"), {}
     if image is None:
         image, features = to_c.make_example(network), None
@@ -285,15 +297,15 @@ def export(network, chips, facts=None, image=None, features=None):
             -1, len(facts.low))).astype(np.float32).ravel()
     example = example_header(network, image, features)
     for chip in chips:
-        has = CHIPS[chip]
-        files[f"{chip}/mlp.h"] = header(network, tables[has.lanes], has.lanes, facts)
+        has, (lanes, tables, needed) = CHIPS[chip], fitted[chip]
+        files[f"{chip}/mlp.h"] = header(network, tables, lanes, facts)
         files[f"{chip}/mlp.c"] = engine
         files[f"{chip}/Makefile"] = makefile(chip)
-        files[f"{chip}/README.md"] = readme(network, chip, *needed[chip])
+        files[f"{chip}/README.md"] = readme(network, chip, *needed)
         files[f"{chip}/example.h"] = example
         for name in (*has.main, "console.h", "example.c", *(("link.ld",) if has.origins else ())):
             files[f"{chip}/{name}"] = (FOLDER / "firmware" / name).read_text("utf-8")
-    return files, needed
+    return files, {chip: needed for chip, (_, _, needed) in fitted.items()}
 
 
 def export_uno(network, facts=None):
@@ -301,9 +313,8 @@ def export_uno(network, facts=None):
 
     Of features it reads the analog inputs; else it takes images from the serial port.
     """
-    tables = planes.make_all_tables(network, UNO.lanes)
-    needs(network, tables, "an Uno", UNO)
+    lanes, tables, _ = fit(network, "an Uno", UNO)
     sketch = "uno.ino" if facts is None or facts.low is None else "window.ino"
     return {"uno.ino": (FOLDER / "firmware" / sketch).read_text("utf-8"),
-            "mlp.h": header(network, tables, UNO.lanes, facts),
+            "mlp.h": header(network, tables, lanes, facts),
             "mlp.c": (FOLDER / "chip.c").read_text("utf-8")}
