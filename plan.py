@@ -170,7 +170,7 @@ def sizes(steps):
     """(inputs of the first weights, hidden widths, classes) of a network of dense layers."""
     dense = [step for step in steps if step.has_weights]
     if any(step.kind == "conv" for step in dense):
-        raise ValueError("it has convolutions, which firmware does not run yet; export it to c")
+        raise ValueError("it has convolutions")
     return dense[0].weights[0], *(step.after[0] for step in dense)
 
 

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 
 class Chip(NamedTuple):
     """A kind of chip, with the memory of one that has little."""
-    lanes: tuple                # bits of its words: of convolutions the most that fit, else the first
+    lanes: tuple                # bits of its words: the first, of convolutions the most that fit
     flash: int                  # bytes
     ram: int
     tools: str                  # before gcc
@@ -226,8 +226,6 @@ CFLAGS = -std=c99 -O2 {has.flags} -fno-schedule-insns -ffreestanding -ffunction-
  -fdata-sections -fno-inline-small-functions -fno-tree-pre -fno-tree-loop-distribute-patterns \\
  -Wall -Wextra -Wpedantic -Wconversion
 LDFLAGS = -Wl,--gc-sections{text}
-
-all: mlp.elf example.elf
 
 mlp.elf: {has.main[-1]}
 example.elf: example.c example.h

@@ -19,7 +19,6 @@ import integer
 import oracle
 import plan
 from conftest import ROOT
-from deploy import to_firmware
 from formats import checkpoint, npz
 from machine import files
 from machine.files import InputError
@@ -127,7 +126,7 @@ def test_files_of_earlier_formats_load_to_the_same_integers(name):
     path = ROOT / "tests" / "data" / name
     network, facts = checkpoint.load(path)
     assert network[1:3] == (bits, activation_bits) and plan.sizes(network.steps) == sizes
-    assert to_firmware.pooled_side(network.steps) == side % 28
+    assert plan.inputs(network.steps) == 784 and sizes[0] == side**2
     assert network.steps[0].before == (28, 28, 1)
     assert facts.classes == tuple("0123456789") and facts.low is None
     if name.endswith(".nqat"):

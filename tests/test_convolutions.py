@@ -4,15 +4,15 @@ import math
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
+from test_firmware import STRICT, host_files
 from test_integer import LIMIT, small_steps
 
 import integer
 import oracle
 import plan
-from deploy import engines, to_c, to_onnx, to_web
+from benchmarks import firmware
+from deploy import engines, to_c, to_firmware, to_onnx, to_web
 from deploy.windows import windows_of
-from machine.files import InputError
-from main_export import FORMATS
 
 GREY = (28, 28, 1)
 LINES = [
@@ -146,16 +146,54 @@ def test_onnx_of_a_convolution_needs_no_newer_runtime():
     assert (model.opset_import[0].version, model.ir_version) == (13, 7)
 
 
-@pytest.mark.parametrize("form", ["firmware", "uno"])
-def test_firmware_refuses_a_convolution_in_one_line(form):
-    network, *_ = make(*cases()[7])
-    with pytest.raises((InputError, ValueError), match="convolution") as refused:
-        FORMATS[form](network, _NoFacts, None, [])
-    assert "\n" not in str(refused.value)
+@pytest.mark.parametrize("lanes", [8, 16, 32])
+@pytest.mark.parametrize("line, shape, bits", cases())
+def test_chips_engine_equals_oracle(need, lanes, line, shape, bits):
+    network, images, want = make(line, shape, bits)
+    images[2:4] = [[170], [85]]                 # the most digits of one sign
+    if "mean2" in line and shape != GREY:
+        with pytest.raises(ValueError, match="begins with .*, which firmware does not do; export"):
+            host_files(network, lanes)
+        return
+    run = need(engines.make_c, host_files(network, lanes), flags=STRICT)
+    np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
-class _NoFacts:
-    low, classes, dataset = None, tuple("0123"), ""
+@settings(max_examples=40, suppress_health_check=SAME_NEED)
+@given(steps=small_steps(), bits=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+       lanes=st.sampled_from([8, 16, 32]))
+def test_chips_engine_equals_oracle_on_any_steps(need, steps, bits, lanes):
+    rng = np.random.default_rng(0)
+    network = oracle.random_network(rng, steps, *bits)
+    images = images_of(rng, steps, 9)
+    try:
+        files = host_files(network, lanes)
+    except ValueError as error:
+        assert "which firmware does not do" in str(error)
+        return
+    np.testing.assert_array_equal(need(engines.make_c, files)(images), oracle.run(network, images))
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("lanes", [8, 16, 32])
+def test_chips_engine_is_clean_under_sanitizers(need, tmp_path, compiler, lanes):
+    network, images, want = make("conv5x6/2 conv3x16 max2 conv3x9 20", GREY, (3, 4))
+    flags = ("-std=c99", "-O1", *engines.SANITIZERS)
+    run = need(engines.make_c_program, host_files(network, lanes), tmp_path, compiler, flags)
+    np.testing.assert_array_equal(run(images), want)
+
+
+@pytest.mark.parametrize("line, shape, bits", [
+    ("crop24 conv5x8/2 conv3x16 max2 conv3x12", GREY, (3, 4)),
+    ("conv3x5 max2 9", (1, 30, 2), (4, 8)), ("conv3x6/2 max2", (16, 17, 3), (1, 5))])
+@pytest.mark.parametrize("chip", to_firmware.CHIPS)
+def test_chip_gives_the_oracles_integers_and_needs_what_was_said(need, tmp_path, chip, line, shape,
+                                                                 bits):
+    network, images, _ = make(line, shape, bits)
+    got = need(firmware.measure, network, chip, images[:4], tmp_path)
+    assert got["mismatches"] == 0 and got["images"] == 4
+    flash, ram = to_firmware.export(network, [chip])[1][chip]
+    assert got["flash"] <= flash and ram - 300 < got["ram"] <= ram
 
 
 def test_windows_tell_every_code_once(rng):

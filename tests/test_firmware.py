@@ -115,9 +115,11 @@ def test_engine_is_clean_under_sanitizers(need, tmp_path, compiler, lanes, bits)
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
-def test_engine_multiplies_nothing_and_takes_nothing_from_libraries(need, tmp_path):
+@pytest.mark.parametrize("line", ["crop24 mean2 9", "conv5x8/2 conv3x9 max2 conv3x20 12"])
+def test_engine_multiplies_nothing_and_takes_nothing_from_libraries(need, tmp_path, line):
     """On RV32E the multiplication would be libgcc's: an undefined symbol."""
-    network = make_network(3, 8, 12)
+    steps = plan.parse(line, (28, 28, 1), 10)
+    network = oracle.random_network(np.random.default_rng(3), steps, 3, 4)
     for chip in CHIPS:
         has = to_firmware.CHIPS[chip]
         compiler = need(firmware.find, f"{has.tools}gcc", has.package)

@@ -1,5 +1,6 @@
 """Own data from the file to the answer: a table, windows and pictures, in every engine, by name."""
 import re
+import shutil
 import subprocess
 
 import numpy as np
@@ -14,7 +15,7 @@ import main_inference
 import main_train
 import oracle
 from conftest import CACHE
-from deploy import engines, to_c, to_onnx
+from deploy import engines, to_c, to_firmware, to_onnx
 from formats import checkpoint, encode
 from runner import adapt, experiment, keep, source
 
@@ -70,9 +71,31 @@ def test_a_table_is_trained_answered_by_name_and_exported(rng, tmp_path, script,
                    cwd=tmp_path / "out", check=True)
     done = subprocess.run(["./example"], cwd=tmp_path / "out", capture_output=True, text=True)
     assert done.returncode == 0 and re.fullmatch(r"(left|middle|right): RIGHT\n", done.stdout)
-    for form in ("web", "uno", "firmware"):
-        code, _, err = script(main_export.main, form, *switches)
-        assert code == 2 and "features" in err[0] and len(err) == 1
+    code, _, err = script(main_export.main, "web", *switches)
+    assert code == 2 and "features" in err[0] and len(err) == 1
+    code, out, err = script(main_export.main, "firmware", *switches)
+    assert code == 0, err
+    for chip in to_firmware.CHIPS:
+        assert re.fullmatch(r"(left|middle|right): RIGHT", run_example(tmp_path / "out", chip))
+
+
+def run_example(folder, chip):
+    """What a chip's test vector prints in the emulator, by the commands of its README."""
+    has, folder = to_firmware.CHIPS[chip], folder / "firmware" / chip
+    for tool in (f"{has.tools}gcc", has.emulator.split()[0], "make"):
+        if not shutil.which(tool):
+            pytest.skip(f"no {tool}")
+    subprocess.run(["make", "-s", "-C", folder, "example.elf"], check=True, capture_output=True)
+    text = (folder / "README.md").read_text()
+    command = text.split("In an emulator:\n")[1].split("On a board")[0].replace("\\\n", " ")
+    with subprocess.Popen(command.split(), cwd=folder, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            while line := process.stdout.readline():        # QEMU warns of what it does not model
+                if "RIGHT" in line or "WRONG" in line:
+                    return line.strip()
+        finally:
+            process.kill()                      # an AVR never ends
 
 
 def find_gcc():

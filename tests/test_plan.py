@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 import oracle
 import plan
 from conftest import IMAGE
-from deploy import to_firmware
+from deploy import planes
 from formats import earlier
 
 
@@ -222,7 +222,7 @@ def test_a_perceptron_is_told_by_its_arrays():
 def test_networks_of_earlier_files_are_told_by_their_line(side, sizes, line, shape):
     assert earlier.from_sizes(side, sizes) == (line, shape)
     steps = plan.parse(line, shape, sizes[-1])
-    assert plan.sizes(steps) == sizes and to_firmware.pooled_side(steps) == side % 28
+    assert plan.sizes(steps) == sizes
     assert plan.describe(steps) == "-".join(map(str, sizes))
     if side != 28:
         for wrong in (784, side**2 - 1, side**2 + 1):
@@ -235,10 +235,11 @@ def test_what_an_export_does_not_know_is_refused_in_one_line():
     assert plan.describe(convolutions) == "conv5x8/2 max2 9"
     with pytest.raises(ValueError, match="has convolutions"):
         plan.sizes(convolutions)
-    assert to_firmware.pooled_side(plan.parse("crop22 mean2", IMAGE, 10)) == 11
-    for line, shape in (("crop21 mean2", IMAGE), ("crop22", IMAGE), ("mean2", (8, 8, 1))):
+    assert planes.source_of(plan.parse("crop22 mean2", IMAGE, 10)) == (87, 56, 28, 11, 11)
+    assert planes.source_of(plan.parse("crop21", (28, 30, 2), 10)) == (188, 60, 0, 21, 42)
+    for line, shape in (("mean2", (8, 8, 3)), ("mean2", (1, 8, 1))):
         with pytest.raises(ValueError, match=f"begins with '{line}', which firmware does not"):
-            to_firmware.pooled_side(plan.parse(line, shape, 10))
+            planes.source_of(plan.parse(line, shape, 10))
 
 
 def seen_by_the_first_layer(steps, images):
