@@ -70,17 +70,12 @@ def export_c(network, facts, dataset, chips):
         f"  {OUT}/example", *lines, "C++ and Python call it in ten lines: docs/deploy.md"])
 
 
-def _refuse_features(facts):
-    """InputError for what the page doesn't know yet."""
-    if facts.low is not None:
-        raise InputError("the page reads images of bytes, this network features; export it to c, "
-                         "firmware or onnx")
-
-
 def export_web(network, facts, dataset, chips):
-    _refuse_features(facts)
-    return {"mlp.html": to_web.export(network, facts.dataset, facts.classes).encode()}, (
-        "open it in a browser, from disk; it needs no network and no other file")
+    what = {"draw": "draw there", "picture": "drop a picture there",
+            "numbers": "paste numbers there"}[to_web.taken(network, facts)]
+    _, features = _example(network, facts, dataset)
+    return {"mlp.html": to_web.export(network, facts, features).encode()}, (
+        f"open it in a browser, from disk, and {what}; it needs no network and no other file")
 
 
 def export_firmware(network, facts, dataset, chips):

@@ -27,11 +27,14 @@ from formats import checkpoint
 from machine import runtime, script
 from machine.files import InputError, check_writable
 from report import results
+from runner import experiment
 
 NETWORKS = ("weights_int8.npz", "recipes/w4a4.npz", "recipes/ternary.npz", "recipes/binary.npz",
             "recipes/12kB.nqat", "recipes/mcu.nqat", "recipes/6kB.nqat", "recipes/4kB.nqat",
-            "recipes/3kB.nqat")
-IMAGES = {"atmega328p": 1_000}      # simavr takes 10 ms an image, QEMU less than 1
+            "recipes/3kB.nqat", "recipes/chip5kB.nqat", "recipes/chip3kB.nqat",
+            "recipes/chip2kB.nqat", "recipes/conv2kB.nqat")
+SEVERAL = 1_000                 # images in simavr, which takes 10 ms and more, and of convolutions
+FEATURES = "breast cancer"      # scikit-learn's set of the network that reads features
 AVR_MHZ = 16
 SHIFTS = {"cortex-m0": 6, "cortex-m3": 6, "rv32ec": 0}    # an instruction takes 2**shift ns there
 PACKAGES = {"qemu-system-arm": "qemu-system-arm", "qemu-system-riscv32": "qemu-system-misc",
@@ -166,21 +169,34 @@ def _words(row):
             f"{row['mismatches']} of {row['images']:,} differ")
 
 
-def run(networks, images, count=None):
+def feature_network(settings):
+    """(integer.Network, test accuracy, all its examples) of a small table of features, W4A4."""
+    from benchmarks import own_data
+    settings = experiment.set_up(config.change(settings, LAYERS="32 16"))     # for all chips
+    split = own_data.splits_of(FEATURES)[0]
+    outcome, _ = own_data.train(FEATURES, split, 0, settings, 4, 4)
+    dataset = own_data.to_dataset(FEATURES, *split)
+    images = np.concatenate([dataset.test.images, dataset.train.images])
+    return checkpoint.decode(outcome.content)[0], outcome.row["test_acc"], images
+
+
+def run(networks, count=None):
     """Rows of all networks on all chips.
 
     Args:
-      networks: {name: (integer.Network, test accuracy)}; images: uint8 [N, pixels];
+      networks: {name: (integer.Network, test accuracy, uint8 images [N, inputs])};
       count: images a run; None for as many as each emulator is quick enough for.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, (network, accuracy) in networks.items():
+        for name, (network, accuracy, images) in networks.items():
+            is_slow = any(step.kind == "conv" for step in network.steps)
             for chip in to_firmware.CHIPS:
                 row = {"label": name, "chip": chip, "test_acc": accuracy,
                        "network": f"{plan.describe(network.steps)} {integer.name(network)}"}
                 try:
-                    part = images[:count or IMAGES.get(chip, len(images))]
+                    some = SEVERAL if is_slow or chip not in SHIFTS else len(images)
+                    part = images[:count or some]
                     row |= measure(network, chip, part, Path(folder))
                 except ValueError as reason:
                     row["refused"] = str(reason)
@@ -201,8 +217,10 @@ def main(argv):
         data.check_fits(dataset, network.steps)
         acc = integer.make_engine(network)(dataset.test.images)
         label = Path(name).stem.replace("weights_int8", "default")
-        networks[label] = network, (acc.argmax(1) == dataset.test.labels).mean()
-    rows = run(networks, dataset.test.images)
+        accuracy = (acc.argmax(1) == dataset.test.labels).mean()
+        networks[label] = network, accuracy, dataset.test.images
+    networks[FEATURES] = feature_network(settings)
+    rows = run(networks)
     results.write_result(Path(settings.RESULTS_DIR) / "firmware.json", settings._asdict(),
                          rows, avr_mhz=AVR_MHZ,
                          chips={name: {"flash": chip.flash, "ram": chip.ram}

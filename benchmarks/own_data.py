@@ -79,19 +79,25 @@ def mismatches(content, images):
     return int(sum((engine(images) != expected).sum() for engine in others))
 
 
+def train(name, split, seed, settings, weight_bits, activation_bits):
+    """(Outcome, training.Data) of what the bare command makes of a split."""
+    chosen = config.change(settings, WEIGHT_BITS=weight_bits, ACTIVATION_BITS=activation_bits,
+                           SEED=seed)
+    found = source.load_data(chosen, to_dataset(name, *split))
+    chosen = source.suit(chosen, (), found)
+    (outcome,), folder, _ = experiment.run(chosen, "own-data", [{}], found)
+    experiment.check_usable(outcome.row, folder)
+    if adapt.takes_all(chosen, found):
+        outcome = experiment.train_on_all(outcome, chosen, found, folder)
+    state.finish(folder)
+    return outcome, found
+
+
 def ours(name, split, seed, settings):
     """A row of each width: what the bare command reaches."""
     rows = []
     for weight_bits, activation_bits in WIDTHS:
-        chosen = config.change(settings, WEIGHT_BITS=weight_bits, ACTIVATION_BITS=activation_bits,
-                               SEED=seed)
-        found = source.load_data(chosen, to_dataset(name, *split))
-        chosen = source.suit(chosen, (), found)
-        (outcome,), folder, _ = experiment.run(chosen, "own-data", [{}], found)
-        experiment.check_usable(outcome.row, folder)
-        if adapt.takes_all(chosen, found):
-            outcome = experiment.train_on_all(outcome, chosen, found, folder)
-        state.finish(folder)
+        outcome, found = train(name, split, seed, settings, weight_bits, activation_bits)
         kept = {key: outcome.row[key] for key in ("seed", "val_acc", "test_acc", "file_bytes",
                                                   "reload_change", "epochs")}
         rows.append({"label": f"W{weight_bits}A{activation_bits}", "set": name, **kept,

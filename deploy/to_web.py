@@ -1,4 +1,4 @@
-"""A web page that classifies drawn digits: one HTML file, weights and all."""
+"""A web page that classifies drawings, pictures or numbers: one HTML file, weights and all."""
 import base64
 import json
 from pathlib import Path
@@ -8,25 +8,35 @@ import integer
 import plan
 from deploy.windows import windows_of
 from formats import checkpoint
+from formats.checkpoint import Facts
+
+DRAWN = (28, 28, 1)             # as photo.py and the page centre ink
 
 
-def export(network, dataset="", names=()):
+def taken(network, facts):
+    """What the page asks for: draw, picture or numbers."""
+    shape = network.steps[0].before
+    if facts.low is not None or len(shape) == 1 or shape[2] not in (1, 3) or 1 in shape[:2]:
+        return "numbers"
+    return "draw" if shape == DRAWN else "picture"
+
+
+def export(network, facts=None, sample=None):
     """The page.
 
     Args:
       network: integer.Network.
-      dataset: the name of what it was trained on, from anywhere.
-      names: of its classes; 0, 1, ... and none give way to those known of the data set.
+      facts: checkpoint.Facts; of the class names 0, 1, ... and none give way to those known of
+        the data set.
+      sample: [inputs], the numbers that it begins with where it takes numbers; None: none.
     Returns:
       text of an HTML file that needs no other.
-    Raises:
-      ValueError: the network does not read 28 x 28 images.
     """
-    classes, bits = network.steps[-1].after[0], network.weight_bits
-    if network.steps[0].before != (28, 28, 1):
-        shape = "x".join(map(str, network.steps[0].before))
-        raise ValueError(f"the page draws 28x28 grey pixels, the network reads {shape}; export it "
-                         "to onnx or c")
+    classes, bits, facts = network.steps[-1].after[0], network.weight_bits, facts or Facts()
+    dataset, names, shape = facts.dataset, facts.classes, network.steps[0].before
+    low, exponent = (0,), (0,)                  # bytes are their own codes
+    if facts.low is not None:
+        low, exponent = facts.low, facts.exponent
     embedded, size, layers = [], 0, iter(network.layers)
     for step, window in windows_of(network.steps):
         entry = {**window._asdict(), "outputs": step.after[-1], "isMax": step.kind == "max"}
@@ -41,7 +51,10 @@ def export(network, dataset="", names=()):
     subject, known = data.classes(dataset, classes)
     if names and tuple(names) != tuple(map(str, range(classes))):
         known = names                           # its own; numbers may have known names
-    model = {"dataset": dataset, "subject": subject, "classes": known,
+    model = {"takes": taken(network, facts), "shape": (1, 1, *shape)[-3:], "dataset": dataset,
+             "low": [float(value) for value in low], "exponent": [int(e) for e in exponent],
+             "sample": [] if sample is None else [float(value) for value in sample],
+             "subject": subject, "classes": known,
              "layers": plan.describe(network.steps), "weightBits": bits,
              "activationBits": network.activation_bits,
              "activationMax": integer.code_range(network.activation_bits, signed=False)[1],

@@ -496,7 +496,7 @@ def test_phone_on_its_side_shows_the_whole_pad_and_scrolls(page, width, height):
 def test_page_names_the_classes_of_its_data_set(page, tmp_path, dataset, title, names):
     """Whatever a file says it is; an unknown one has its labels."""
     network = make_network(4, 8, 12)
-    (tmp_path / "other.html").write_text(to_web.export(network, dataset), "utf-8")
+    (tmp_path / "other.html").write_text(to_web.export(network, checkpoint.Facts(dataset)), "utf-8")
     page.goto((tmp_path / "other.html").as_uri())
     assert page.locator("h1").inner_text() == title
     shown = [row.inner_text().split("\n")[0] for row in page.locator("#scores li").all()]
@@ -614,13 +614,12 @@ def test_script_tells_the_page_what_a_file_says_of_its_data_set(script, tmp_path
 def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint.save("w.npz", make_network())
-    checkpoint.save("wide.npz", make_network(sizes=(100, 10)))
     floats = integer.FloatNetwork(((np.zeros((784, 10), np.float32), np.zeros(10, np.float32)),),
                                   plan.parse("", (28, 28, 1), 10))
     checkpoint.save("float.npz", floats)
     (tmp_path / "damaged.npz").write_bytes((tmp_path / "w.npz").read_bytes()[:-100])
     cases = [("c", "--WEIGHTS=float.npz"), ("c", "--WEIGHTS=damaged.npz"),
-             ("c", "--WEIGHTS=absent.npz"), ("web", "--WEIGHTS=wide.npz"),
+             ("c", "--WEIGHTS=absent.npz"),
              ("tflite", "--WEIGHTS=w.npz"), (),
              ("c", "--WEIGHTZ=w.npz")]
     for arguments in cases:

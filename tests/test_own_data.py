@@ -71,8 +71,8 @@ def test_a_table_is_trained_answered_by_name_and_exported(rng, tmp_path, script,
                    cwd=tmp_path / "out", check=True)
     done = subprocess.run(["./example"], cwd=tmp_path / "out", capture_output=True, text=True)
     assert done.returncode == 0 and re.fullmatch(r"(left|middle|right): RIGHT\n", done.stdout)
-    code, _, err = script(main_export.main, "web", *switches)
-    assert code == 2 and "features" in err[0] and len(err) == 1
+    code, out, err = script(main_export.main, "web", *switches)
+    assert code == 0 and "paste numbers" in out[-1], err
     code, out, err = script(main_export.main, "firmware", *switches)
     assert code == 0, err
     for chip in to_firmware.CHIPS:
