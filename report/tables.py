@@ -264,10 +264,10 @@ TABLES = {table.__name__: table for table in (
     expected_output, findings, quant_vs_unquant, lr_ablation, optimizer, bits, frontier, averaging,
     recipes, records, own_data, speed.training, speed.compute, speed.inference, speed.convolutions,
     speed.scaling, speed.photos, speed.firmware, speed.chips)}
-PAGES = {"README.md": ["records", "expected_output", "chips", "findings"],
+PAGES = {"README.md": ["records", "expected_output", "chips"],
          "docs/own_data.md": ["own_data"],
-         "docs/results.md": ["recipes", "quant_vs_unquant", "bits", "averaging", "frontier",
-                             "lr_ablation", "optimizer"],
+         "docs/results.md": ["findings", "recipes", "quant_vs_unquant", "bits", "averaging",
+                             "frontier", "lr_ablation", "optimizer"],
          "docs/photos.md": ["photos"],
          "docs/speed.md": ["training", "compute", "inference", "convolutions", "scaling"],
          "docs/firmware.md": ["firmware"]}

@@ -1,4 +1,4 @@
-"""The README's house table against the imports, its line count and its neuron against the code."""
+"""The tour's house table against the imports, its line count and our neuron against the code."""
 import ast
 import re
 import subprocess
@@ -9,14 +9,14 @@ import numpy as np
 import integer
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOUR, README = ((ROOT / page).read_text(encoding="utf-8") for page in ("docs/tour.md", "README.md"))
 FOLDERS = ("benchmarks", "deploy", "formats", "machine", "report", "runner", "theory",
            "training")
 
 
 def floors():
-    """{module or folder: floor} as the README's table has it."""
-    rows = re.findall(r"^\| (\d) \| (.+?) \|", README, re.MULTILINE)
+    """{module or folder: floor} as the tour's table has it."""
+    rows = re.findall(r"^\| (\d) \| (.+?) \|", TOUR, re.MULTILINE)
     return {name.removesuffix(".py").rstrip("/"): int(floor)
             for floor, names in rows for name in re.findall(r"`([\w./]+)`", names)}
 
@@ -74,9 +74,9 @@ def test_only_the_upper_floors_see_the_switches():
     assert users <= {name for name, floor in floors().items() if floor >= 7}
 
 
-def test_core_has_as_many_lines_as_the_readme_says():
-    numbered = re.findall(r"^[2-6]\. `([\w/.]+)`", README, re.MULTILINE)
-    sentence = re.search(r"^Files 2 to 6, (.+?) are the core: ([\d,]+) lines", README,
+def test_core_has_as_many_lines_as_the_tour_says():
+    numbered = re.findall(r"^[2-6]\. `([\w/.]+)`", TOUR, re.MULTILINE)
+    sentence = re.search(r"^Files 2 to 6, (.+?) are the core: ([\d,]+) lines", TOUR,
                          re.MULTILINE | re.DOTALL)
     names = numbered + re.findall(r"`([\w/]+\.py)`", sentence[1])
     assert len(names) == 11
@@ -87,7 +87,7 @@ def test_core_has_as_many_lines_as_the_readme_says():
 
 
 def test_readme_is_short():
-    assert len(README.splitlines()) <= 240
+    assert len(README.splitlines()) <= 150
 
 
 def test_links_and_files_of_the_pages_exist():
@@ -96,9 +96,9 @@ def test_links_and_files_of_the_pages_exist():
             assert target.startswith("http") or (page.parent / target).exists(), (page, target)
 
 
-def test_the_readmes_neuron_is_computed_right():
+def test_the_neuron_on_the_page_is_computed_right():
     """Its codes, its float32 sum and its requantized output, from the numbers it starts with."""
-    section = README[README.index("One neuron"):README.index("The rules")]
+    section = (ROOT / "docs/exactness.md").read_text("utf-8").partition("The rules")[0]
     x, w = np.array([200, 50]), np.rint(np.array([0.30, -0.12]) * 2**8).astype(int)
     b = int(np.rint(0.05 * 2**16))
     acc = int(x @ w + b)
