@@ -1,6 +1,8 @@
 """Run a saved model: on the test split, or on pictures, folders of them or rows of a table.
 
 python3 main_inference.py [photo.png FOLDER new.csv ...] [recipes/NAME.toml] [--KEY=value ...]
+
+--INFO says of a weights file what it is, what it was made from and how; no data set is needed.
 """
 if __name__ == "__main__":
     import os
@@ -9,6 +11,7 @@ if __name__ == "__main__":
     from machine import script
     script.begin()
 
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -18,6 +21,7 @@ import numpy as np
 import config  # JAX is imported below, if it is needed at all
 import data
 import integer
+import plan
 import predict
 from formats.encode import Encoding
 from machine.files import InputError
@@ -130,18 +134,42 @@ def classify(network, facts, words, settings):
     return not errors
 
 
+def describe(path, network, facts):
+    """What a weights file says of itself: a few lines."""
+    shape, default = network.steps[0].before, config.load([])._asdict()
+    switches = [f"--{name}={value}" for name, value in facts.switches.items()
+                if value != default.get(name)]
+    made = f"python3 main_train.py {shlex.join(switches)}" if facts.switches else "not said"
+    loss = "not said" if facts.val_loss is None else f"{facts.val_loss:.6f} nats"
+    names = ", ".join(facts.classes)
+    return "\n".join([
+        f"{path}, written {keep.age(path)}: {Path(path).stat().st_size:,} bytes",
+        f"network          {plan.describe(network.steps)}, {integer.name(network)}",
+        f"reads            {'x'.join(map(str, shape))} "
+        + ("bytes" if facts.low is None else f"numbers, {len(facts.low)} features"),
+        f"classes          {len(facts.classes)}: {names[:60]}{'…' * (len(names) > 60)}",
+        f"trained on       {facts.dataset or 'not said'}",
+        f"validation loss  {loss}", f"made by          {made}"])
+
+
 def main(argv):
+    info, argv = "--INFO" in argv, [word for word in argv if word != "--INFO"]
     files = config.words(argv)
     settings = config.load(argv, __doc__, also=files)
     settings, dataset = keep.settle(settings, config.given(argv))
-    if not files and dataset is None:           # say what is wrong with the data, or fetch them
+    if not (files or info or dataset):          # say what is wrong with the data, or fetch them
         dataset = keep.read_data(settings)
     path = keep.find(settings, dataset and dataset.sha256)
     network, facts = keep.load(path)
+    if info:
+        print(describe(path, network, facts))
+        return
     if settings.ENGINE == "jax":
         from machine import runtime
         runtime.set_up(settings.CACHE_DIR)
     if files:
+        if sys.stdout.isatty():                 # a pipe gets the answers alone
+            print(f"read by {path}, {integer.name(network)}")
         if not classify(network, facts, files, settings):
             sys.exit(2)
     else:
