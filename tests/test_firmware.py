@@ -17,7 +17,7 @@ import plan
 from benchmarks import firmware
 from conftest import ROOT
 from deploy import engines, planes, to_firmware, to_web
-from formats import checkpoint
+from formats import checkpoint, encode
 
 CHIPS = list(to_firmware.CHIPS)
 SMALL = plan.parse("crop24 mean2 40 33", (28, 28, 1), 10)       # no multiple of a word
@@ -234,19 +234,20 @@ def test_script_writes_folders_that_name_a_missing_compiler(script, tmp_path, mo
     assert made.stdout == ("rv32ec: skipped: no no-such-gcc; install gcc-riscv64-unknown-elf\n")
 
 
-def build_sketch(network, folder):
+def build_sketch(network, folder, facts=None):
     """The Uno's sketch, by Arduino's own core: (ELF file, bytes of flash, of .data and .bss)."""
     compiler = firmware.find("avr-gcc", "gcc-avr and avr-libc")
     if not ARDUINO.is_dir():
         raise engines.Missing("no Arduino core: install arduino-core-avr")
-    for name, text in to_firmware.export_uno(network).items():
+    for name, text in to_firmware.export_uno(network, facts).items():
         (folder / name).write_text(text, "utf-8")
     core = ARDUINO / "cores" / "arduino"
     flags = ["-mmcu=atmega328p", "-DF_CPU=16000000L", "-DARDUINO=10819", "-DARDUINO_AVR_UNO", "-Os",
              "-DARDUINO_ARCH_AVR", "-DDECIMAL_DIG=__DECIMAL_DIG__", f"-I{core}",
              f"-I{ARDUINO / 'variants' / 'standard'}", "-w", "-ffunction-sections",
              "-fdata-sections", "-Wl,--gc-sections", "-c"]
-    both = ((["-std=gnu11"], ["mlp.c", core / "wiring.c", core / "hooks.c"]),
+    both = ((["-std=gnu11"], ["mlp.c", *(core / name for name in (
+                "wiring.c", "wiring_analog.c", "hooks.c"))]),
             (["-std=gnu++11", "-fno-exceptions", "-fno-threadsafe-statics"],
              [*(core / name for name in CORE), "-include", "Arduino.h", "-x", "c++", "uno.ino"]))
     for more, sources in both:
@@ -307,6 +308,27 @@ def test_unos_sketch_answers_over_a_serial_port(sketch):
     np.testing.assert_array_equal(np.transpose(got), np.c_[want.argmax(1), want])
     assert (1_000 < microseconds).all() and (microseconds < 60_000).all()
     assert end() < 2_048                        # else the stack would have met the data
+
+
+@pytest.mark.parametrize("line, shape", [("conv3x5 max2 9", (1, 12, 2)), ("7", (3,))])
+def test_unos_sketch_reads_sensors_and_prints_the_class(need, tmp_path, line, shape):
+    """simavr's analog inputs read 0 where nothing is connected."""
+    network = oracle.random_network(np.random.default_rng(5), plan.parse(line, shape, 3), 4, 4)
+    low, exponent = np.float32([-90, -7, -130][:shape[-1]]), np.array([0, -2, 1][:shape[-1]])
+    facts = checkpoint.Facts(classes=("sit", "wälk", "run away"), low=low, exponent=exponent)
+    codes = np.resize(encode.encode(np.zeros((1, shape[-1]), np.float32),
+                                    encode.Encoding(low, exponent)), (1, int(np.prod(shape))))
+    want = facts.classes[oracle.run(network, codes).argmax()]
+    elf, flash, static = need(build_sketch, network, tmp_path, facts)
+    process, port, theirs = need(firmware.start_simavr, elf, static, tmp_path)
+    try:
+        assert flash < 32_768 - 512
+        assert [firmware.read_line(port) for _ in range(2)] == [want, want]
+    finally:
+        process.kill()
+        process.communicate()
+        os.close(theirs)
+        port.close()
 
 
 @pytest.mark.parametrize("sketch", ["6kB"], indirect=True)

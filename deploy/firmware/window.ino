@@ -18,6 +18,7 @@ static float read_channel(uint8_t channel) { return analogRead(A0 + channel); }
 void setup()
 {
     Serial.begin(115200);
+    Serial.println(F("ready"));
 }
 
 void loop()
