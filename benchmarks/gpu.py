@@ -77,9 +77,9 @@ def main(argv):
     print(f"{device}: {wrong} of {values:,} integers differ from NumPy's")
     recipe = config.load([config.at_home(RECIPE), *argv])
     recipe = experiment.decide(recipe)
-    points = [(f"default, {count} lanes", settings, count) for count in lanes]
-    points += [(f"default, the sweep's {SWEEP} lanes", settings, SWEEP)]
-    points += [(f"{RECIPE}, {count} lanes", recipe, count) for count in (1, 8)]
+    points = [(f"default, lanes: {count}", settings, count) for count in lanes]
+    points += [(f"default, the sweep's {SWEEP}", settings, SWEEP)]
+    points += [(f"{RECIPE}, lanes: {count}", recipe, count) for count in (1, 8)]
     found = source.load_data(settings)
     for label, chosen, count in points:
         chosen = config.change(chosen, QAT_ENABLE=True)
