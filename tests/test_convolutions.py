@@ -146,8 +146,9 @@ def test_onnx_of_a_convolution_needs_no_newer_runtime():
     assert (model.opset_import[0].version, model.ir_version) == (13, 7)
 
 
-@pytest.mark.parametrize("lanes", [8, 16, 32])
-@pytest.mark.parametrize("line, shape, bits", cases())
+@pytest.mark.parametrize("lanes, line, shape, bits", [
+    (lanes, *case) for i, case in enumerate(cases())
+    for lanes in ((8, 16, 32) if case[1] == GREY else ((32, 16, 8)[i % 3],))])
 def test_chips_engine_equals_oracle(need, lanes, line, shape, bits):
     network, images, want = make(line, shape, bits)
     images[2:4] = [[170], [85]]                 # the most digits of one sign
@@ -159,7 +160,7 @@ def test_chips_engine_equals_oracle(need, lanes, line, shape, bits):
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
-@settings(max_examples=40, suppress_health_check=SAME_NEED)
+@settings(max_examples=15, suppress_health_check=SAME_NEED)
 @given(steps=small_steps(), bits=st.tuples(st.integers(1, 8), st.integers(1, 8)),
        lanes=st.sampled_from([8, 16, 32]))
 def test_chips_engine_equals_oracle_on_any_steps(need, steps, bits, lanes):
@@ -174,8 +175,7 @@ def test_chips_engine_equals_oracle_on_any_steps(need, steps, bits, lanes):
     np.testing.assert_array_equal(need(engines.make_c, files)(images), oracle.run(network, images))
 
 
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-@pytest.mark.parametrize("lanes", [8, 16, 32])
+@pytest.mark.parametrize("compiler, lanes", [("gcc", 8), ("clang", 16), ("gcc", 32), ("clang", 32)])
 def test_chips_engine_is_clean_under_sanitizers(need, tmp_path, compiler, lanes):
     network, images, want = make("conv5x6/2 conv3x16 max2 conv3x9 20", GREY, (3, 4))
     flags = ("-std=c99", "-O1", *engines.SANITIZERS)
