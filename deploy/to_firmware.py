@@ -52,7 +52,7 @@ CHIPS = {
                       "-mcpu=cortex-m3 -mthumb", (0, 0x2000_0000),
                       "qemu-system-arm -M lm3s6965evb", DEBUGGER),
     "rv32ec": Chip((32,), 16_384, 2_048, "riscv64-unknown-elf-", "gcc-riscv64-unknown-elf",
-                   "-march=rv32ec_zicsr -mabi=ilp32e -DMLP_NO_FLOAT", (0x8000_0000, 0x8001_0000),
+                   "-march=rv32ec_zicsr -mabi=ilp32e -fno-tree-pre -DMLP_NO_FLOAT", (0x8000_0000, 0x8001_0000),
                    "qemu-system-riscv32 -M virt -bios none -cpu rv32,e=true,"
                    + ",".join(f"{x}=false" for x in "imafdgush"), CH32V003, maps_stack=16),
     "atmega328p": Chip((8, 16), 32_768, 2_048, "avr-", "gcc-avr and avr-libc",
@@ -223,7 +223,7 @@ def makefile(chip):
     return f"""# {chip}: {has.flash:,} bytes of flash, {has.ram:,} of RAM.
 {places}CC = {has.tools}gcc
 CFLAGS = -std=c99 -O2 {has.flags} -fno-schedule-insns -ffreestanding -ffunction-sections \\
- -fdata-sections -fno-inline-small-functions -fno-tree-pre -fno-tree-loop-distribute-patterns \\
+ -fdata-sections -fno-inline-small-functions -fno-tree-loop-distribute-patterns \\
  -Wall -Wextra -Wpedantic -Wconversion
 LDFLAGS = -Wl,--gc-sections{text}
 
