@@ -52,7 +52,8 @@ CHIPS = {
                       "-mcpu=cortex-m3 -mthumb", (0, 0x2000_0000),
                       "qemu-system-arm -M lm3s6965evb", DEBUGGER),
     "rv32ec": Chip((32,), 16_384, 2_048, "riscv64-unknown-elf-", "gcc-riscv64-unknown-elf",
-                   "-march=rv32ec_zicsr -mabi=ilp32e -fno-tree-pre -DMLP_NO_FLOAT", (0x8000_0000, 0x8001_0000),
+                   "-march=rv32ec_zicsr -mabi=ilp32e -fno-tree-pre -DMLP_NO_FLOAT",
+                   (0x8000_0000, 0x8001_0000),
                    "qemu-system-riscv32 -M virt -bios none -cpu rv32,e=true,"
                    + ",".join(f"{x}=false" for x in "imafdgush"), CH32V003, maps_stack=16),
     "atmega328p": Chip((8, 16), 32_768, 2_048, "avr-", "gcc-avr and avr-libc",
