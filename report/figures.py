@@ -217,7 +217,8 @@ def _recipe_points(axes, recipes):
                 best, line = val, [*line, at]
             axes.errorbar(*at, stats.summary(_errors(rows)[0])["std"], fmt="*", color=color,
                           markersize=13, capsize=2, markeredgecolor="white", zorder=3)
-            axes.annotate(name, at, (-8, 4) if i % 2 else (8, 0), textcoords="offset points",
+            aside = ((8, 0), (-8, 2), (8, 0), (-8, 9))[i % 4]
+            axes.annotate(name, at, aside, textcoords="offset points",
                           ha="right" if i % 2 else "left", va="center", color=color,
                           fontweight="bold", fontsize=9, path_effects=OUTLINE, zorder=4)
         axes.plot([x for x, _ in line], [y for _, y in line], color=color, linewidth=1, alpha=0.5,
