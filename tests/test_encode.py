@@ -1,5 +1,6 @@
 """encode: the same codes in NumPy, C, ONNX and JavaScript; what fit makes of outliers."""
 import fractions
+import re
 import shutil
 import subprocess
 
@@ -8,44 +9,36 @@ import pytest
 from hypothesis import given, strategies as st
 from onnx import TensorProto
 
-from deploy import engines, to_onnx
+from conftest import ROOT
+from deploy import engines, to_c, to_onnx
 from formats import encode
 from formats.encode import LEAST, MOST, Encoding
 
-# What an engine does; `scale` is 2^-exponent, a normal float32 for each exponent that there is.
-C99 = r"""
+# What ships, each case as the only feature of a network.
+C_MAIN = r"""
 #include <stdint.h>
-static uint8_t encode(float v, float low, float scale)
-{
-    volatile float difference = v - low;    /* to memory: x87 and contraction would round later */
-    float code = difference * scale;        /* exact, or 0 or 255 anyway */
-    if (!(code > 0.0f)) return 0;           /* NaN too */
-    if (code >= 255.0f) return 255;
-    uint8_t whole = (uint8_t)code;
-    float rest = code - (float)whole;
-    return (uint8_t)(whole + (rest > 0.5f || (rest == 0.5f && (whole & 1))));
-}
-"""
-C_MAIN = C99 + r"""
 #include <stdio.h>
-#include <string.h>
+#define MLP_INPUTS 1
+#define MLP_FEATURES 1
+static float mlp_low[1], mlp_scale[1];
+uint8_t mlp_encode_one(float value, uint32_t feature);
+void mlp_encode(const float features[MLP_INPUTS], uint8_t bytes[MLP_INPUTS]);
+""" + to_c.ENCODE + r"""
 int main(void)
 {
     float values[3];
-    while (fread(values, sizeof values, 1, stdin) == 1)
-        putchar(encode(values[0], values[1], values[2]));
+    while (fread(values, sizeof values, 1, stdin) == 1) {
+        uint8_t byte;
+        mlp_low[0] = values[1];
+        mlp_scale[0] = values[2];
+        mlp_encode(values, &byte);
+        putchar(byte);
+    }
     return 0;
 }
 """
-JAVASCRIPT = r"""
-function encode(v, low, scale) {            // v and low from a Float32Array
-  const code = Math.fround(v - low) * scale;
-  if (!(code > 0)) return 0;
-  if (code >= 255) return 255;
-  const whole = Math.floor(code), rest = code - whole;
-  return whole + (rest > 0.5 || (rest === 0.5 && whole % 2 === 1) ? 1 : 0);
-}
-"""
+PAGE = (ROOT / "deploy/page.html").read_text("utf-8")
+JAVASCRIPT = re.search(r"^function encode\(.*?^}\n", PAGE, re.MULTILINE | re.DOTALL)[0]
 JAVASCRIPT_MAIN = JAVASCRIPT + r"""
 const bytes = require("fs").readFileSync(process.argv[2]);
 const floats = new Float32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
