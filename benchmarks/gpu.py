@@ -12,20 +12,17 @@ from pathlib import Path
 import config
 import data
 import integer
-from benchmarks.training import hyper_of
-from data import Split
+from benchmarks import scaling
 from formats import checkpoint
 from machine import script
 from machine.files import InputError, check_writable
 from report import columns, results
 from runner import experiment, source
-from training import loop
 
 NETWORKS = ("weights_int8.npz", "recipes/ternary.npz", "recipes/chip3kB.nqat",
             "recipes/conv13kB.nqat")
-LANES, IMAGES = (1, 32, 256, 1_024), 8_192      # the defaults; times are scaled to the whole split
+LANES = 1, 32, 256, 1_024       # the default
 SWEEP = 27                      # lanes of the reference's sweep of learning rates
-EPOCHS = 4                      # of a point; the first compiles and is dropped
 RECIPE = "recipes/conv2kB.toml"
 
 
@@ -41,19 +38,9 @@ def parity(settings, images):
     return rows
 
 
-def lane_epochs(settings, found, lanes, images):
-    """Seconds of one lane's epoch over the whole train split, one value a repeat."""
-    hyper = hyper_of(settings, found, MAX_EPOCHS=EPOCHS, PATIENCE=EPOCHS, WARMUP_EPOCHS=0.0)
-    part = Split(found.train.images[:images], found.train.labels[:images])
-    few = Split(found.val.images[:128], found.val.labels[:128])
-    start = loop.start([1e-3] * lanes, range(lanes), hyper)
-    *_, sweep = loop.epochs(start, part, few, hyper)
-    return (sweep.seconds[1:] * (len(found.train.labels) / len(part.labels) / lanes)).tolist()
-
-
 def sizes_of(argv):
     """(lanes, images, the rest of the command line)."""
-    own, rest = {"LANES": LANES, "IMAGES": (IMAGES,)}, []
+    own, rest = {"LANES": LANES, "IMAGES": (scaling.IMAGES,)}, []
     for word in argv:
         name, _, value = word.removeprefix("--").partition("=")
         if name not in own:
@@ -82,9 +69,9 @@ def main(argv):
     points += [(f"{RECIPE}, lanes: {count}", recipe, count) for count in (1, 8)]
     found = source.load_data(settings)
     for label, chosen, count in points:
-        chosen = config.change(chosen, QAT_ENABLE=True)
+        chosen = scaling.briefly(chosen)
         rows.append({"label": label, "part": "lane-epoch", "lanes": count,
-                     "seconds": lane_epochs(chosen, found, count, images)})
+                     "seconds": scaling.lane_epoch_seconds(chosen, found, count, images)})
         print(f"{label}: {min(rows[-1]['seconds']):.4f} s a lane-epoch", flush=True)
     timed = {row["label"]: [row] for row in rows if row["part"] == "lane-epoch"}
     print(columns.table("QAT on " + device, timed, {"seconds of a lane-epoch": columns.times()}))

@@ -36,10 +36,16 @@ def changes(settings, batch=None, width=None):
             "LAYERS": f"{width} {width // 2}" if width else settings.LAYERS}
 
 
-def lane_epoch_seconds(settings, data, lanes=1, **axis):
+def briefly(settings):
+    """Switches for a few epochs at a small rate, so that no width diverges and ends early."""
+    return config.change(settings, MAX_EPOCHS=EPOCHS, PATIENCE=EPOCHS, WARMUP_EPOCHS=0.0,
+                         LEARNING_RATE=1e-3)
+
+
+def lane_epoch_seconds(settings, data, lanes=1, images=IMAGES, **axis):
     """Seconds of one lane's epoch over the whole train split, one value per repeat."""
     hyper = hyper_of(settings, data, QAT_ENABLE=True, **changes(settings, **axis))
-    part = Split(data.train.images[:IMAGES], data.train.labels[:IMAGES])
+    part = Split(data.train.images[:images], data.train.labels[:images])
     few = Split(data.val.images[:128], data.val.labels[:128])
     start = loop.start([settings.LEARNING_RATE] * lanes, range(lanes), hyper)
     *_, sweep = loop.epochs(start, part, few, hyper)
@@ -63,9 +69,7 @@ def device_rows(argv):
 
 
 def main(argv):
-    # These four are the study's own; a small rate, so that no width diverges and ends early.
-    settings = config.change(config.load(argv, __doc__, also=(CHILD,)), MAX_EPOCHS=EPOCHS,
-                             PATIENCE=EPOCHS, WARMUP_EPOCHS=0.0, LEARNING_RATE=1e-3)
+    settings = briefly(config.load(argv, __doc__, also=(CHILD,)))
     if CHILD not in argv:
         check_writable(settings.RESULTS_DIR)
     settings = experiment.set_up(settings)
