@@ -153,9 +153,8 @@ def describe(path, network, facts):
 
 
 def main(argv):
-    info, argv = "--INFO" in argv, [word for word in argv if word != "--INFO"]
-    files = config.words(argv)
-    settings = config.load(argv, __doc__, also=files)
+    files, info = config.words(argv), "--INFO" in argv
+    settings = config.load(argv, __doc__, also=(*files, "--INFO"))
     settings, dataset = keep.settle(settings, config.given(argv))
     if not (files or info or dataset):          # say what is wrong with the data, or fetch them
         dataset = keep.read_data(settings)
