@@ -79,12 +79,10 @@ def run_qemu(chip, elf, images):
     Returns:
       (int64 [N, 1 + classes], class and logits; instructions [N]; bytes of stack).
     """
-    command, *options = [*to_firmware.CHIPS[chip].emulator.split(), "-icount",
-                         f"shift={SHIFTS[chip]}"]
+    command, *options = to_firmware.CHIPS[chip].emulator.split()
     (elf.parent / "images.bin").write_bytes(images.tobytes())
-    ran = subprocess.run([find(command), *options, "-display", "none", "-serial", "none",
-                          "-monitor", "none", "-semihosting-config", "enable=on,target=native",
-                          "-kernel", elf.name], cwd=elf.parent, stdin=subprocess.DEVNULL,
+    ran = subprocess.run([find(command), "-icount", f"shift={SHIFTS[chip]}", *options, elf.name],
+                         cwd=elf.parent, stdin=subprocess.DEVNULL,
                          check=True, capture_output=True, text=True, timeout=600)
     lines = [line.split() for line in (ran.stdout + ran.stderr).splitlines()
              if re.fullmatch(r"[-\d ]+", line)]

@@ -172,7 +172,7 @@ def share_word(layer, step, positions):
 
 
 def make_map(stage, positions, bits, lanes):
-    """The Map of a convolution, whose map has codes of so many bits."""
+    """The Map of a convolution, whose map has codes of so many bits; narrow and planned are 0."""
     step, (pool_rows, pool_columns) = stage.step, stage.pool
     (rows, columns), (down, across) = step.kernel, step.stride
     _, wide, channels = stage.after
@@ -200,26 +200,26 @@ def count_code_planes(table):
 def make_all_tables(network, lanes):
     """The Tables of each layer, for words of so many bits."""
     x_qmaxes = integer.input_qmax(len(network.layers), network.activation_bits)
-    tables, bits = [], network.activation_bits
-    for layer, stage, x_qmax in zip(network.layers, stages_of(network.steps), x_qmaxes):
-        positions, way = count_positions(stage, network.weight_bits, lanes), None
+    stages, tables, bits = stages_of(network.steps), [], network.activation_bits
+    if stages[0].step.kind == "dense":
+        return [make_tables(layer, network.weight_bits, x_qmax, lanes)
+                for layer, x_qmax in zip(network.layers, x_qmaxes)]
+    for i, (layer, stage, x_qmax) in enumerate(zip(network.layers, stages, x_qmaxes)):
+        positions, way = count_positions(stage, network.weight_bits, lanes), NO_MAP
         if stage.step.kind == "conv":
             way = make_map(stage, positions, bits, lanes)
-        elif tables and tables[-1].map.lines:
-            inputs = math.ceil(stage.step.weights[0] / lanes)
-            way = NO_MAP._replace(kept=inputs * bits, line=inputs * bits)
+        elif stages[i - 1].step.kind == "conv":             # one long line
+            words = math.ceil(stage.step.weights[0] / lanes) * bits
+            way = NO_MAP._replace(kept=words, line=words)
+        if i == 0:                              # the image itself is there
+            way = way._replace(kept=0, line=0)
         layer = share_word(layer, stage.step, positions)
         table = make_tables(layer, network.weight_bits, x_qmax, lanes)
         # Lanes without an output are not 0 there: only where nobody reads them.
         narrow = lanes == 32 and positions * stage.after[-1] <= 16 and (
             stage.step.kind == "conv" or layer.shift is None)
-        way = (way or NO_MAP)._replace(planned=table.groups * count_code_planes(table),
-                                       narrow=int(narrow))
-        tables.append(table._replace(map=way))
-    if tables[0].map.lines:                     # the image itself is there
-        tables[0] = tables[0]._replace(map=tables[0].map._replace(kept=0, line=0))
-    else:
-        tables = [table._replace(map=NO_MAP) for table in tables]
+        tables.append(table._replace(map=way._replace(
+            planned=table.groups * count_code_planes(table), narrow=int(narrow))))
     return tables
 
 

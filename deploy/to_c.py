@@ -62,6 +62,11 @@ def array(kind, name, values, place=""):
     return f"static const {kind} {name}[]{place} = {{\n" + ",\n".join(rows) + "\n};\n"
 
 
+def plain_facts(network):
+    """The Facts of a network of which nothing is known: classes 0, 1, ... and bytes."""
+    return Facts(classes=tuple(map(str, range(network.steps[-1].after[0]))))
+
+
 def title(network):
     """What the files of a network begin with."""
     return (f"nanoQAT {integer.name(network)}, {plan.describe(network.steps)}; "
@@ -319,7 +324,7 @@ def export(network, facts=None, image=None, features=None):
       that mlp_predict needs at most, buffers and calls.
     """
     sizes, fields = _sizes(network), 32 // FIELD_BITS[network.weight_bits]
-    facts = facts or Facts(classes=tuple(map(str, range(network.steps[-1].after[0]))))
+    facts = facts or plain_facts(network)
     image = make_example(network) if image is None else image
     weights, flash = _weights(network, facts)
     sums = 4 * fields * math.ceil(sizes.outputs / fields)

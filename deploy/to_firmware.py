@@ -8,7 +8,6 @@ import integer
 import plan
 from deploy import planes, to_c
 from deploy.planes import Map
-from formats.checkpoint import Facts
 
 FOLDER = Path(__file__).parent
 
@@ -44,18 +43,21 @@ AVRDUDE = """\
     avr-objcopy -O ihex example.elf example.hex
     avrdude -p m328p -c arduino -P /dev/ttyACM0 -U flash:w:example.hex      # 500,000 baud, 8N1"""
 
+SEMIHOSTING = ("-display none -serial none -monitor none "
+               "-semihosting-config enable=on,target=native -kernel")
 CHIPS = {
     "cortex-m0": Chip((32,), 262_144, 16_384, "arm-none-eabi-", "gcc-arm-none-eabi",
-                      "-mcpu=cortex-m0 -mthumb", (0, 0x2000_0000), "qemu-system-arm -M microbit",
-                      DEBUGGER),
+                      "-mcpu=cortex-m0 -mthumb", (0, 0x2000_0000),
+                      f"qemu-system-arm -M microbit {SEMIHOSTING}", DEBUGGER),
     "cortex-m3": Chip((32,), 262_144, 65_536, "arm-none-eabi-", "gcc-arm-none-eabi",
                       "-mcpu=cortex-m3 -mthumb", (0, 0x2000_0000),
-                      "qemu-system-arm -M lm3s6965evb", DEBUGGER),
+                      f"qemu-system-arm -M lm3s6965evb {SEMIHOSTING}", DEBUGGER),
     "rv32ec": Chip((32,), 16_384, 2_048, "riscv64-unknown-elf-", "gcc-riscv64-unknown-elf",
                    "-march=rv32ec_zicsr -mabi=ilp32e -fno-tree-pre -DMLP_NO_FLOAT",
                    (0x8000_0000, 0x8001_0000),
                    "qemu-system-riscv32 -M virt -bios none -cpu rv32,e=true,"
-                   + ",".join(f"{x}=false" for x in "imafdgush"), CH32V003, maps_stack=16),
+                   + ",".join(f"{x}=false" for x in "imafdgush") + f" {SEMIHOSTING}", CH32V003,
+                   maps_stack=16),
     "atmega328p": Chip((8, 16), 32_768, 2_048, "avr-", "gcc-avr and avr-libc",
                        "-mmcu=atmega328p", None,
                        "qemu-system-avr -M uno -display none -monitor none -serial stdio -bios",
@@ -63,15 +65,6 @@ CHIPS = {
 }
 # Its bootloader takes 512 bytes of flash; Arduino's own code lies beside the engine.
 UNO = CHIPS["atmega328p"]._replace(flash=32_256, code=6_900, stack=305)
-
-
-def _array(name, values, lanes):
-    """A constant array of words as C text."""
-    end = "u" if lanes == 32 else ""
-    kind = f"uint{lanes}_t" if name.startswith("mlp_w") else "mlp_word"
-    text = [f"0x{value:0{lanes // 4}x}{end}" for value in values.ravel().tolist()]
-    rows = [", ".join(text[start:start + 8]) for start in range(0, len(text), 8)]
-    return f"static const {kind} {name}[] MLP_FLASH = {{\n" + ",\n".join(rows) + "\n};\n"
 
 
 def _layer_row(i, table, lanes, with_maps):
@@ -82,21 +75,19 @@ def _layer_row(i, table, lanes, with_maps):
         raise ValueError(f"layer {i} is wider than the engine's 16-bit offsets reach; "
                          "export it to c")
     narrow = lanes // 2 if table.map.narrow else lanes
-    arrays, places = [_array(f"mlp_w{i}", table.w & (2**narrow - 1), narrow),
-                      _array(f"mlp_start{i}", table.start, lanes)], "0"
+    def array(name, words, bits):
+        return to_c.array(f"uint{bits}_t", name, words, " MLP_FLASH")
+
+    arrays, places = [array(f"mlp_w{i}", table.w & (2**narrow - 1), narrow),
+                      array(f"mlp_start{i}", table.start, lanes)], "0"
     if table.places.size:
         places = f"mlp_places{i}"
-        arrays.append(_array(places, table.places, lanes))
+        arrays.append(array(places, table.places, lanes))
     numbers = (table.start.size, rows * bits, none, table.groups, table.code_bits,
                table.start.shape[1], table.shift, table.places.shape[1])
     numbers += table.map if with_maps else ()
     return (f"    {{mlp_w{i}, mlp_start{i}, {places}, {table.zero}u, "
             f"{', '.join(map(str, numbers))}}}"), "".join(arrays)
-
-
-def _plain(network):
-    """The Facts of a network of which nothing is known."""
-    return Facts(classes=tuple(map(str, range(network.steps[-1].after[0]))))
 
 
 def _names(facts):
@@ -109,7 +100,7 @@ def _names(facts):
 
 def header(network, tables, lanes, facts=None):
     """mlp.h: what a caller needs and, for chip.c alone, the tables."""
-    facts = facts or _plain(network)
+    facts = facts or to_c.plain_facts(network)
     kind, names = _names(facts)
     more = f"""
 /* What the classes are called; on AVR in flash, for pgm_read_byte and strcpy_P. */
@@ -250,9 +241,6 @@ def example_header(network, image, features):
 def readme(network, chip, flash, ram):
     """README.md of a chip's folder."""
     has = CHIPS[chip]
-    semihosting = "" if not has.origins else (
-        " -display none -serial none -monitor none \\\n"
-        "        -semihosting-config enable=on,target=native -kernel")
     return f"""# {to_c.title(network)[:-1]}
 
 For {chip}: at most about {flash:,} bytes of flash and {ram:,} of RAM, input and stack included.
@@ -260,7 +248,7 @@ For {chip}: at most about {flash:,} bytes of flash and {ram:,} of RAM, input and
 Build (Debian: {has.package}), `make example.elf mlp.elf`; `example.elf` classifies one example and
 prints its class and RIGHT if every integer is Python's. In an emulator:
 
-    {has.emulator}{semihosting} example.elf
+    {has.emulator} example.elf
 
 On a board:
 
@@ -290,7 +278,7 @@ def export(network, chips, facts=None, image=None, features=None):
     engine, files = (FOLDER / "chip.c").read_text("utf-8"), {}
     if image is None:
         image, features = to_c.make_example(network), None
-    facts = facts or _plain(network)
+    facts = facts or to_c.plain_facts(network)
     if facts.low is not None and features is None:          # no real example: of the codes' middle
         features = (facts.low + np.exp2(facts.exponent.astype(np.float64)) * image.reshape(
             -1, len(facts.low))).astype(np.float32).ravel()
