@@ -4,7 +4,9 @@ python3 ablation.py lr           learning rate against epochs and validation los
 python3 ablation.py quant        quantized against unquantized: loss, accuracy, file size
 python3 ablation.py optimizer    SGD, SGD with momentum and AdamW, each over its own rates
 python3 ablation.py bits         QAT and post-training quantization from 8 bits a weight to 1
+python3 ablation.py bits_conv    the same of a convolutional network of 2 kB
 python3 ablation.py frontier     accuracy against whole-file bytes, over shape, bits and input
+python3 ablation.py factors      what small convolutional nets owe their accuracy to
 python3 ablation.py averaging    how much scales that flip disturb the last epochs, and the remedy
 python3 ablation.py compute      whether gradients of bfloat16 products cost accuracy
 python3 ablation.py plots        draw every figure again from results/
@@ -83,6 +85,13 @@ def bits(settings):
                        for width in WIDTHS for model in models)]
 
 
+def bits_conv(settings):
+    """bits of a small convolutional network, trained as it is: rounded, calibrated and learned."""
+    from report.style import CALIBRATED, LEARNED, ROUNDED
+    return [{**BRIEFLY, **SMALL_NET, **point, "LAYERS": SMALL["2 kB"]} for point in bits(settings)
+            if point["label"] in (FLOAT32["label"], ROUNDED, CALIBRATED, LEARNED)]
+
+
 # Networks from 2 to 60 kB, as LAYERS and WEIGHT_BITS; and how all of them are trained.
 FRONTIER = tuple(
     {"WEIGHT_BITS": weight_bits, "ACTIVATION_BITS": 8, "LAYERS": line} for weight_bits, line in (
@@ -100,6 +109,27 @@ def frontier(settings):
     """Test accuracy against the bytes of the whole file, of each network in FRONTIER."""
     return [{"label": f"{switches['LAYERS']} W{switches['WEIGHT_BITS']}A8", **BRIEFLY, **switches}
             for switches in FRONTIER]
+
+
+SMALL = {"2 kB": "conv5x8/2 conv3x16 max2 conv3x16", "8 kB": "conv5x16/2 conv3x32 max2 conv3x40"}
+SMALL_NET = {"BATCH_SIZE": 128, "MAX_EPOCHS": 15, "PATIENCE": 15}
+UNCHANGED = "as it is"          # of what factors changes
+FACTORS = {
+    UNCHANGED: {}, "activations of 4 bits, not 8": {"ACTIVATION_BITS": 4},
+    "conv5 with stride 1 and max2, not stride 2": {}, "weights not averaged": {"AVERAGING": 0.0},
+    "images not warped": {"AUGMENT": 0.0}}
+
+
+def factors(settings):
+    """Small convolutional networks, and each of four things that they owe their accuracy to."""
+    points = []
+    for size, line in SMALL.items():
+        for label, switches in FACTORS.items():
+            layers = line.replace("/2", " max2") if "stride" in label else line
+            points.append({**BRIEFLY, **SMALL_NET, "SCALES": "learned", "METRIC": "val_loss",
+                           "WEIGHT_BITS": 3, "label": f"{size}: {label}", "LAYERS": layers,
+                           **switches})
+    return points
 
 
 LONG = {"MAX_EPOCHS": 100, "PATIENCE": 100}     # what flipping costs shows late
@@ -132,6 +162,7 @@ def compute(settings):
 
 STUDIES = {"lr": ("lr_ablation", learning_rates), "quant": ("quant_vs_unquant", quantized_and_not),
            "optimizer": ("optimizer", optimizers), "bits": ("bits", bits),
+           "bits_conv": ("bits_conv", bits_conv), "factors": ("factors", factors),
            "frontier": ("frontier", frontier), "averaging": ("averaging", averaging),
            "compute": ("compute", compute)}
 

@@ -35,6 +35,17 @@ def first(key):
     return lambda rows: rows[0][key]
 
 
+def paired(base, other, key):
+    """A cell: the difference in pp over the same seeds of two groups, with its 95 % interval."""
+    found = stats.compare(base, other, key)
+    if found["mean"] is None:
+        return "–"
+    text = f"{100 * found['mean']:+.2f}"
+    if found["low"] is not None:
+        text += f" ({100 * found['low']:+.2f} to {100 * found['high']:+.2f})"
+    return text
+
+
 def median(key, digits):
     """A column of a field's median."""
     return lambda rows: f"{np.median([row[key] for row in rows]):.{digits}f}"

@@ -16,6 +16,7 @@ from report.columns import (
     first,
     mean,
     most,
+    paired,
     source,
     span,
     table,
@@ -116,19 +117,13 @@ def _difference(base, other):
     """A column of a paired difference of accuracies in pp, with its 95 % interval."""
     def cell(rows):
         models = group(rows, "label")
-        found = stats.compare(models[base], models[other], "test_acc")
-        if found["mean"] is None:
-            return "–"
-        text = f"{100 * found['mean']:+.2f}"
-        if found["low"] is not None:
-            text += f" ({100 * found['low']:+.2f} to {100 * found['high']:+.2f})"
-        return text
+        return paired(models[base], models[other], "test_acc")
     return cell
 
 
-def bits(read):
+def bits(read, name="bits"):
     """Accuracy against a weight's bits."""
-    result = read("bits")
+    result = read(name)
     switches, widths = result["config"], group(result["rows"], "WEIGHT_BITS")
     float32 = widths.pop(None)
     labels = group(sum(widths.values(), []), "label")
@@ -145,6 +140,31 @@ def bits(read):
             "accuracy ± standard deviation over seeds; of differences over the same seeds the 95 % "
             "interval. float32: "
             f"{mean('test_acc', 2, 100)(float32)} %. {source(result)}")
+
+
+def bits_conv(read):
+    """The same of a convolutional network."""
+    return bits(read, "bits_conv")
+
+
+def factors(read):
+    """What small convolutional networks owe their accuracy to, on validation."""
+    result = read("factors")
+    sizes = {}
+    for label, rows in group(result["rows"], "label").items():
+        size, factor = label.split(": ")
+        sizes.setdefault(size, {})[factor] = rows
+    base, *others = next(iter(sizes.values()))
+    columns = {}
+    for size, own in sizes.items():
+        columns[f"{size}, val accuracy (%)"] = lambda name, own=own: mean(
+            "val_acc", 2, 100)(own[name])
+        columns[f"{size}, change (pp)"] = lambda name, own=own: "" if name == base else paired(
+            own[base], own[name], "val_acc")
+    networks = ", ".join(f"{size} is {own[base][0]['network']}" for size, own in sizes.items())
+    return (f"{table('what is changed', {name: name for name in (base, *others)}, columns)}\n\n"
+            f"{networks}; {PLUS_MINUS}, in parentheses the 95 % interval of the difference over "
+            f"the same seeds. {source(result)}")
 
 
 def frontier(read):
@@ -261,13 +281,13 @@ def findings(read):
 
 
 TABLES = {table.__name__: table for table in (
-    expected_output, findings, quant_vs_unquant, lr_ablation, optimizer, bits, frontier, averaging,
-    recipes, records, own_data, speed.training, speed.compute, speed.inference, speed.convolutions,
-    speed.scaling, speed.photos, speed.firmware, speed.chips)}
+    expected_output, findings, quant_vs_unquant, lr_ablation, optimizer, bits, bits_conv, factors,
+    frontier, averaging, recipes, records, own_data, speed.training, speed.compute,
+    speed.inference, speed.convolutions, speed.scaling, speed.photos, speed.firmware, speed.chips)}
 PAGES = {"README.md": ["records", "expected_output", "chips"],
          "docs/own_data.md": ["own_data"],
-         "docs/results.md": ["findings", "recipes", "quant_vs_unquant", "bits", "averaging",
-                             "frontier", "lr_ablation", "optimizer"],
+         "docs/results.md": ["findings", "recipes", "quant_vs_unquant", "bits", "bits_conv",
+                             "averaging", "factors", "frontier", "lr_ablation", "optimizer"],
          "docs/photos.md": ["photos"],
          "docs/speed.md": ["training", "compute", "inference", "convolutions", "scaling"],
          "docs/firmware.md": ["firmware"]}

@@ -95,6 +95,9 @@ def made_up(seeds):
         "lr_ablation": make_rows("0.1", values),
         "optimizer": make_rows("SGD", values) + make_rows("AdamW", values),
         "bits": bits_rows(values, values[::-1]),
+        "bits_conv": bits_rows(values, values[::-1]),
+        "factors": [row for label in ("as it is", "no warps") for size in ("2 kB", "8 kB")
+                    for row in make_rows(f"{size}: {label}", values)],
         "frontier": network_rows(values, 3_900), "averaging": make_rows("calibrated", values),
         "recipes": recipe_rows(values), "recipes_fashion_mnist": recipe_rows(values),
         "training_bench": timed + run_rows(seeds),
