@@ -2,9 +2,9 @@
 
 python3 -m benchmarks.recipes [recipes/NAME.toml ...] [--KEY=value ...]
 
-No recipe named: all of them. ABLATION_SEEDS runs side by side, resumed where they were left. On
-another data set (--DATA_DIR=FOLDER) the recipes keep their headers, and the weights files go into a
-folder of its own in weights/.
+No recipe named: all of recipes/. ABLATION_SEEDS runs side by side, resumed where they were left. On
+another data set (--DATA_DIR=FOLDER) these keep their headers, and the weights files go into a folder
+of its own in weights/. Recipes of another data set are in a folder of its name: recipes/fashion_mnist/.
 """
 import itertools
 import time
@@ -15,14 +15,19 @@ from machine import facts, script
 from machine.files import InputError, check_writable, read_bytes, write_atomically
 
 MAX_BYTES = 10_000               # of a recipe, as config reads it
-HOME = "MNIST"                  # the data set that the recipes were tuned on
+HOME = "MNIST"                  # the data set that the recipes in recipes/ were tuned on
 RESULTS = "recipes"             # results/recipes.json; recipes_NAME.json of another data set
 FOLDER = config.at_home("recipes")
 
 
+def folder_name(dataset):
+    """The folder of the recipes that were tuned on a data set."""
+    return RESULTS if dataset == HOME else dataset.lower().replace("-", "_")
+
+
 def result_name(dataset):
     """The stem of the result of all recipes on a data set."""
-    return RESULTS if dataset == HOME else f"{RESULTS}_{dataset.lower().replace('-', '_')}"
+    return RESULTS if dataset == HOME else f"{RESULTS}_{folder_name(dataset)}"
 
 
 def header(rows, path, dataset):
@@ -37,12 +42,14 @@ def header(rows, path, dataset):
     """
     from report import stats
     accuracy = stats.spread(stats.summarize(rows, "test_acc"), 2, 100)
+    data = "" if dataset == HOME else " --DATA_DIR=FOLDER"
     return (f"# {accuracy} % of {dataset}'s test images, {len(rows)} seeds, "
             f"{max(row['file_bytes'] for row in rows):,} bytes at most.\n"
             f"# {sum(row['seconds'] for row in rows):.0f} s for all seeds side by side: "
             f"{rows[0]['machine']}.\n"
-            f"# One run: python3 main_train.py {path}\n"
-            f"# The claim: python3 -m benchmarks.recipes {path} --ABLATION_SEEDS={len(rows)}\n")
+            f"# One run: python3 main_train.py {path}{data}\n"
+            f"# The claim: python3 -m benchmarks.recipes {path}{data} "
+            f"--ABLATION_SEEDS={len(rows)}\n")
 
 
 def _with_header(text, lines):
@@ -108,7 +115,7 @@ def main(argv):
                              dataset={"name": data.name, "sha256": data.sha256})
         text = header(rows, path, data.name)
         print(f"{text}# {time.perf_counter() - start:.0f} s with all else")
-        if data.name == HOME:
+        if path.resolve().parent.name == folder_name(data.name):
             recipe = read_bytes(path, MAX_BYTES).decode()
             write_atomically(path, _with_header(recipe, text).encode())
         weights = Path(settings.WEIGHTS_DIR) / stem / f"{path.stem}.{settings.FILE_FORMAT}"

@@ -46,7 +46,9 @@ def read(path, shape, classes, encoding):
     for file in _files(path):
         try:
             if is_digits:
-                yield str(file), *photo.read_digit(file)
+                digits = photo.read_digits(file)
+                for i, digit in enumerate(digits, 1):
+                    yield f"{file} {i}/{len(digits)}" if len(digits) > 1 else str(file), *digit
             else:
                 yield str(file), pictures.read_picture(file, shape).reshape(-1), ""
         except InputError as error:

@@ -1,4 +1,4 @@
-"""A photo or drawing of one digit -> the uint8 pixels that an MNIST network reads.
+"""A photo or drawing of a digit, or of some in a row -> the uint8 pixels that an MNIST network reads.
 
 docs/photos.md says what happens to it, step by step.
 """
@@ -31,6 +31,10 @@ SPECK = 0.05                    # of the largest piece of ink; less is a speck
 FAINT = 0.25                    # the least ink that counts
 MOST_INK = 0.65                 # of the square around it
 PIECE = 0.2                     # of the largest piece of ink: a second so large is another sign
+HOLES, HOLE = 2, 0.0075         # an 8 has two; what is smaller, of the square around the ink, is none
+# Several digits in a row, which are read one by one.
+APART = 0.15                    # of their height: the paper between two
+AS_HIGH = 0.6                   # as the highest: the lowest
 # Pillow logs some damage before it raises: a second line where nobody has set logging up.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -250,23 +254,40 @@ def doubt(ink):
     strokes = ink >= FAINT
     if not strokes.any():
         return "no ink"
-    if strokes.sum() > MOST_INK * (max(map(np.ptp, np.nonzero(strokes))) + 1)**2:
+    square = (max(map(np.ptp, np.nonzero(strokes))) + 1)**2
+    if strokes.sum() > MOST_INK * square:
         return "ink everywhere"
     labels, _ = ndimage.label(strokes, np.ones((3, 3)))
     *_, second, largest = np.sort(np.bincount(labels.reshape(-1), minlength=3)[1:])
-    return "several pieces" if second > PIECE * largest else ""
+    if second > PIECE * largest:
+        return "several pieces"
+    paper, _ = ndimage.label(np.pad(~strokes, 1, constant_values=True))     # 1 is what is outside
+    return "many holes" if (np.bincount(paper[paper > 1]) >= HOLE * square).sum() > HOLES else ""
 
 
-def read_digit(path):
-    """One image file as a network input.
+def _one_by_one(ink):
+    """The digits of a row: their strokes, left to right; the ink as it is where it is no row."""
+    strokes = ink >= FAINT
+    columns = np.flatnonzero(strokes.any(0))
+    cuts = np.flatnonzero(np.diff(columns) > 1) + 1
+    groups = [ink[:, part[0]:part[-1] + 1] for part in np.split(columns, cuts) if part.size]
+    heights = [np.ptp(np.nonzero(group >= FAINT)[0]) + 1 for group in groups]
+    gaps = np.diff(columns)[cuts - 1]
+    is_row = (len(groups) > 1 and min(heights) >= AS_HIGH * max(heights)
+              and gaps.min() > APART * max(heights) and not any(map(doubt, groups)))
+    return groups if is_row else [ink]
+
+
+def read_digits(path):
+    """The digit in an image file, or those that stand clearly apart in one row, as network inputs.
 
     Args:
       path: a PNG, JPEG, BMP, GIF, WebP, PPM or plain TIFF file; light strokes on dark, or dark on
         light (then inverted).
     Returns:
-      (uint8 [784], all 0 without ink; what `doubt` says of it).
+      [(uint8 [784], all 0 without ink; what `doubt` says of it)], left to right, at least one.
     Raises:
       InputError: not an image, or too large.
     """
-    ink = _ink(read_image(path, _flatten))
-    return centre(ink).reshape(-1), doubt(ink)
+    found = _one_by_one(_ink(read_image(path, _flatten)))
+    return [(centre(ink).reshape(-1), doubt(ink)) for ink in found]

@@ -2,6 +2,7 @@
 import numpy as np
 from matplotlib.figure import Figure  # not pyplot: no screen is needed, nothing global
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from report import stats
 from report.published import POINTS
@@ -204,25 +205,43 @@ def _published_points(axes):
 KINDS = {"perceptrons": COLORS[5], "convolutions": COLORS[0]}    # of recipes
 
 
+ASIDE = tuple((x, y) for y in (0, 9, -9, 18, -18) for x in (8, -8))     # points right and up
+
+
+def _keep_apart(labels, texts):
+    """Put each label on the first side of its point where it covers no point, text or other label."""
+    boxes = [text.get_window_extent() for text in texts]
+    for x, y in (label.axes.transData.transform(label.xy) for label in labels):
+        boxes.append(Bbox.from_extents(x - 4, y - 4, x + 4, y + 4))
+    for label in labels:
+        for side in ASIDE:
+            label.set(position=side, ha="left" if side[0] > 0 else "right")
+            box = label.get_window_extent()
+            if not box.count_overlaps(boxes):
+                break
+        boxes.append(box)
+
+
 def _recipe_points(axes, recipes):
-    """The recipes, a line for each kind of network, with their names by turns on either side."""
+    """The recipes, a line for each kind of network; returns their labels, still to be placed."""
+    labels = []
     for kind, color in KINDS.items():
         own = {name: rows for name, rows in recipes.items()
                if ("conv" in rows[0].get("network", "")) == (kind == "convolutions")}
         by_size = sorted(own.items(), key=lambda item: _largest_file(item[1]))
         best, line = 0, []                      # by validation, as for the networks
-        for i, (name, rows) in enumerate(by_size):
+        for name, rows in by_size:
             at, val = (_largest_file(rows), np.mean(_errors(rows)[0])), _val_accuracy(rows)
             if val > best:
                 best, line = val, [*line, at]
             axes.errorbar(*at, stats.summary(_errors(rows)[0])["std"], fmt="*", color=color,
                           markersize=13, capsize=2, markeredgecolor="white", zorder=3)
-            aside = ((8, 0), (-8, 2), (8, 0), (-8, 9))[i % 4]
-            axes.annotate(name, at, aside, textcoords="offset points",
-                          ha="right" if i % 2 else "left", va="center", color=color,
-                          fontweight="bold", fontsize=9, path_effects=OUTLINE, zorder=4)
+            labels.append(axes.annotate(name, at, (0, 0), textcoords="offset points", va="center",
+                                        color=color, fontweight="bold", fontsize=9,
+                                        path_effects=OUTLINE, zorder=4))
         axes.plot([x for x, _ in line], [y for _, y in line], color=color, linewidth=1, alpha=0.5,
                   zorder=2)
+    return labels
 
 
 def _val_accuracy(rows):
@@ -234,12 +253,12 @@ def frontier(result):
     """Accuracy against the bytes of the whole file: our networks, recipes, and published ones."""
     figure = Figure(figsize=(10, 5.6), layout="constrained")
     axes, rows = figure.subplots(), result["rows"]
-    lost = _network_points(axes, group(rows, "label"))
+    lost, labels = _network_points(axes, group(rows, "label")), []
     _key(axes, rows)
     if result["dataset"]["name"] == "MNIST":    # as are the published points and the recipes
         _published_points(axes)
-        _recipe_points(axes, group(result.get("recipes", []), "label"))
-    size_axis(axes, min(2_000, 0.9 * axes.dataLim.x0), 700_000,
+        labels = _recipe_points(axes, group(result.get("recipes", []), "label"))
+    size_axis(axes, min(2_000, 0.75 * axes.dataLim.x0), 700_000,
               "whole file (of published networks: the weights alone)")
     accuracy_axis(axes)
     axes.set_title("Accuracy in so many bytes")
@@ -249,6 +268,8 @@ def frontier(result):
     if not all(row.get("usable", True) for row in rows):
         note += f" Hollow: some runs failed; not drawn, as all did: {lost}."
     figure.supxlabel(note, fontsize=8.5)
+    figure.draw_without_rendering()             # lays out: only now each point has its place
+    _keep_apart(labels, [text for text in axes.texts if text not in labels])
     return figure
 
 

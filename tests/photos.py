@@ -300,7 +300,7 @@ def measure(predictor, mnist, kind="judging", indices=range(COUNT)):
         for condition in CONDITIONS:
             digits = [draw(kind, condition, index, mnist, path.with_suffix(f".{index}"))
                       for index in indices]
-            inputs = np.stack([photo.read_digit(path.with_suffix(f".{index}"))[0]
+            inputs = np.stack([photo.read_digits(path.with_suffix(f".{index}"))[0][0]
                                for index in indices])
             read[condition] = (predictor(inputs).argmax(1) == digits).tolist()
     return read

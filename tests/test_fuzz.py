@@ -207,11 +207,11 @@ def idx_data(folder):
 
 
 def images(folder):
-    """photo.read_digit, as main_inference.py calls it."""
+    """photo.read_digits, as main_inference.py calls it."""
     for i, content in enumerate(hostile.image_seeds()):
         (folder / f"{i}.png").write_bytes(content)
     return (dict.fromkeys(folder.iterdir(), hostile.image),
-            lambda path: photo.read_digit(path))
+            lambda path: photo.read_digits(path))
 
 
 def study_results(folder):
@@ -477,7 +477,7 @@ CLAIMS = {"100,000 x 100,000": (100_000, 100_000), "1 x 50,000,000": (1, 50_000_
 def test_image_that_claims_too_much_is_refused_before_it_is_decoded(tmp_path, width, height):
     path = tmp_path / "claim.png"
     write_png(path, width, height, zlib.compress(bytes(min(2 * height, 10**8)), 1))
-    assert growth(one_line, path, photo.read_digit, path) < 50_000_000
+    assert growth(one_line, path, photo.read_digits, path) < 50_000_000
 
 
 @LINUX
@@ -489,7 +489,7 @@ def test_largest_image_takes_bounded_memory(tmp_path, suffix, mode, options):
     picture = Image.new(mode, side)
     picture.paste(Image.new(mode, (500, 2_000), (255,) * len(picture.getbands())), (2_000, 1_000))
     picture.save(path, **options, **({"method": 0} if suffix == "webp" else {}))
-    assert growth(photo.read_digit, path) < MEMORY
+    assert growth(photo.read_digits, path) < MEMORY
 
 
 def saved(name, mode="RGB", **options):
@@ -510,23 +510,23 @@ def test_format_that_few_use_is_refused_whole_or_damaged(tmp_path, name, mode):
     path, content = tmp_path / "a.png", saved(name, mode)
     for damaged in (content, content[:60], content[:4] + b"\xff" * 60):
         path.write_bytes(damaged)
-        assert "not a readable image" in one_line(path, photo.read_digit, path)
+        assert "not a readable image" in one_line(path, photo.read_digits, path)
 
 
 def test_damaged_tiff_gives_one_line_and_nothing_on_stderr(tmp_path, capfd):
     path, content = tmp_path / "a.tif", saved("TIFF", "L")
     path.write_bytes(content)
-    photo.read_digit(path)
+    photo.read_digits(path)
     start, = struct.unpack("<I", content[4:8])
     for at in range(start, len(content)):
         for byte in (0, 1, 255):
             path.write_bytes(content[:at] + bytes([byte]) + content[at + 1:])
             try:
-                photo.read_digit(path)
+                photo.read_digits(path)
             except InputError as error:
                 assert len(str(error).splitlines()) == 1
     path.write_bytes(saved("TIFF", "L", compression="tiff_lzw"))
-    assert "packed" in one_line(path, photo.read_digit, path)
+    assert "packed" in one_line(path, photo.read_digits, path)
     assert capfd.readouterr() == ("", "")
 
 
@@ -534,20 +534,20 @@ def test_encodings_that_pillow_reads_in_python_are_refused(tmp_path):
     """One byte at a time: a few MB took minutes."""
     path = tmp_path / "a.ppm"
     path.write_bytes(b"P3 2 2 255\n" + b"0 0 0 255 255 255 " * 2)
-    assert "packed" in one_line(path, photo.read_digit, path)
+    assert "packed" in one_line(path, photo.read_digits, path)
     rows = bytearray(saved("BMP", "L"))
     rows[30] = 1                                # its header's compression: run lengths
     path.write_bytes(rows)
-    one_line(path, photo.read_digit, path)
+    one_line(path, photo.read_digits, path)
 
 
 def test_jpeg_of_a_thousand_scans_is_refused(tmp_path):
     path, content = tmp_path / "a.jpg", saved("JPEG", "L", progressive=True)
     path.write_bytes(content)
-    photo.read_digit(path)
+    photo.read_digits(path)
     scan = b"\xff\xda\0\x08\x01\x01\0\x01\x3f\x10"
     path.write_bytes(content[:-2] + 1_000 * scan + content[-2:])
-    assert "scans" in one_line(path, photo.read_digit, path)
+    assert "scans" in one_line(path, photo.read_digits, path)
 
 
 def test_every_format_that_is_read_is_fuzzed():

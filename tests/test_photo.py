@@ -24,7 +24,7 @@ def draw_seven(path, ink=0, paper=255, size=(200, 300), offset=(0, 0), mode="L")
 
 
 def read(path):
-    digit, _ = photo.read_digit(path)
+    ((digit, _),) = photo.read_digits(path)
     assert digit.dtype == np.uint8 and digit.shape == (784,)
     return digit.reshape(28, 28)
 
@@ -103,7 +103,7 @@ def test_mnist_images_as_files_get_the_same_class(tmp_path, trained):
     digits = []
     for i, image in enumerate(originals):
         Image.fromarray(image.reshape(28, 28)).save(tmp_path / f"{i}.png")
-        digits.append(photo.read_digit(tmp_path / f"{i}.png")[0])
+        digits.append(photo.read_digits(tmp_path / f"{i}.png")[0][0])
     same = trained.predict(np.stack(digits)).argmax(1) == trained.predict(originals).argmax(1)
     assert same.sum() >= 95
 
@@ -149,22 +149,39 @@ def doubtful(rng):
     """{what is doubted: image}."""
     y, x = np.mgrid[:200, :300]
     disk = (x - 150)**2 + (y - 100)**2 < 60**2
-    two = (abs(y - 100) < 50) & ((abs(x - 80) < 8) | (abs(x - 200) < 8))
+    two = (abs(y - 100) < 50) & (abs(x - 80) < 8) | (abs(y - 130) < 20) & (abs(x - 200) < 8)
+    net = (abs(y - 100) < 60) & (abs(x - 150) < 60) & ((y % 20 < 4) | (x % 20 < 4))
     return [("no ink", sheet(0)), ("no ink", sheet(127)), ("no ink", sheet(255)),
             ("no ink", sheet() + rng.normal(0, 10, y.shape)),
             ("no ink", rng.integers(0, 256, y.shape)), ("no ink", sheet() - x / 3),
-            ("ink everywhere", np.where(disk, 20, 230)), ("several pieces", np.where(two, 20, 230))]
+            ("ink everywhere", np.where(disk, 20, 230)), ("several pieces", np.where(two, 20, 230)),
+            ("many holes", np.where(net, 20, 230))]
 
 
 def test_what_is_not_one_digit_is_doubted(tmp_path, rng):
     for why, levels in doubtful(rng):
-        digit, doubt = photo.read_digit(save(tmp_path, levels))
+        ((digit, doubt),) = photo.read_digits(save(tmp_path, levels))
         assert doubt == why and digit.any() == (why != "no ink")
+
+
+def test_digits_apart_in_a_row_are_read_as_each_is_alone(mnist, tmp_path):
+    """Three enlarged images on a sheet; touching ones stay one doubted picture."""
+    images = 255 - mnist.test.images[[0, 1, 4]].reshape(-1, 28, 28).repeat(4, 1).repeat(4, 2)
+    alone = [photo.read_digits(save(tmp_path, image))[0] for image in images]
+    row = photo.read_digits(save(tmp_path, np.concatenate(images, 1)))
+    assert [doubt for _, doubt in row] == [""] * 3
+    for (digit, _), (own, _) in zip(row, alone):
+        assert np.abs(digit.astype(int) - own).mean() < 4       # of 255: paper and threshold differ
+    names = [name for name, *_ in examples.read(tmp_path / "a.png", (28, 28, 1), examples.DIGITS,
+                                                None)]
+    assert [name[-3:] for name in names] == ["1/3", "2/3", "3/3"]
+    ((_, doubt),) = photo.read_digits(save(tmp_path, np.concatenate(images, 0)))
+    assert doubt == "several pieces"
 
 
 def test_digits_are_not_doubted(mnist, tmp_path):
     assert photos.kept(mnist.test.images) >= 0.99
-    assert photo.read_digit(draw_seven(tmp_path / "a.png"))[1] == ""
+    assert photo.read_digits(draw_seven(tmp_path / "a.png"))[0][1] == ""
 
 
 @pytest.mark.parametrize("mode, levels", [("I;16", (0, 65_535)), ("I;16", (3_000, 4_095)),
@@ -184,7 +201,7 @@ def test_deep_images_are_scaled_not_clipped(tmp_path, seven, mode, levels):
 def test_float_image_of_nonsense_is_read(tmp_path):
     path = tmp_path / "a.tif"
     Image.fromarray(np.array([[np.nan, np.inf], [-np.inf, 1]], np.float32)).save(path)
-    photo.read_digit(path)
+    photo.read_digits(path)
 
 
 @pytest.mark.parametrize("level", [0, 255])
@@ -237,7 +254,7 @@ def test_a_frame_alone_is_ink(tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (3, 1), (1, 700), (20_000, 1), (2, 149)])
 def test_any_shape_of_image_is_read(tmp_path, rng, size):
     for levels in (np.zeros(size), rng.integers(0, 256, size)):
-        photo.read_digit(save(tmp_path, levels))
+        photo.read_digits(save(tmp_path, levels))
 
 
 def write_truncated(path):
@@ -261,7 +278,7 @@ def test_unreadable_image_gives_one_line(tmp_path, make):
     path = tmp_path / "digit.png"
     make(path)
     with pytest.raises(InputError) as caught:
-        photo.read_digit(path)
+        photo.read_digits(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
@@ -273,5 +290,5 @@ def test_network_of_another_size_gets_pictures_fitted_to_its_shape(tmp_path):
     ((_, digit, _),) = examples.read(path, (28, 28, 1), digits, None)
     ((_, other, _),) = examples.read(path, (28, 28, 1), ("a", "b"), None)
     assert small.shape == (100,) and digit.shape == other.shape == (784,)
-    np.testing.assert_array_equal(digit, photo.read_digit(path)[0])
+    np.testing.assert_array_equal(digit, photo.read_digits(path)[0][0])
     assert (digit != other).any()

@@ -13,15 +13,22 @@ from formats import checkpoint
 from machine.files import InputError
 from report import results
 
-PATHS = sorted((ROOT / "recipes").glob("*.toml"))
-RESULT = json.loads((ROOT / "results" / "recipes.json").read_text("utf-8"))
-ROWS = results.group(RESULT["rows"], "label")
+RECIPES = ROOT / "recipes"
+PATHS = [*sorted(RECIPES.glob("*.toml")), *sorted(RECIPES.glob("*/*.toml"))]
+RESULTS = {folder: json.loads((ROOT / "results" / f"{name}.json").read_text("utf-8"))
+           for folder, name in (("recipes", "recipes"), ("fashion_mnist", "recipes_fashion_mnist"))}
+
+
+def rows_of(path):
+    """The rows of a recipe on the data set that it was tuned on, and that one's name."""
+    result = RESULTS[path.parent.name]
+    return results.group(result["rows"], "label")[path.stem], result["dataset"]["name"]
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_header_of_a_recipe_is_its_result(path):
-    text, rows = path.read_text("utf-8"), ROWS[path.stem]
-    assert text.startswith(recipes.header(rows, Path("recipes") / path.name, recipes.HOME) + "\n")
+    text, (rows, dataset) = path.read_text("utf-8"), rows_of(path)
+    assert text.startswith(recipes.header(rows, path.relative_to(ROOT), dataset) + "\n")
     settings = config.load([str(path)])
     steps = plan.parse(settings.LAYERS, (28, 28, 1), 10)
     kind = integer.kind(settings.WEIGHT_BITS, settings.ACTIVATION_BITS)
@@ -35,8 +42,8 @@ def test_header_of_a_recipe_is_its_result(path):
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_weights_of_a_recipe_are_its_first_seeds(path):
-    row = ROWS[path.stem][0]
-    (weights,) = (ROOT / "weights" / "recipes").glob(f"{path.stem}.n[pq]*[zt]")
+    (row, *_), dataset = rows_of(path)
+    (weights,) = (ROOT / "weights" / recipes.result_name(dataset)).glob(f"{path.stem}.n[pq]*[zt]")
     network, _ = checkpoint.load(weights)
     assert checkpoint.digest(network) == row["sha256"]
     # The header of today's files names the steps and classes: some bytes more than was measured.
