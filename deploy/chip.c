@@ -17,6 +17,9 @@
 
 #ifdef __AVR__
 #pragma GCC optimize "O3"                   /* Arduino's -Os would leave c[] below in memory */
+#ifdef MLP_MAPS
+#pragma GCC optimize "no-move-loop-invariants"  /* for want of registers to move them to */
+#endif
 #include <avr/pgmspace.h>
 #if MLP_LANES == 8
 #define FLASH(address) pgm_read_byte(address)
@@ -45,9 +48,11 @@ typedef mlp_word word;
 #ifdef MLP_MAPS                             /* planes of a layer's inputs, and rows listed at once */
 #define PLANES(layer) ((layer)->code_bits + (HAS_MINUS(layer) ? 2u : 0u))
 #define LIST (MLP_LANES + MLP_LANES / 2)
+#define COUNT unsigned                      /* of listed rows, as often as their plane says */
 #else
 #define PLANES(layer) CODE_PLANES
 #define LIST MLP_MAX_INPUTS
+#define COUNT uint32_t
 #endif
 #define ROW_BYTES (MLP_BITS * (unsigned)sizeof(word))
 #define STEP (MLP_BITS == 1)                /* weights -1 and 1 are 2 apart: rows count twice */
@@ -131,6 +136,16 @@ static inline uint16_t *list_rows(unsigned planes, unsigned has_minus, unsigned 
         word minus = has_minus ? digit & x[1] : 0;
         word selected = negative ? minus : digit ^ minus;
         carry[g] = (word)((carry[g] & (word)~digit) | minus);
+#if MLP_LANES == 16                         /* on AVR: it shifts bytes by a place, no more */
+        UNROLL
+        for (unsigned byte = 0; byte < MLP_LANES / 8; byte++, row += 8 * ROW_BYTES) {
+            uint8_t bits = (uint8_t)(selected >> 8 * byte);
+            uint16_t at = (uint16_t)row;
+            for (; bits; bits >>= 1, at = (uint16_t)(at + ROW_BYTES))
+                if (bits & 1)
+                    *list++ = at;
+        }
+#else
         while (selected) {
             if (MLP_LANES < 32)
                 for (; !(selected & 1); row += ROW_BYTES)
@@ -145,6 +160,7 @@ static inline uint16_t *list_rows(unsigned planes, unsigned has_minus, unsigned 
             selected = (word)(selected >> 1);
             row += ROW_BYTES;
         }
+#endif
     }
     *plane = x;
     *group = g;
@@ -173,7 +189,7 @@ static uint32_t accumulate(const struct mlp_layer *layer, const word *x, word *v
                 uint16_t *end = list_rows(planes, has_minus, groups, &from, carry, &group,
                                           negative, list);
                 const word *w = layer->w;
-                uint32_t count = (uint32_t)(end - list) << plane;
+                COUNT count = (COUNT)(end - list) << plane;
                 sum = negative ? sum - count : sum + count;
                 if (end == list)
                     continue;
@@ -243,8 +259,9 @@ static void read_codes(const uint8_t *image, unsigned rows, unsigned width, word
                 code += (unsigned)image[1] + image[MLP_MEAN] + image[MLP_MEAN + 1];
                 code = (code + 1 + (code >> 2 & 1)) >> 2;
             }
-            for (word *plane = x; code; plane++, code >>= 1)
-                if (code & 1)
+            uint8_t bits = (uint8_t)code;
+            for (word *plane = x; bits; plane++, bits >>= 1)
+                if (bits & 1)
                     *plane |= bit;
             bit = (word)(bit << 1);
             if (!bit) {
@@ -267,9 +284,13 @@ static void copy_codes(const word *from, unsigned at, word *to, unsigned to_at, 
     while (count) {
         unsigned size = MLP_LANES - (at > to_at ? at : to_at);
         size = size < count ? size : count;
-        word mask = (word)((word)~(word)0 >> (MLP_LANES - size));
-        for (unsigned k = 0; k < MLP_QBITS; k++)
-            to[k] = (word)(to[k] | (from[k] >> at & mask) << to_at);
+        word mask = (word)((word)((word)~(word)0 >> (MLP_LANES - size)) << to_at);
+        if (at > to_at)
+            for (unsigned k = 0; k < MLP_QBITS; k++)
+                to[k] |= from[k] >> (at - to_at) & mask;
+        else
+            for (unsigned k = 0; k < MLP_QBITS; k++)
+                to[k] |= (word)(from[k] << (to_at - at)) & mask;
         count -= size;
         at += size;
         to_at += size;
@@ -316,7 +337,8 @@ static void read_patch(const struct mlp_layer *layer, const uint8_t *image,
         return;
     }
     unsigned line = lines->oldest;
-    for (unsigned k = 0; k < layer->planned; k++)
+    const unsigned planned = layer->planned;    /* x might be of the layer, to a compiler */
+    for (unsigned k = 0; k < planned; k++)
         x[k] = 0;
     for (unsigned row = 0, at = 0; row < layer->lines + down; row++) {
         if (row >= down) {
