@@ -3,8 +3,8 @@ PYTHON ?= python3
 PY = .venv/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: setup train inference ablation test test-all test-newest parity bench firmware drill \
-  fuzz readme clean
+.PHONY: setup train inference ablation test test-all test-long test-newest parity bench firmware \
+  drill fuzz readme clean
 
 setup: .venv/installed
 .venv/installed: requirements.txt
@@ -38,13 +38,16 @@ test: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider $(ARGS)
 
 test-all: .venv/installed-dev
-	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" $(ARGS)
+	$(PY) -B -m pytest -p no:cacheprovider -m "not long" $(ARGS)
+
+test-long: .venv/installed-dev
+	$(PY) -B -m pytest -p no:cacheprovider -m long $(ARGS)
 
 test-newest: .venv-newest/installed
-	.venv-newest/bin/python -B -m pytest -p no:cacheprovider $(ARGS)
+	.venv-newest/bin/python -B -m pytest -p no:cacheprovider -m "not long" $(ARGS)
 
 parity: .venv/installed-dev
-	$(PY) -B -m pytest -p no:cacheprovider -m "slow or not slow" tests/test_parity.py $(ARGS)
+	$(PY) -B -m pytest -p no:cacheprovider -m "" tests/test_parity.py $(ARGS)
 
 bench: .venv/installed-bench
 	$(PY) -B -m benchmarks.training $(ARGS)
@@ -56,10 +59,10 @@ firmware: .venv/installed
 	@for chip in $(CHIPS); do $(MAKE) --no-print-directory -C deploy/out/firmware/$$chip || exit 1; done
 
 drill: .venv/installed-dev
-	$(PY) -B -m pytest -p no:cacheprovider -m slow -rP --faults=100 --runs=200 tests/test_drill.py $(ARGS)
+	$(PY) -B -m pytest -p no:cacheprovider -m long -rP --faults=100 --runs=200 tests/test_drill.py $(ARGS)
 
 fuzz: .venv/installed-dev
-	$(PY) -B -m pytest -p no:cacheprovider -rP --inputs=100000 tests/test_fuzz.py -k changed_files $(ARGS)
+	$(PY) -B -m pytest -p no:cacheprovider -m "" -rP --inputs=100000 tests/test_fuzz.py -k changed_files $(ARGS)
 
 readme: .venv/installed
 	$(PY) -B ablation.py plots

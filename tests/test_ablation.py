@@ -24,6 +24,7 @@ def study(folder, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_learning_rate_study_holds_every_run_and_the_best_rate(study):
     path = study(main_train.main, "--LR_ABLATION_MODE=True", "--LR_ABLATION_RATES=0.1,0.001,1000",
                  "--ABLATION_SEEDS=2", "--ABLATION_MAX_EPOCHS=2", "--QAT_ENABLE=False")
@@ -43,6 +44,7 @@ def test_learning_rate_study_holds_every_run_and_the_best_rate(study):
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.slow
 def test_quantization_study_judges_files(study, seeds):
     path = study(ablation.main, "quant", f"--ABLATION_SEEDS={seeds}")
     result = json.loads((path / "quant_vs_unquant.json").read_text())
@@ -68,6 +70,7 @@ def test_quantization_study_judges_files(study, seeds):
     assert list(path.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_free_scales_are_judged_as_they_are_and_have_no_file(study):
     path = study(ablation.main, "quant", "--ABLATION_SEEDS=1", "--POWER_OF_TWO_SCALES=False")
     row = json.loads((path / "quant_vs_unquant.json").read_text())["rows"][-1]
@@ -75,6 +78,7 @@ def test_free_scales_are_judged_as_they_are_and_have_no_file(study):
     assert row["reload_change"] == 0            # the float predictor is the training forward itself
 
 
+@pytest.mark.slow
 def test_study_files_are_those_of_main_train(study, folder, tmp_path):
     """The same switches, the same bytes, so the same size in every table."""
     path = study(ablation.main, "quant", "--ABLATION_SEEDS=1")
@@ -206,6 +210,7 @@ def test_frontier_study_marks_failed_runs_and_keeps_their_networks(fake_runs, mo
     assert second[1]["status"] == "diverged"
 
 
+@pytest.mark.slow
 def test_frontier_study_measures_whole_files(study, monkeypatch):
     monkeypatch.setattr(ablation, "FRONTIER", ({"WEIGHT_BITS": 8, "ACTIVATION_BITS": 8,
                                                 "LAYERS": "16"},))     # as in TINY
@@ -243,6 +248,7 @@ def test_networks_of_the_frontier_fit_mnist():
         assert plan.parse(line, (28, 28, 1), 10)[-1].after == (10,)
 
 
+@pytest.mark.slow
 def test_plots_show_recipes_and_published_points(fake_runs, monkeypatch, script, tmp_path):
     settings = config.load(["--ABLATION_SEEDS=2"])
     for study in ("bits", "frontier"):
@@ -276,6 +282,7 @@ def test_plots_show_recipes_and_published_points(fake_runs, monkeypatch, script,
     np.testing.assert_allclose(line.get_xydata(), chosen)
 
 
+@pytest.mark.slow
 def test_a_smaller_study_does_not_replace_a_larger_one(study, script, folder):
     small = ["--PATIENCE=1", "--MAX_EPOCHS=9", "--MIN_DELTA=10"]      # ended by the rule at once
     path = study(ablation.main, "quant", "--ABLATION_SEEDS=2", *small)

@@ -49,6 +49,7 @@ def digits(mnist):
 
 
 @pytest.mark.parametrize("side", [28, 10])
+@pytest.mark.slow
 def test_warp_is_bilinear_resampling_of_its_displacements(digits, side):
     """The same, last block included, as drawn for a key; every image has a map of its own."""
     images, key = digits(side), jax.random.key(3)
@@ -65,6 +66,7 @@ def test_warp_is_bilinear_resampling_of_its_displacements(digits, side):
     assert (warp(images, jax.random.key(4), 0.5) != warped).any(1).all()
 
 
+@pytest.mark.slow
 def test_strength_0_leaves_every_image_as_it_is(rng):
     images = rng.integers(0, 256, (COUNT, 784), dtype=np.uint8)
     np.testing.assert_array_equal(warp(images, jax.random.key(0), 0.0), images)
@@ -81,6 +83,7 @@ def test_shift_moves_pixels_and_the_edge_goes_on(rng, side):
         np.testing.assert_array_equal(found.reshape(side, side), image[np.ix_(rows, columns)])
 
 
+@pytest.mark.slow
 def test_a_pen_makes_strokes_wider_or_thinner_by_its_share(rng):
     """Against SciPy's filters; a share of 0 changes nothing."""
     images = rng.integers(0, 256, (5, 12, 12), dtype=np.uint8)
@@ -92,6 +95,7 @@ def test_a_pen_makes_strokes_wider_or_thinner_by_its_share(rng):
         np.testing.assert_allclose(got, image + abs(amount) * (other - image), rtol=0, atol=0.51)
 
 
+@pytest.mark.slow
 def test_a_pen_slants_and_leaves_all_else_as_it_is_drawn():
     key = jax.random.key(5)
     plain, slanted = (np.float64(augment._draw(key, 2_000, 0.5, pen)) for pen in (0.0, 0.6))

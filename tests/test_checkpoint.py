@@ -564,6 +564,7 @@ def test_accumulator_that_is_not_exact_is_refused(tmp_path, good):
 
 @pytest.mark.parametrize("sizes", [(1,) * 65, (4_096, 4_096), (65_536, 1), (1, 65_536, 1)])
 @pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.slow
 def test_whatever_save_accepts_load_accepts(tmp_path, sizes, quantized):
     """At the limits of a network; test_integer has what lies beyond."""
     path, pairs = tmp_path / "w.npz", list(zip(sizes, sizes[1:]))

@@ -56,6 +56,7 @@ def test_onnx_equals_oracle(line, shape, bits):
 
 @settings(max_examples=40)
 @given(steps=small_steps(), bits=st.tuples(st.integers(1, 8), st.integers(1, 8)))
+@pytest.mark.slow
 def test_onnx_equals_oracle_on_any_steps(steps, bits):
     rng = np.random.default_rng(0)
     network, images = oracle.random_network(rng, steps, *bits), images_of(rng, steps, 5)
@@ -65,6 +66,7 @@ def test_onnx_equals_oracle_on_any_steps(steps, bits):
 
 @pytest.mark.parametrize("build", BUILDS, ids=["native", "plain"])
 @pytest.mark.parametrize("line, shape, bits", cases())
+@pytest.mark.slow
 def test_c_under_sanitizers_equals_oracle(need, tmp_path, line, shape, bits, build):
     network, images, want = make(line, shape, bits)
     run = need(engines.make_c_program, to_c.export(network)[0], tmp_path,
@@ -74,6 +76,7 @@ def test_c_under_sanitizers_equals_oracle(need, tmp_path, line, shape, bits, bui
 
 @settings(max_examples=8, suppress_health_check=SAME_NEED)
 @given(steps=small_steps(), bits=st.tuples(st.integers(1, 8), st.integers(1, 8)))
+@pytest.mark.slow
 def test_c_equals_oracle_on_any_steps(need, steps, bits):
     rng = np.random.default_rng(0)
     network, images = oracle.random_network(rng, steps, *bits), images_of(rng, steps, 5)
@@ -85,6 +88,7 @@ def test_c_equals_oracle_on_any_steps(need, steps, bits):
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("line, shape, bits", [cases()[i] for i in (7, 8, 9)])
+@pytest.mark.slow
 def test_c_is_strict_c99(need, tmp_path, line, shape, bits, compiler):
     network, images, want = make(line, shape, bits)
     flags = ("-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-O2")
@@ -112,6 +116,7 @@ def at_the_limit(rng, line, shape, bits):
 @settings(max_examples=5, suppress_health_check=SAME_NEED)
 @given(seed=st.integers(0, 2**31), line=st.sampled_from(["conv3x16 conv2x3", "conv5x2/2 max2 9"]),
        bits=st.sampled_from([(8, 8), (4, 8), (1, 8)]))
+@pytest.mark.slow
 def test_networks_at_the_limits_of_the_proof_agree_everywhere(need, seed, line, bits):
     rng = np.random.default_rng(seed)
     network = at_the_limit(rng, line, (9, 9, 1), bits)
@@ -129,6 +134,7 @@ def test_networks_at_the_limits_of_the_proof_agree_everywhere(need, seed, line, 
 @pytest.mark.parametrize("line, bits", [
     ("conv5x8/2 conv3x16 max2 conv3x16", (4, 4)), ("crop20 mean2 conv3x5/3 conv2x7 6", (8, 8)),
     ("mean2 conv7x9 max2 max2", (1, 3)), ("crop9 12", (3, 8)), ("", (8, 8))])
+@pytest.mark.slow
 def test_page_equals_oracle(tmp_path, line, bits):
     network, images, want = make(line, GREY, bits)
     path = tmp_path / "mlp.html"

@@ -106,6 +106,7 @@ def test_onnx_equals_oracle(weight_bits, activation_bits, input):
 
 @pytest.mark.parametrize("input, sizes", [(28, (784, 10)), (28, (784, 33, 10)), (28, (5, 3, 2)),
                                           (28, (9, 1, 1, 1, 3)), (12, (144, 10))])
+@pytest.mark.slow
 def test_any_shape_in_onnx_and_c(need, input, sizes):
     network = make_network(8, 8, input, sizes)
     images = random_images(100, plan.inputs(network.steps))
@@ -175,13 +176,14 @@ def test_onnx_class_is_argmax_and_fuses(trained, mnist, tmp_path):
 
 @pytest.mark.parametrize("build", [BUILDS[0], BUILDS[-1]])
 @pytest.mark.parametrize("weight_bits, activation_bits, input", CASES)
+@pytest.mark.slow
 def test_c_equals_oracle(need, weight_bits, activation_bits, input, build):
     network, images = make_network(weight_bits, activation_bits, input), random_images(500)
     run = need(engines.make_c, to_c.export(network)[0], flags=(*engines.C_FLAGS, *build))
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("sizes", [(784, 256, 128, 10), (255, 64, 65, 3), (257, 1, 2),
                                    (4100, 9, 2)])
@@ -208,7 +210,7 @@ def compiled(tmp_path, need):
 
 
 # clang's sanitizers need libraries that are often missing; its traps need none.
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("flags", [(), ("-m32",), ("-march=native",), engines.SANITIZERS,
                                    ("-march=native", *engines.SANITIZERS),
@@ -232,6 +234,7 @@ def test_c_program_is_clean_and_classifies(compiled, tmp_path, compiler, flags, 
 
 @pytest.mark.parametrize("build", BUILDS)
 @pytest.mark.parametrize("bits, input, inputs", [(8, 28, 37), (3, 12, 144)])
+@pytest.mark.slow
 def test_c_reads_and_writes_no_byte_too_far(need, tmp_path, bits, input, inputs, build):
     network = make_network(bits, 8, input, (inputs, 66, 5, 3))
     images = random_images(1_000, plan.inputs(network.steps))
@@ -261,6 +264,7 @@ def test_c_program_refuses_bad_files_in_one_line(compiled, tmp_path):
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("flags", [(), ("-march=native",)])
+@pytest.mark.slow
 def test_test_vector_passes_and_fails_on_one_wrong_logit(compiled, tmp_path, compiler, flags):
     program, _ = compiled(compiler, *flags, source="example.c")
     assert subprocess.run([program]).returncode == 0
@@ -282,6 +286,7 @@ def compile_object(folder, compiler, flags, bits=8, input=28, sizes=SIZES):
 
 
 @pytest.mark.parametrize("flags", [("-O2",), ("-O3", "-march=native")])
+@pytest.mark.slow
 def test_c_engine_calls_nothing_but_memory_functions(need, tmp_path, flags):
     compile_object(tmp_path, need(engines.find_compiler), ("-fno-stack-protector", *flags))
     listed = subprocess.run(["nm", "-u", "mlp.o"], cwd=tmp_path, capture_output=True, text=True)
@@ -302,6 +307,7 @@ def test_c_engine_has_no_floating_point(need, tmp_path):
     ("gcc", ("-m32",)), ("arm-none-eabi-gcc", ("-mcpu=cortex-m0", "-mthumb")),
     ("arm-none-eabi-gcc", ("-mcpu=cortex-m4", "-mthumb")), ("avr-gcc", ("-mmcu=atmega328p",)),
     ("riscv64-unknown-elf-gcc", ("-march=rv32ec", "-mabi=ilp32e"))])
+@pytest.mark.slow
 def test_stack_is_no_more_than_promised(tmp_path, compiler, flags):
     if not shutil.which(compiler):
         pytest.skip(f"no {compiler}")
@@ -338,6 +344,7 @@ def test_lane_words_hold_four_inputs_of_each_output():
         assert not codes[inputs:].any() and not codes[:, outputs:].any()
 
 
+@pytest.mark.slow
 def test_page_equals_oracle_at_every_width(page, tmp_path):
     images = random_images(20)
     for network in (*(make_network(*case) for case in CASES), make_network(sizes=(784, 256))):
@@ -347,6 +354,7 @@ def test_page_equals_oracle_at_every_width(page, tmp_path):
                                       oracle.run(network, images))
 
 
+@pytest.mark.slow
 def test_page_reads_a_drawn_stroke(page, trained):
     digit = page.locator("#digit")
     assert digit.inner_text() == "–"
@@ -376,6 +384,7 @@ def test_page_reads_a_drawn_stroke(page, trained):
         assert row.inner_text().split("\n")[1:] == [f"{share:.1f} %", f"{logit:,}"]
 
 
+@pytest.mark.slow
 def test_page_shows_what_a_pooled_network_sees(page, tmp_path):
     (tmp_path / "pooled.html").write_text(to_web.export(make_network(4, 8, 12)), "utf-8")
     page.goto((tmp_path / "pooled.html").as_uri())
@@ -393,6 +402,7 @@ def test_page_shows_what_a_pooled_network_sees(page, tmp_path):
     assert best == str(logits.argmax())
 
 
+@pytest.mark.slow
 def test_page_survives_empty_dot_and_scribble(page):
     page.get_by_role("button", name="Clear").click()
     assert page.locator("#digit").inner_text() == "–"
@@ -425,6 +435,7 @@ def picture(page):
     return page.evaluate("Array.from(drawnImage() ?? [])")
 
 
+@pytest.mark.slow
 def test_undo_takes_back_a_stroke_at_a_time(page):
     """By button and keys, of mouse and pen, and to the same bytes; even while drawing."""
     pictures = [picture(page)]
@@ -449,6 +460,7 @@ def test_undo_takes_back_a_stroke_at_a_time(page):
     assert page.locator("#digit").inner_text() == "–"
 
 
+@pytest.mark.slow
 def test_edges_of_a_stroke_are_smooth_in_both_themes(page):
     """Each pixel is as dark as the share of it that a tenth of the pad beside the line covers,
     however many points the line has, at the screen's own resolution."""
@@ -493,6 +505,7 @@ def test_phone_on_its_side_shows_the_whole_pad_and_scrolls(page, width, height):
         "おきすつなはまやれを", "o ki su tsu na ha ma ya re wo".split())]),
     ("</script><img src=x onerror=alert(1)>", "Draw a picture", list("0123456789")),
     ("", "Draw a picture", list("0123456789"))])
+@pytest.mark.slow
 def test_page_names_the_classes_of_its_data_set(page, tmp_path, dataset, title, names):
     """Whatever a file says it is; an unknown one has its labels."""
     network = make_network(4, 8, 12)
@@ -523,6 +536,7 @@ def test_page_needs_no_network_and_fits_a_phone(page):
     assert colours[0] != colours[1]
 
 
+@pytest.mark.slow
 def test_page_centres_as_mnist_does(page, trained, mnist):
     """Digits nine times larger, in a corner of the pad, come back as they were, only blurred."""
     images, labels = mnist.test.images[:100], mnist.test.labels[:100]
@@ -579,6 +593,7 @@ def exported(script, need, tmp_path, monkeypatch, trained):
     return tmp_path, out
 
 
+@pytest.mark.slow
 def test_what_the_script_prints_works_as_printed(exported, mnist, answers):
     folder, out = exported
     commands = "\n".join(line.strip() for line in out if line.startswith("  "))
@@ -588,6 +603,7 @@ def test_what_the_script_prints_works_as_printed(exported, mnist, answers):
     assert ran.stdout == f"{answers[0]}: RIGHT\naccuracy {right / 100:.2f} % ({right} of 10000)\n"
 
 
+@pytest.mark.slow
 def test_callers_in_the_docs_run_and_answer_right(exported, need, answers):
     folder, _ = exported
     need(engines.find_compiler, "c++")
@@ -611,6 +627,7 @@ def test_script_tells_the_page_what_a_file_says_of_its_data_set(script, tmp_path
     assert page.locator("h1").inner_text().endswith(title)
 
 
+@pytest.mark.slow
 def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint.save("w.npz", make_network())
@@ -630,6 +647,7 @@ def test_script_refuses_in_one_line_and_writes_nothing(script, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("input, inputs", [(28, 30), (10, 100)])
+@pytest.mark.slow
 def test_benchmarked_engines_give_the_logits_of_their_network(need, input, inputs):
     """The integer ones exactly; the float32 ones those of its unrounded weights."""
     need(engines.find_compiler)

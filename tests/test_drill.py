@@ -23,7 +23,7 @@ from conftest import CACHE, ROOT
 from formats import checkpoint
 from runner.state import FINISHED
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 FOLDERS = ("RUNS", "WEIGHTS", "RESULTS", "PLOTS")
 SWITCHES = ("--LAYERS=64", "--VAL_EXAMPLES=200", "--BATCH_SIZE=32", "--PATIENCE=100",
             "--ADAPT=False")

@@ -28,6 +28,7 @@ def sweep():
     return {"rows": rows, **MADE}
 
 
+@pytest.mark.slow
 def test_curves_are_named_by_rate_and_those_that_leave_are_marked(sweep):
     *_, curves = rates.learning_rates(sweep).axes
     handles, names = curves.get_legend_handles_labels()

@@ -106,6 +106,7 @@ def test_shifts_beyond_the_sums_give_zeros(need, shifts):
 
 @pytest.mark.parametrize("compiler", ["gcc", "clang"])
 @pytest.mark.parametrize("lanes, bits", [(8, 3), (32, 1), (32, 3)])
+@pytest.mark.slow
 def test_engine_is_clean_under_sanitizers(need, tmp_path, compiler, lanes, bits):
     network = make_network(bits, 8, 12)
     images = np.concatenate([random_images(200), extreme_images()])
@@ -116,6 +117,7 @@ def test_engine_is_clean_under_sanitizers(need, tmp_path, compiler, lanes, bits)
 
 
 @pytest.mark.parametrize("line", ["crop24 mean2 9", "conv5x8/2 conv3x9 max2 conv3x20 12"])
+@pytest.mark.slow
 def test_engine_multiplies_nothing_and_takes_nothing_from_libraries(need, tmp_path, line):
     """On RV32E the multiplication would be libgcc's: an undefined symbol."""
     steps = plan.parse(line, (28, 28, 1), 10)
@@ -139,6 +141,7 @@ def test_engine_multiplies_nothing_and_takes_nothing_from_libraries(need, tmp_pa
 
 
 @pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.slow
 def test_chip_gives_the_oracles_integers_and_needs_what_was_said(need, tmp_path, chip):
     network = oracle.random_network(np.random.default_rng(3), SMALL, 3, 8)
     images = np.concatenate([random_images(6), extreme_images()])
@@ -172,8 +175,9 @@ def widest(much, weight_bits, export):
 
 
 @pytest.mark.parametrize("much", SHAPES)
-@pytest.mark.parametrize("chip", ["atmega328p", *(pytest.param(chip, marks=pytest.mark.slow)
+@pytest.mark.parametrize("chip", ["atmega328p", *(pytest.param(chip, marks=pytest.mark.long)
                                                   for chip in CHIPS[:-1])])
+@pytest.mark.slow
 def test_widest_network_that_fits_a_chip_runs_there(need, tmp_path, chip, much):
     """No counter in it is narrower than what it counts; each of them counts beyond a byte."""
     n, network = widest(much, 1, lambda network: to_firmware.export(network, [chip]))
@@ -186,7 +190,7 @@ def test_widest_network_that_fits_a_chip_runs_there(need, tmp_path, chip, much):
     assert got["flash"] <= flash and got["ram"] <= ram
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("lanes", [8, 32])
 @pytest.mark.parametrize("much, bits", [("classes", 1), ("inputs", 8), ("inputs", 1),
                                         ("hidden", 1)])
@@ -198,6 +202,7 @@ def test_widest_network_that_the_offsets_reach_equals_oracle(need, lanes, much, 
     np.testing.assert_array_equal(run(images), oracle.run(network, images))
 
 
+@pytest.mark.slow
 def test_fewer_bits_take_fewer_instructions_and_less_flash(need, tmp_path):
     images, took, steps = random_images(4), [], plan.parse("crop24 mean2 24", (28, 28, 1), 10)
     for bits in (1, 2, 4):
@@ -207,6 +212,7 @@ def test_fewer_bits_take_fewer_instructions_and_less_flash(need, tmp_path):
     assert took == sorted(took)
 
 
+@pytest.mark.slow
 def test_script_refuses_what_does_not_fit_and_writes_nothing(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checkpoint.save("w.npz", make_network(8))
@@ -272,7 +278,7 @@ Object.defineProperty(navigator, "serial", { value: { requestPort: async () => p
 """
 
 
-@pytest.fixture(params=["6kB", "classes", *(pytest.param(much, marks=pytest.mark.slow)
+@pytest.fixture(params=["6kB", "classes", *(pytest.param(much, marks=pytest.mark.long)
                                             for much in ("inputs", "hidden", "layers"))])
 def sketch(need, tmp_path, request):
     """(a network, its sketch's port in simavr, how to end it: -> bytes of RAM that it took).
@@ -332,6 +338,7 @@ def test_unos_sketch_reads_sensors_and_prints_the_class(need, tmp_path, line, sh
 
 
 @pytest.mark.parametrize("sketch", ["6kB"], indirect=True)
+@pytest.mark.slow
 def test_page_and_sketch_agree_on_a_drawing(need, sketch, tmp_path):
     """The page's own script, a port in place of the browser's, simavr behind it."""
     network, port, _ = sketch

@@ -226,6 +226,7 @@ LOADERS = (weights, compact_weights, state, recipes, idx_data, images, study_res
 
 
 @pytest.mark.parametrize("loader", LOADERS, ids=lambda loader: loader.__name__)
+@pytest.mark.slow
 def test_changed_files_are_accepted_or_refused_in_one_line(loader, tmp_path, guard, pytestconfig,
                                                            monkeypatch):
     inputs, counts = pytestconfig.getoption("inputs"), Counter()
@@ -346,6 +347,7 @@ def test_member_with_another_path_is_refused_and_written_nowhere(tmp_path, good,
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 @pytest.mark.parametrize("key", ["meta.npy", "w0_q.npy", "b1_q.npy"])
+@pytest.mark.slow
 def test_zip_bomb_takes_little_memory(tmp_path, good, method, key):
     path, size = tmp_path / "w.npz", 2**26
     write_zip(path, good | {key: good[key] + bytes(size)}, method)
@@ -431,6 +433,7 @@ def test_deep_and_large_recipe_gives_one_line(tmp_path, content):
 # Results
 
 @pytest.mark.parametrize("item", [b"[],", b"{},", b"0,", b"1.5,", b'"a",', b'{"a":1},'])
+@pytest.mark.slow
 def test_largest_result_takes_bounded_memory(tmp_path, item):
     path, part = tmp_path / "r.json", results.MAX_BYTES // 16
     path.write_bytes(b'{"rows":[' + item * (part // len(item)) + b"0]}")
@@ -474,6 +477,7 @@ CLAIMS = {"100,000 x 100,000": (100_000, 100_000), "1 x 50,000,000": (1, 50_000_
 
 @LINUX
 @pytest.mark.parametrize("width, height", CLAIMS.values(), ids=CLAIMS)
+@pytest.mark.slow
 def test_image_that_claims_too_much_is_refused_before_it_is_decoded(tmp_path, width, height):
     path = tmp_path / "claim.png"
     write_png(path, width, height, zlib.compress(bytes(min(2 * height, 10**8)), 1))
@@ -484,6 +488,7 @@ def test_image_that_claims_too_much_is_refused_before_it_is_decoded(tmp_path, wi
 @pytest.mark.parametrize("suffix, mode, options", [
     ("png", "RGBA", {}), ("jpg", "CMYK", {"progressive": True}), ("webp", "RGBA", {"quality": 0}),
     ("gif", "P", {}), ("bmp", "RGB", {})], ids=str)
+@pytest.mark.slow
 def test_largest_image_takes_bounded_memory(tmp_path, suffix, mode, options):
     path, side = tmp_path / f"large.{suffix}", (5_000, photo.MAX_PIXELS // 5_000)
     picture = Image.new(mode, side)
@@ -513,6 +518,7 @@ def test_format_that_few_use_is_refused_whole_or_damaged(tmp_path, name, mode):
         assert "not a readable image" in one_line(path, photo.read_digits, path)
 
 
+@pytest.mark.slow
 def test_damaged_tiff_gives_one_line_and_nothing_on_stderr(tmp_path, capfd):
     path, content = tmp_path / "a.tif", saved("TIFF", "L")
     path.write_bytes(content)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 import integer
 from conftest import ROOT
@@ -54,12 +55,14 @@ def test_every_file_has_its_place_in_the_table():
     assert {path.parts[0].removesuffix(".py") for path in sources()} == set(floors())
 
 
+@pytest.mark.slow
 def test_imports_only_point_down():
     height = floors()
     wrong = [(a, b) for a, b in arrows() if a in height and height[a] <= height[b]]
     assert not wrong
 
 
+@pytest.mark.slow
 def test_no_folder_imports_in_a_circle():
     inside = {(a, b) for a, b in arrows() if a not in floors()}
     modules = {a for a, _ in inside}
@@ -69,6 +72,7 @@ def test_no_folder_imports_in_a_circle():
         modules -= free
 
 
+@pytest.mark.slow
 def test_only_the_upper_floors_see_the_switches():
     users = {a for a, b in arrows() if b == "config"}
     assert users <= {name for name, floor in floors().items() if floor >= 7}
@@ -110,6 +114,7 @@ def test_the_neuron_on_the_page_is_computed_right():
         assert said in section, said
 
 
+@pytest.mark.slow
 def test_importing_changes_no_flag_of_jax_or_matplotlib():
     program = """
 import sys; sys.path.insert(0, %r)

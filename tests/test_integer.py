@@ -69,6 +69,7 @@ def assert_engine_equals_oracle(rng, engine, steps, bits):
     ((1, 1), "20 13", (60,), 10), ((8, 1), "1", (7,), 2), ((3, 5), "", IMAGE, 10),
     ((4, 8), "mean2 13", IMAGE, 10), ((1, 8), "crop24 mean2 13", IMAGE, 10),
     ((2, 4), "crop20 mean2 13", IMAGE, 10)])
+@pytest.mark.slow
 def test_engine_equals_oracle(rng, engine, bits, line, shape, classes):
     steps = plan.parse(line, shape, classes)
     assert_engine_equals_oracle(rng, engine, steps, bits)
@@ -90,6 +91,7 @@ def test_engine_equals_oracle(rng, engine, bits, line, shape, classes):
     ((1, 8), "conv3x1 conv7x2/3", (40, 1, 1)),
     ((1, 1), "conv1x1", (1, 1, 1)),
     ((5, 6), "conv2x4 conv2x3 conv2x4 conv3x5/2 conv1x6 conv2x4 max2 5", (13, 14, 1))])
+@pytest.mark.slow
 def test_engine_equals_oracle_on_convolutions(rng, engine, bits, line, shape):
     assert_engine_equals_oracle(rng, engine, plan.parse(line, shape, 4), bits)
 
@@ -126,6 +128,7 @@ def test_numpy_engine_and_oracles_agree_on_any_steps(steps, bits, seed):
 
 @settings(max_examples=12)                      # each compiles its own program
 @given(steps=small_steps(), bits=st.tuples(st.integers(1, 8), st.integers(1, 8)))
+@pytest.mark.slow
 def test_jax_engine_equals_oracle_on_any_steps(steps, bits):
     assert_engine_equals_oracle(np.random.default_rng(0), "jax", steps, bits)
 
@@ -144,6 +147,7 @@ def test_oracle_equals_python_integers(rng, bits, line, shape):
 
 
 @pytest.mark.parametrize("engine", ["numpy", "jax"])
+@pytest.mark.slow
 def test_blocks_of_a_batch_give_what_the_batch_gives(rng, monkeypatch, engine):
     """Where a batch's patches would take too much memory; a short last block too."""
     steps = plan.parse("conv3x4 max2 conv2x3", (9, 9, 2), 3)
@@ -175,6 +179,7 @@ def test_longest_shift_gives_zero_codes(rng, engine):
     np.testing.assert_array_equal(acc, oracle.run(network, images))
 
 
+@pytest.mark.slow
 def test_result_does_not_depend_on_the_batch(trained, mnist):
     images = mnist.test.images[:130]
     for engine in ("numpy", "jax"):
@@ -197,6 +202,7 @@ def test_networks_of_one_shape_share_a_compiled_program(rng):
                                       oracle.run(other, images))
 
 
+@pytest.mark.slow
 def test_all_100000_test_logits_of_a_trained_network_are_exact(trained, mnist):
     test, network = mnist.test, trained.network
     expected = oracle.run(network, test.images)
@@ -262,6 +268,7 @@ def jitted_path(monkeypatch, network, images):
 
 
 @every_kind
+@pytest.mark.slow
 def test_jax_engine_has_no_float_operation(rng, monkeypatch, line):
     network = oracle.random_network(rng, plan.parse(line, IMAGE, 10))
     images = rng.integers(0, 256, (4, 784), dtype=np.uint8)
@@ -445,6 +452,7 @@ def test_bound_of_a_convolution_is_that_of_one_patch(rng):
 
 @pytest.mark.parametrize("bias", [2**23 - 1, 2**23, 2**23 + 8, 2**24 - 1])
 @pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.slow
 def test_bias_of_25_bits_is_exact_in_every_engine(bias, sign):
     """All that the proof allows; once the float forward stopped at 2**23 - 1."""
     w_q = [[1, -1], [0, 1]] if bias + 255 < 2**24 else [[0, 0], [0, 0]]

@@ -209,6 +209,7 @@ def test_a_damaged_or_missing_result_is_replaced(tmp_path, capsys, damage):
 
 # The scripts
 
+@pytest.mark.slow
 def test_edit_train_infer_and_export_answer_with_what_was_just_trained(folder, tmp_path, script,
                                                                        monkeypatch):
     monkeypatch.setattr(main_export, "OUT", tmp_path / "out")

@@ -31,6 +31,7 @@ def rules(request):
 
 @pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.slow
 def test_quantizer_takes_any_real_numbers(rules, kind, scale):
     """And means the same by them: values, float32, and the gradient of a scale of any shape."""
     wide = np.broadcast_to(np.asarray(scale, np.float64), (6, 3))
@@ -48,6 +49,7 @@ def test_quantizer_takes_any_real_numbers(rules, kind, scale):
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.slow
 def test_compute_scale_takes_any_real_numbers(rules, kind):
     for bits in (8, 3):
         for per_channel in (False, True):
@@ -59,6 +61,7 @@ def test_compute_scale_takes_any_real_numbers(rules, kind):
                                   [[1, 8, 4]])
 
 
+@pytest.mark.slow
 def test_channels_are_last_whatever_the_rank(rng):
     """As in a convolution's kernel: the same numbers as of the matrix that it is."""
     kernel = rng.normal(0, 1, (3, 3, 4, 5)).astype(np.float32)
@@ -178,6 +181,7 @@ assert acc.tolist() == [[9, 73]] and x_q.tolist() == [[9, 0]]
 """
 
 
+@pytest.mark.slow
 def test_the_page_runs_in_a_program_that_has_used_jax(tmp_path):
     """Its code as it stands; the integers keep what a network rounded to 4 bits can keep."""
     page = (ROOT / "docs" / "library.md").read_text("utf-8")
@@ -192,6 +196,7 @@ def test_the_page_runs_in_a_program_that_has_used_jax(tmp_path):
     assert floats > 0.8 and integers > floats - 0.02
 
 
+@pytest.mark.slow
 def test_the_pages_sweep_runs_and_is_plotted_in_five_lines(folder, tmp_path):
     """Its code as it stands, but for the switches that make it quick and keep it here."""
     page = (ROOT / "docs" / "library.md").read_text("utf-8")
@@ -236,6 +241,7 @@ def test_every_cell_about_a_peer_has_its_source():
         assert all("][" in cell or cell == "–" for cell in cells), name
 
 
+@pytest.mark.slow
 def test_an_own_quantizer_tried_twice_trains_anew(folder, tmp_path):
     """By the page's lines as they stand, in one process."""
     page = (ROOT / "docs" / "library.md").read_text("utf-8")

@@ -111,6 +111,7 @@ def test_pixels_are_exact_codes_on_their_grid():
     np.testing.assert_array_equal(model.pixels(images)[0] * 256, np.arange(256))
 
 
+@pytest.mark.slow
 def test_init_of_a_convolution_counts_its_patch():
     hyper = make_hyper("mean2 conv3x400 max2 8")
     first, *_ = jax.jit(lambda key: model.init(key, hyper))(jax.random.key(0))
@@ -128,6 +129,7 @@ def test_float_forward_equals_float64(rng, mnist, line):
                                oracle.forward(layers, images, hyper.LAYERS), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_loss_equals_float64_and_stats(rng, mnist):
     layers, (images, labels) = make_layers(rng, W8A8), rows_of(mnist.test, 0, 128)
     for quantized, share in ((layers, 0), (model.calibrate(layers, images, W8A8), 0.3)):
@@ -143,6 +145,7 @@ def test_loss_equals_float64_and_stats(rng, mnist):
 
 
 @pytest.mark.parametrize("line", ["12 8", "conv5x3/2 max2 conv2x4 6", "mean2 conv3x4/3 conv1x3"])
+@pytest.mark.slow
 def test_float_gradient_equals_differences_in_float64(rng, mnist, line):
     hyper = make_hyper(line, QAT_ENABLE=False)
     layers = make_layers(rng, hyper)
@@ -166,6 +169,7 @@ def test_float_gradient_equals_differences_in_float64(rng, mnist, line):
 
 
 @pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.slow
 def test_quantized_gradient_is_the_float_gradient_at_the_rounded_weights(rng, mnist, bits):
     hyper = bits_hyper(bits, LAYERS="")
     plain, = make_layers(rng, hyper)
@@ -217,6 +221,7 @@ def expected_gradient(layers, x, labels, hyper):
                 by_exponent((g_q2 * by_s2).sum(keepdims=True), s2, w2.size, qmax))]
 
 
+@pytest.mark.slow
 def test_gradient_of_learned_scales_equals_backpropagation_in_float64(rng, mnist):
     """For one scale a channel, one a layer and one of activations; the pixels' scale is fixed."""
     hyper = bits_hyper(3, 2, "crop20 mean2 12", SCALES="learned")
@@ -256,6 +261,7 @@ to_layers = jax.jit(model.to_layers, static_argnames="hyper")
 
 
 @pytest.mark.parametrize("hyper, batches", CASES, ids=range(len(CASES)))
+@pytest.mark.slow
 def test_training_logits_are_the_integer_accumulators(rng, mnist, hyper, batches):
     """With calibrated scales, and with learned ones that have moved on from these."""
     images = images_for(rng, mnist, hyper)
@@ -273,6 +279,7 @@ def test_training_logits_are_the_integer_accumulators(rng, mnist, hyper, batches
 
 
 @pytest.mark.parametrize("line, shape", [("5", (6,)), ("", (6,)), ("conv3x4/2 max2 7", (1, 40, 3))])
+@pytest.mark.slow
 def test_centred_features_are_folded_into_the_first_bias(rng, line, shape):
     """Training sees codes less the mean's code, a deployed network bytes: the same logits."""
     hyper = bits_hyper(4, 6, line, shape=shape)
@@ -294,6 +301,7 @@ def test_centred_features_are_folded_into_the_first_bias(rng, line, shape):
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 1e4])
+@pytest.mark.slow
 def test_centred_layer_that_training_takes_is_a_legal_network(rng, scale):
     """Whatever the mean's codes are: its floor counts what centring adds to the bias."""
     hyper = bits_hyper(8, 8, "5", shape=(300,))
@@ -308,6 +316,7 @@ def test_centred_layer_that_training_takes_is_a_legal_network(rng, scale):
         assert max(map(np.max, oracle.worst_accumulators(network))) < 2**24
 
 
+@pytest.mark.slow
 def test_gradient_of_a_tied_maximum_goes_to_the_first():
     """Codes tie often. What an odd map leaves out gets none."""
     step = plan.parse("conv1x1 max2", (2, 3, 1), 2)[1]
@@ -322,6 +331,7 @@ def test_gradient_of_a_tied_maximum_goes_to_the_first():
 
 @pytest.mark.parametrize("line, shape", [("conv3x2 max2", (7, 6, 2)), ("conv5x2/3", (11, 9, 1)),
                                          ("conv3x2 max2", (1, 9, 3)), ("conv1x2", (4, 1, 2))])
+@pytest.mark.slow
 def test_gradient_of_windows_is_the_one_that_jax_derives(rng, line, shape):
     for step in plan.parse(line, shape, 2)[:-1]:
         x = rng.normal(size=(3, *step.before)).astype(np.float32)
@@ -334,6 +344,7 @@ def test_gradient_of_windows_is_the_one_that_jax_derives(rng, line, shape):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_of_a_convolutional_network_agrees_with_finite_differences(rng):
     hyper = bits_hyper(8, 8, "conv3x3/2 max2 conv2x4 5", QAT_ENABLE=False)
     layers = model.init(jax.random.PRNGKey(1), hyper)
@@ -365,6 +376,7 @@ ADVERSARIES = {
     W8A8, bits_hyper(8, 8, WIDE, PER_CHANNEL=False), bits_hyper(1, 8, WIDE),
     bits_hyper(2, 4, RAGGED), bits_hyper(8, 8, CONV), bits_hyper(1, 8, CONV, PER_CHANNEL=False)],
     ids=range(6))
+@pytest.mark.slow
 def test_calibration_keeps_every_accumulator_exact(rng, mnist, damage, hyper):
     images = mnist.train.images[:128]
     layers = [model.Layer(*(np.asarray(a, np.float32) for a in damage(layer.w, layer.b)))
@@ -398,6 +410,7 @@ def round_and_run(layers, images, hyper):
 @example(hyper=LEARNED[0], seed=0, damage=lambda w, b: (w, b), exponents=[300.0] * 6)
 @example(hyper=LEARNED[0], seed=0, damage=lambda w, b: (w, b),
          exponents=[0, -9.5, -8.4, -10.2, -7.6, -9.0])
+@pytest.mark.slow
 def test_learned_scales_of_any_exponents_stay_exact(hyper, seed, damage, exponents):
     """Or is_exact says so; and their training logits are the integers' bit for bit."""
     rng = np.random.default_rng(seed)
@@ -464,6 +477,7 @@ def accepts(layers, hyper):
 @example(few=(8, "4 3"), at=1, growth=1.0, bias=0.0, coarser=16)
 @example(few=(8, "4 3"), at=2, growth=1.0, bias=0.0, coarser=120)
 @example(few=(8, "conv2x2 max2 3"), at=0, growth=1.0, bias=1e6, coarser=0)
+@pytest.mark.slow
 def test_is_exact_where_to_network_accepts(few, at, growth, bias, coarser):
     """For weights that an epoch moved after their scale was set, and for scales that don't fit."""
     layers, hyper = FEW[few]
@@ -498,6 +512,7 @@ def test_is_exact_ends_at_the_bound_itself(at, excess):
 @pytest.mark.parametrize("bits, line, shape", [
     ((8, 8), "20 13", (60,)), ((4, 2), "mean2 20 13", IMAGE), ((1, 1), "crop20 mean2 20 13", IMAGE),
     ((3, 8), CONV, IMAGE), ((8, 4), "conv3x4/2 max2", (1, 40, 3))])
+@pytest.mark.slow
 def test_layers_of_a_network_compute_its_integers_and_give_it_back(rng, bits, line, shape):
     network = oracle.random_network(rng, plan.parse(line, shape, 10), *bits)
     layers, hyper = convert.from_network(network)
@@ -518,6 +533,7 @@ def test_free_scales_have_no_integers(rng, mnist):
         convert.to_network(layers, hyper)
 
 
+@pytest.mark.slow
 def test_deep_chain_of_dead_layers_is_a_legal_network():
     """Scales stop at their floor, however small what they see becomes."""
     images = np.arange(5, dtype=np.uint8)[:, None]
@@ -543,6 +559,7 @@ def test_long_shift_is_cut_to_one_that_gives_zero_too(rng):
 
 @pytest.mark.parametrize("line", ["20", CONV])
 @pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.slow
 def test_no_image_has_no_logits(rng, line, quantized):
     """However a program asks: an empty batch is one of no rows."""
     hyper = bits_hyper(8, 8, line, QAT_ENABLE=quantized)
@@ -555,6 +572,7 @@ def test_no_image_has_no_logits(rng, line, quantized):
     assert model.predict(layers, images, hyper).shape == (0, 10)
 
 
+@pytest.mark.slow
 def test_prediction_in_blocks_is_that_of_all_at_once(rng, mnist, monkeypatch):
     """Of a float network and of free scales, where each image's sums do not depend on the others
     but for their order."""

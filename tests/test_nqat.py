@@ -110,6 +110,7 @@ def test_reader_made_from_the_page_gives_the_same_accumulators(rng, tmp_path, fo
         assert page_reader.to_bytes(model, values.tolist()) == wanted.ravel().tolist()
 
 
+@pytest.mark.slow
 def test_page_reader_and_engine_agree_on_the_shipped_files(mnist):
     for name in ("recipes/3kB.nqat", "recipes/ternary.npz"):
         path = ROOT / "weights" / name

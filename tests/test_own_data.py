@@ -39,6 +39,7 @@ def write_table(path, rng, count=90):
     return x, names
 
 
+@pytest.mark.slow
 def test_a_table_is_trained_answered_by_name_and_exported(rng, tmp_path, script, monkeypatch):
     """The whole way of a person with a table: two commands, then C that says RIGHT."""
     write_table(tmp_path / "t.csv", rng)
@@ -118,6 +119,7 @@ def trained(path, tmp_path, *switches):
 
 
 @pytest.mark.parametrize("kind", ["table", "windows", "pictures"])
+@pytest.mark.slow
 def test_engines_agree_on_own_data(rng, tmp_path, kind):
     """NumPy, JAX, C and ONNX give the oracle's integers; training's loss is theirs."""
     path, switches = tmp_path / "t.csv", ["--LAYERS=7"]
@@ -152,6 +154,7 @@ def test_engines_agree_on_own_data(rng, tmp_path, kind):
     assert all(f'"{name}"' in files["mlp_weights.h"] for name in facts.classes)
 
 
+@pytest.mark.slow
 def test_convolutions_train_on_windows_and_reload_exactly(rng, tmp_path):
     """A map with an axis of 1, centred channels, folded into the first bias."""
     path, y = tmp_path / "w.npz", np.arange(60) % 2
@@ -163,6 +166,7 @@ def test_convolutions_train_on_windows_and_reload_exactly(rng, tmp_path):
                                   oracle.run(network, dataset.test.images))
 
 
+@pytest.mark.slow
 def test_facts_of_features_survive_both_files(rng, tmp_path):
     write_table(tmp_path / "t.csv", rng)
     network, facts, *_ = trained(tmp_path / "t.csv", tmp_path, "--LAYERS=7")

@@ -22,9 +22,9 @@ FILES = ["weights_int8.npz", *sorted(f"recipes/{path.name}"
 CHUNK = 10_000
 # (file, how many test images, how many of uniform bytes: codes and accumulators of no picture).
 SOME = [(file, 500, 500) for file in FILES]
-ALL = [pytest.param(file, 10_000, 100_000 if file == FILES[0] else 10_000, marks=pytest.mark.slow)
+ALL = [pytest.param(file, 10_000, 100_000 if file == FILES[0] else 10_000, marks=pytest.mark.long)
        for file in FILES]
-ON_CHIPS = [pytest.param(file, 10_000, 100_000, marks=pytest.mark.slow)
+ON_CHIPS = [pytest.param(file, 10_000, 100_000, marks=pytest.mark.long)
             for file in FILES if file.endswith(".nqat")]
 
 
@@ -69,6 +69,7 @@ def test_training_forward_equals_oracle(weight_bits, activation_bits, input):
 
 
 @pytest.mark.parametrize("file, test_images, random_images", SOME + ALL)
+@pytest.mark.slow
 def test_training_and_jax_and_numpy(file, test_images, random_images):
     network = load(file)
     for run in (training_forward(network), integer.make_engine(network)):
@@ -85,6 +86,7 @@ def test_onnx_in_any_batch(file, test_images, random_images):
 
 @pytest.mark.parametrize("build", [(), (engines.PLAIN,)])
 @pytest.mark.parametrize("file, test_images, random_images", SOME)
+@pytest.mark.slow
 def test_c(need, file, test_images, random_images, build):
     flags = "-std=c99", "-O1", "-march=native", *build      # compiled in half of -O3's time
     run = need(engines.make_c, to_c.export(load(file))[0], flags=flags)
@@ -109,7 +111,8 @@ def test_engine_for_chips_under_sanitizers(need, tmp_path, file, test_images, ra
 
 
 @pytest.mark.parametrize("test_images, random_images",
-                         [(500, 500), pytest.param(10_000, 10_000, marks=pytest.mark.slow)])
+                         [(500, 500), pytest.param(10_000, 10_000, marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_javascript(need, tmp_path, exits, test_images, random_images):
     paths = [tmp_path / f"{i}.html" for i in range(len(FILES))]
     for path, file in zip(paths, FILES):

@@ -98,6 +98,7 @@ def test_single_dot_and_thin_stroke_fit(tmp_path):
         np.testing.assert_allclose(centre_of_mass(digit), [14, 14], atol=1)
 
 
+@pytest.mark.slow
 def test_mnist_images_as_files_get_the_same_class(tmp_path, trained):
     originals = data.load(ROOT / "datasets" / "mnist").test.images[:100]
     digits = []
@@ -119,7 +120,7 @@ def test_pooled_network_reads_photos(tmp_path, script, rng, seven):
     assert out[-1].split("seven.png")[1].split()[0] == str(best)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_drawings_are_read_under_every_condition(mnist):
     """Every fifth of the drawings of results/photos.json's kind, by the network that is shipped."""
     network, _ = checkpoint.load(ROOT / "weights" / "weights_int8.npz")
@@ -179,6 +180,7 @@ def test_digits_apart_in_a_row_are_read_as_each_is_alone(mnist, tmp_path):
     assert doubt == "several pieces"
 
 
+@pytest.mark.slow
 def test_digits_are_not_doubted(mnist, tmp_path):
     assert photos.kept(mnist.test.images) >= 0.99
     assert photo.read_digits(draw_seven(tmp_path / "a.png"))[0][1] == ""

@@ -263,6 +263,7 @@ def test_every_sum_of_pixels_is_pooled_half_to_even(rng, side, line):
         np.testing.assert_array_equal(codes, expected)
 
 
+@pytest.mark.slow
 def test_every_sum_of_two_pixels_is_pooled_half_to_even():
     """Along an axis of 1 a mean is of two numbers."""
     pairs = np.stack(np.divmod(np.arange(256**2), 256), 1).astype(np.uint8)

@@ -78,6 +78,7 @@ def input_gradient(x, scale, bits, signed):
 
 
 @every_grid
+@pytest.mark.slow
 def test_gradient_is_one_strictly_inside_the_bounds_and_zero_beyond(bits, signed):
     qmin, qmax = oracle.code_range(bits, signed)
     up, down = np.float32(np.inf), np.float32(-np.inf)
@@ -90,6 +91,7 @@ def test_gradient_is_one_strictly_inside_the_bounds_and_zero_beyond(bits, signed
 
 
 @every_grid
+@pytest.mark.slow
 def test_gradient_with_respect_to_scale_is_lsqs(rng, bits, signed):
     """Esser et al. 2020, eq. 3: round(v) - v inside, the end of the range beyond; the numbers that
     share a scale add up. The gradient of signed x then passes everywhere."""
@@ -137,6 +139,7 @@ def test_nan_goes_through(bits, signed):
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.slow
 def test_zero_channel_has_finite_scale_codes_and_gradient(rng, bits):
     x = rng.normal(0, 0.1, (20, 3)).astype(np.float32)
     x[:, 1] = 0
@@ -176,6 +179,7 @@ def test_wide_scale_is_the_least_power_of_two_that_covers_absmax(bits, signed, x
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.slow
 def test_per_channel_scale_is_per_tensor_scale_of_each_column(rng, bits):
     x = (rng.normal(0, 1, (50, 6)) * 2.0 ** rng.integers(-6, 3, 6)).astype(np.float32)
     columns = [quant.compute_scale(x[:, [o]], bits) for o in range(6)]
@@ -184,6 +188,7 @@ def test_per_channel_scale_is_per_tensor_scale_of_each_column(rng, bits):
 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
+@pytest.mark.slow
 def test_scale_of_a_map_is_that_of_its_numbers(rng, bits):
     """Four axes, channels last, as the activations of a convolution: [B, H, W, C]."""
     x = np.abs(rng.normal(0, 1, (3, 4, 5, 6))).astype(np.float32)
@@ -242,6 +247,7 @@ def test_free_scale_is_absmax_over_qmax(rng):
 @pytest.mark.parametrize("bits", [1, 3, 8])
 @pytest.mark.parametrize("kind", ["uint8", "int16", "float32"])
 @pytest.mark.parametrize("rows, inputs, outputs", [(128, 784, 256), (40, 30, 5), (1, 1, 1)])
+@pytest.mark.slow
 def test_product_is_the_integer_one_whatever_computes_it(rng, rows, inputs, outputs, kind, bits):
     """The gradient too, of the incoming one as rounded: with codes it has no other rounding."""
     w_scale = np.ldexp(np.float32(1), rng.integers(-9, -4, (1, outputs)))
@@ -270,6 +276,7 @@ def test_product_is_the_integer_one_whatever_computes_it(rng, rows, inputs, outp
             np.testing.assert_allclose(array, expected, rtol=1e-5, atol=1e-5 * rows)
 
 
+@pytest.mark.slow
 def test_scales_get_no_gradient_from_the_product(rng):
     """A learned scale has all of its gradient from rounding."""
     x_scale, w_scale = np.full((1, 1), 0.5, np.float32), np.full((1, 3), 0.25, np.float32)
@@ -298,6 +305,7 @@ def calibrated_and_learned(w, b, x_scale, x_qmax, exponent, bits, per_channel):
 @given(w=MATRICES, b=arrays(np.float32, 3, elements=NUMBERS), exponent=st.integers(-20, 5),
        grid=st.sampled_from([(1, True), (8, True), (8, False)]), x_qmax=st.sampled_from([1, 255]),
        learned=st.floats(-300, 300, width=32))
+@pytest.mark.slow
 def test_weight_scale_keeps_the_accumulator_exact(w, b, exponent, grid, x_qmax, learned):
     """Calibrated, or learned: from any exponent at all."""
     bits, per_channel = grid
@@ -313,6 +321,7 @@ def test_weight_scale_keeps_the_accumulator_exact(w, b, exponent, grid, x_qmax, 
 
 @pytest.mark.parametrize("bits", [1, 4, 8])
 @pytest.mark.parametrize("power_of_two", [True, False])
+@pytest.mark.slow
 def test_activation_scale_is_twice_the_accumulators_at_least(rng, bits, power_of_two):
     """So that a requantizing shift is 1 or more, however small the activations are."""
     acc_scale = np.array([[2.0**-9, 2.0**-3, 2.0**-12]], np.float32)
@@ -335,6 +344,7 @@ EXPONENTS = arrays(np.float32, (1, 3), elements=st.floats(-200, 200, width=32)
 
 
 @given(exponent=EXPONENTS, per_channel=st.booleans())
+@pytest.mark.slow
 def test_learned_scale_is_the_nearest_power_of_two_not_below_its_floor(exponent, per_channel):
     """Nearest in log2, a tie to the even exponent; one scale of all channels meets all floors."""
     exponent, least = (exponent, LEAST) if per_channel else (exponent[:, :1], LEAST.max())
@@ -356,6 +366,7 @@ def scale_and_gradient(exponent, power_of_two):
 
 
 @given(exponent=EXPONENTS, power_of_two=st.booleans())
+@pytest.mark.slow
 def test_gradient_of_a_learned_scale_is_lsqs_and_0_where_the_floor_holds(exponent, power_of_two):
     """d 2**e / de = 2**e ln 2, straight through the rounding, over sqrt(N qmax) as in sec. 2.2."""
     scale, gradient = scale_and_gradient(exponent, power_of_two)

@@ -545,6 +545,7 @@ def test_damaged_npz_gives_one_line(rng, tmp_path, content):
     assert str(path) in error_of(arrays.read, path)
 
 
+@pytest.mark.slow
 def test_zip_bomb_takes_no_memory(tmp_path):
     content = npy((2**27, 1), "|u1", bytes(2**27))          # 134 MB of zeros in 130 kB
     path = zipped(tmp_path / "data.npz", [("x.npy", content), ("y.npy", GOOD_Y)],
@@ -860,6 +861,7 @@ def test_switches_that_do_not_fit_a_table(tmp_path, changes, wanted):
 
 @given(st.binary(max_size=200) | st.text("0123456789.,;\t\n\r\"ab-e", max_size=200).map(str.encode))
 @settings(max_examples=300)
+@pytest.mark.slow
 def test_any_bytes_are_a_table_or_one_line(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.csv"
     path.write_bytes(content)

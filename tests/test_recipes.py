@@ -52,6 +52,7 @@ def test_weights_of_a_recipe_are_its_first_seeds(path):
     assert network.steps == steps
 
 
+@pytest.mark.slow
 def test_recipe_is_measured_into_result_header_and_weights(folder, tmp_path, script, monkeypatch):
     """On another data set the header and the weights file stay."""
     monkeypatch.chdir(tmp_path)
@@ -82,6 +83,7 @@ def test_recipe_is_measured_into_result_header_and_weights(folder, tmp_path, scr
     assert checkpoint.digest(network) == rows[0]["sha256"]
 
 
+@pytest.mark.slow
 def test_recipe_that_learns_nothing_is_refused_in_one_line(folder, tmp_path, script, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(config, "_HOME", tmp_path)

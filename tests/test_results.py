@@ -140,6 +140,7 @@ def test_filling_replaces_a_block_and_nothing_else():
     assert results.fill(once, {"a": r"fresh \1", "b": "new\nlines"}) == once
 
 
+@pytest.mark.slow
 def test_a_study_of_750_seeds_3_rates_and_70_epochs_can_be_read(tmp_path, monkeypatch):
     """And so can a longer one, without its epochs, which lie in the run's history files."""
     metrics = {name: [0.123456789] * 70 for name in ("train_loss", "val_loss", "val_acc")}

@@ -87,6 +87,7 @@ def undisturbed(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("study, epoch", [("train", 1), ("sweep", 3), ("groups", 3)])
+@pytest.mark.slow
 def test_a_run_that_dies_after_an_epoch_goes_on_to_the_same_bytes(
         study, epoch, folder, tmp_path, monkeypatch, undisturbed, capsys):
     main, words = arguments(study, folder, tmp_path)
@@ -117,6 +118,7 @@ def test_a_run_that_dies_after_an_epoch_goes_on_to_the_same_bytes(
         assert lanes and all(epochs == list(range(1, len(epochs) + 1)) for epochs in lanes.values())
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_before_its_results_does_not_train_again(folder, tmp_path, monkeypatch,
                                                                  undisturbed, capsys):
     main, words = arguments("groups", folder, tmp_path)
@@ -153,6 +155,7 @@ def unfinished(folder, tmp_path, monkeypatch):
     return words, state
 
 
+@pytest.mark.slow
 def test_other_switches_start_anew_and_leave_the_old_state(unfinished, script):
     words, state = unfinished
     before = state.read_bytes()
@@ -162,6 +165,7 @@ def test_other_switches_start_anew_and_leave_the_old_state(unfinished, script):
     assert state.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_resume_can_be_switched_off(unfinished, script, undisturbed, tmp_path):
     words, _ = unfinished
     code, lines, errors = script(main_train.main, *words, "--RESUME=False")
@@ -236,6 +240,7 @@ def begin(folder, path, *words):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.slow
 def test_a_signal_ends_after_the_epoch_with_the_state_saved(folder, tmp_path, number):
     process = begin(folder, tmp_path)
     wait_for_epoch(process, tmp_path / "runs", 3)
@@ -256,6 +261,7 @@ def test_a_signal_ends_after_the_epoch_with_the_state_saved(folder, tmp_path, nu
     assert sweep.epoch == stopped
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once_and_the_state_before_is_whole(folder, tmp_path):
     process = begin(folder, tmp_path, "--LAYERS=2000")
     wait_for_epoch(process, tmp_path / "runs", 2)
@@ -272,6 +278,7 @@ def test_a_second_signal_ends_at_once_and_the_state_before_is_whole(folder, tmp_
 
 
 @pytest.mark.parametrize("delay", [0.3, 1.0])
+@pytest.mark.slow
 def test_a_signal_before_training_is_one_line(folder, tmp_path, delay):
     process = begin(folder, tmp_path)
     time.sleep(delay)
@@ -281,6 +288,7 @@ def test_a_signal_before_training_is_one_line(folder, tmp_path, delay):
     assert "main_train" not in errors           # no traceback through our code
 
 
+@pytest.mark.slow
 def test_the_same_switches_give_the_same_hash_alone_and_in_a_sweep(folder, tmp_path):
     settings = config.load([*SHORT, *places(folder, tmp_path), "--RESUME=False"])
     data = source.load_data(settings)
@@ -291,6 +299,7 @@ def test_the_same_switches_give_the_same_hash_alone_and_in_a_sweep(folder, tmp_p
     assert len(hashes) == 3 and len(set(hashes)) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_in_mid_run_is_one_line(folder, tmp_path, script,
                                                                 monkeypatch):
     def full(*_):
@@ -322,6 +331,7 @@ def edited(tmp_path, monkeypatch, name, old, new):
     return found
 
 
+@pytest.mark.slow
 def test_the_hash_of_the_code_is_of_what_it_does(tmp_path, monkeypatch):
     """Not of its comments and docstrings, nor of blank lines."""
     same = runs.hash_of_code()
@@ -346,6 +356,7 @@ def test_a_state_of_other_code_is_refused(unfinished, script, monkeypatch):
     assert "code" in result[2][0] and "--RESUME=False" in result[2][0] and state.exists()
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_never_resumed(folder, tmp_path, capsys):
     """The same points again, in one process, are trained anew."""
     settings = config.load([*SHORT, *places(folder, tmp_path), "--ADAPT=False"])

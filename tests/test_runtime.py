@@ -86,6 +86,7 @@ def finish(running):
 
 
 @pytest.mark.parametrize("mode", ["lanes", "batch"])
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path, start, mode):
     switches = (["--LR_ABLATION_MODE=True", "--AUGMENT=0.5"] if mode == "lanes"
                 else ["--MAX_EPOCHS=2", "--DATA_PARALLEL=True"])
@@ -103,7 +104,7 @@ def test_two_processes_give_the_result_of_one(tmp_path, start, mode):
         np.testing.assert_allclose(losses[0], losses[1], rtol=5e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_one_of_two_processes_ends_both_and_both_go_on(tmp_path, start):
     switches = ["--LR_ABLATION_MODE=True", "--ABLATION_MAX_EPOCHS=50", "--PATIENCE=1000"]
     alone, = start(tmp_path / "alone", *switches, processes=1)
@@ -126,7 +127,7 @@ def test_a_signal_to_one_of_two_processes_ends_both_and_both_go_on(tmp_path, sta
     assert rows[0] == rows[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dead_process_stops_the_others_within_a_minute(tmp_path, start):
     first, second = start(tmp_path, *LONG, processes=2)
     wait_for_epoch(first, tmp_path, 9)
@@ -175,6 +176,7 @@ DEAF = {"JAX_ENABLE_X64": "1", "JAX_DISABLE_JIT": "1", "JAX_THREEFRY_PARTITIONAB
         "EAGER_CONSTANT_FOLDING": "1", "JAX_OF_ANOTHER_VERSION": "1"}
 
 
+@pytest.mark.slow
 def test_the_environment_changes_no_bit_of_training(tmp_path, folder, script):
     """All at once; two of them are no values at all."""
     switches = [*SWITCHES, f"--DATA_DIR={folder}", "--MAX_EPOCHS=1"]
@@ -201,6 +203,7 @@ def test_a_number_of_devices_that_is_none_is_one_line(count, monkeypatch, capsys
 
 
 @pytest.mark.parametrize("name", ["cuda", "nonsense"])
+@pytest.mark.slow
 def test_a_device_that_is_not_there_is_one_line(name):
     environment = os.environ | {"JAX_PLATFORMS": name, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-B", ROOT / "main_inference.py", "--CACHE_DIR="],

@@ -78,6 +78,7 @@ def test_training_prints_its_last_epoch_under_a_header(shell):
 @pytest.mark.parametrize("switches, name, kind", [
     (["--QAT_ENABLE=False"], "weights_unquantized_int8.npz", "float32"),
     (["--WEIGHT_BITS=2", "--ACTIVATION_BITS=4"], "weights_int2.npz", "W2A4 integer-only")])
+@pytest.mark.slow
 def test_other_kinds_of_weights_come_back_the_same(tmp_path, folder, script, switches, name, kind):
     arguments = [*TINY, *switches, *places(folder, tmp_path)]
     code, trained, errors = script(main_train.main, *arguments)
@@ -89,6 +90,7 @@ def test_other_kinds_of_weights_come_back_the_same(tmp_path, folder, script, swi
         assert kind in lines[0] and accuracy_in(lines) == accuracy_in(trained)
 
 
+@pytest.mark.slow
 def test_image_files_are_classified(shell, mnist, tmp_path, script):
     files = []
     for i, image in enumerate(mnist.test.images[:3]):
@@ -124,6 +126,7 @@ def test_unreadable_file_among_several_is_named_and_the_others_answer(tmp_path, 
     assert "bad.png" in errors[0] and "none.png" in errors[1]
 
 
+@pytest.mark.slow
 def test_scripts_find_their_folders_from_anywhere(tmp_path):
     """The shipped weights and data."""
     done = subprocess.run([sys.executable, "-B", ROOT / "main_inference.py", "--ENGINE=numpy",
@@ -134,6 +137,7 @@ def test_scripts_find_their_folders_from_anywhere(tmp_path):
     assert "MNIST, 10,000 test examples" in done.stdout
 
 
+@pytest.mark.slow
 def test_reader_that_leaves_ends_a_script_quietly(tmp_path):
     image = tmp_path / "a.png"
     Image.new("L", (30, 30), 255).save(image)
@@ -185,6 +189,7 @@ def test_bad_training_input_gives_one_line(tmp_path, folder, script, argument):
     assert not list(tmp_path.glob("weights*.npz"))
 
 
+@pytest.mark.slow
 def test_diverging_training_saves_nothing(tmp_path, folder, script):
     old = write(tmp_path / "weights_unquantized_int8.npz", b"old")
     result = script(main_train.main, *TINY, *places(folder, tmp_path), "--QAT_ENABLE=False",
@@ -213,6 +218,7 @@ def test_bad_inference_input_gives_one_line(shell, tmp_path, folder, script, arg
     assert_refused(script(main_inference.main, *usual, argument(tmp_path)))
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_recorded_is_an_answer(shell, tmp_path, folder, script):
     """As on a read-only checkout."""
     code, lines, errors = script(
@@ -241,6 +247,7 @@ def test_weights_file_is_readable_by_others(shell):
     assert os.stat(shell.path / "weights_int8.npz").st_mode & 0o777 == 0o644
 
 
+@pytest.mark.slow
 def test_a_worse_run_stays_in_its_folder_and_is_the_one_that_inference_takes(tmp_path, folder,
                                                                              script):
     usual = places(folder, tmp_path)
@@ -256,6 +263,7 @@ def test_a_worse_run_stays_in_its_folder_and_is_the_one_that_inference_takes(tmp
     assert accuracy_in(tested) == accuracy_in(lines)
 
 
+@pytest.mark.slow
 def test_the_same_run_again_changes_no_file_of_the_reference(tmp_path, folder, script):
     usual = [*TINY, *places(folder, tmp_path)]
     script(main_train.main, *usual)
@@ -267,6 +275,7 @@ def test_the_same_run_again_changes_no_file_of_the_reference(tmp_path, folder, s
     assert sorted(path.name for path in tmp_path.glob("*.*")) == sorted(p.name for p in before)
 
 
+@pytest.mark.slow
 def test_a_model_of_other_data_is_named(tmp_path, folder, script, mnist):
     usual = places(folder, tmp_path)
     script(main_train.main, *TINY, *usual)

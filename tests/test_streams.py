@@ -93,6 +93,7 @@ def test_a_stream_that_cannot_say_a_character_escapes_it(encoding, stream):
     assert (out, error) == ((want + b"on\n", b"") if stream == "stdout" else (b"on\n", want))
 
 
+@pytest.mark.slow
 def test_a_name_that_is_no_text_is_printed_and_read(tmp_path):
     photo = os.fsencode(tmp_path) + b"/caf\xe9 \xff.png"
     with open(ROOT / "plots" / "bits.png", "rb") as file, open(photo, "wb") as copy:
@@ -104,6 +105,7 @@ def test_a_name_that_is_no_text_is_printed_and_read(tmp_path):
     assert b"caf\\udce9 \\udcff.png" in done.stdout
 
 
+@pytest.mark.slow
 def test_training_into_a_full_disk_saves_its_model(tmp_path, folder):
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-B", ROOT / "main_train.py", *TINY,
@@ -140,6 +142,7 @@ def start(*arguments, **environment):
 
 @pytest.mark.parametrize("name", ["main_train.py", "main_inference.py", "main_export.py",
                                   "ablation.py"])
+@pytest.mark.slow
 def test_scripts_start_with_any_of_pythons_own_switches(name):
     """-OO leaves no docstrings, PYTHONSAFEPATH leaves the script's folder out."""
     done = start("-OO", ROOT / name, "--help", PYTHONSAFEPATH="1")

@@ -289,6 +289,7 @@ def test_check_tells_a_stale_page_and_writing_mends_it(script, tmp_path, monkeyp
     assert page.read_text("utf-8") == fresh
 
 
+@pytest.mark.slow
 def test_expected_output_is_what_training_prints(script, folder, tmp_path):
     code, out, _ = script(
         main_train.main, "--LAYERS=", "--VAL_EXAMPLES=200", "--MAX_EPOCHS=1",
@@ -311,6 +312,7 @@ def test_contenders_take_turns_after_a_first_call_each():
 
 @pytest.mark.parametrize("compute, tolerance", [("float32", 1e-4), ("bfloat16", 5e-2)])
 @pytest.mark.parametrize("sizes", [(6, 3), (6, 5, 4, 3)])
+@pytest.mark.slow
 def test_floor_epoch_computes_every_layers_update(sizes, compute, tolerance):
     """Two steps against the same products in float64, in the order of the chain rule."""
     steps = plan.parse(" ".join(map(str, sizes[1:-1])), sizes[:1], sizes[-1])

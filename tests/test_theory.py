@@ -42,6 +42,7 @@ def test_the_toy_has_the_derivatives_of_calculus():
     assert "mean of softmax minus one-hot, and our grad: below 1e-6 apart\n" in README
 
 
+@pytest.mark.slow
 def test_jvp_equals_jax_jvp_and_the_pullback_is_its_transpose(cases):
     case = cases["W8A8"]        # it uses every rule that the float32 loss uses
     rng = np.random.default_rng(1)
@@ -85,11 +86,13 @@ def test_grad_equals_finite_differences():
     lambda x: jnp.float32(3),                                   # no dependence at all
     lambda x: jnp.sum((x > 0).astype(jnp.float32)),             # only through a truth value
 ], ids=range(9))
+@pytest.mark.slow
 def test_grad_equals_jax_grad_at_the_edges(function):
     x = jnp.array([-1.0, 0.0, 0.5, 1.0, 2.0])
     np.testing.assert_array_equal(autodiff.grad(function)(x), jax.grad(function)(x))
 
 
+@pytest.mark.slow
 def test_custom_vjp_runs_the_given_backward_pass():
     @jax.custom_vjp
     def product(x, y):
@@ -188,6 +191,7 @@ def test_no_name_in_the_graph_touches_another_or_the_edge_of_a_box(cases):
 
 
 @pytest.mark.parametrize("name", report.BLOCKS)
+@pytest.mark.slow
 def test_readme_block_is_what_the_code_prints(cases, name):
     block = report.BLOCKS[name](cases)
     assert "NOT BELOW" not in block

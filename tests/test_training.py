@@ -62,6 +62,7 @@ def alone(parts):
     return get
 
 
+@pytest.mark.slow
 def test_sweep_goes_on_from_any_epoch_with_the_same_bits(parts, alone):
     """It is NumPy arrays and nothing else; the yielded ones are not written to later."""
     first, *_, last = alone("everything")
@@ -76,8 +77,9 @@ def test_sweep_goes_on_from_any_epoch_with_the_same_bits(parts, alone):
 
 @pytest.mark.parametrize("kind, rates, status", [
     ("everything", [0.3, 1e-7, 0.03, 0.1], ["capped", "guessing", "capped", "capped"]),
-    pytest.param("calibrated", [0.3, 0.2, 0.1], 3 * ["capped"], marks=pytest.mark.slow),
+    pytest.param("calibrated", [0.3, 0.2, 0.1], 3 * ["capped"], marks=pytest.mark.long),
     ("float32", [1e30, 0.3, 0.1], ["diverged", "capped", "capped"])])
+@pytest.mark.slow
 def test_bits_of_a_lane_do_not_depend_on_its_company(parts, alone, monkeypatch, kind, rates,
                                                      status):
     """Nor on how many devices share the lanes, nor on when another lane ends: same seed, same bits.
@@ -99,6 +101,7 @@ def test_bits_of_a_lane_do_not_depend_on_its_company(parts, alone, monkeypatch, 
         assert_same_bits(lane_of(ends[0], lane), lane_of(ends[-1], lane))
 
 
+@pytest.mark.slow
 def test_lanes_side_by_side_agree_with_a_lane_alone(parts, alone, monkeypatch):
     """As on an accelerator, where the slots of a device are vmapped and shrink by halves."""
     monkeypatch.setattr(devices, "_one_by_one", lambda: False)
@@ -109,6 +112,7 @@ def test_lanes_side_by_side_agree_with_a_lane_alone(parts, alone, monkeypatch):
     assert np.isfinite(sweep.history[1]).all()
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_the_best_so_far(parts, monkeypatch):
     """Whatever the other lanes did: one that diverged at once must not lose the rest."""
     score, calls, sweep = predict.score, [], None
@@ -140,6 +144,7 @@ def assert_reloads_exactly(sweep, lane, val, hyper):
 
 
 @pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.slow
 def test_best_weights_give_the_recorded_loss_exactly(parts, quantized):
     """Overtrained on 200 images, so that the best epoch is long past when patience ends."""
     small, val = rows_of(parts[0], 0, 200), parts[1]
@@ -152,7 +157,8 @@ def test_best_weights_give_the_recorded_loss_exactly(parts, quantized):
 
 
 @pytest.mark.parametrize("changes", [{}, pytest.param(
-    {"SCALES": "learned", "WEIGHT_BITS": 3, "OPTIMIZER": "adamw"}, marks=pytest.mark.slow)])
+    {"SCALES": "learned", "WEIGHT_BITS": 3, "OPTIMIZER": "adamw"}, marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_training_in_bfloat16_has_float32s_accuracy(parts, changes):
     """Rounding the gradient changes little."""
     narrow, full = (train(*parts, [0.1 if not changes else 0.005], [0], small_hyper(
@@ -168,6 +174,7 @@ def test_training_learns(trained):
     assert (np.diff(train_loss) < 0).all() and train_loss[0] < math.log(10)
 
 
+@pytest.mark.slow
 def test_every_epoch_uses_each_image_at_most_once():
     """Image i has one lit pixel, i; so row i of a linear model moves once for each use of it."""
     count, batch, rate = 50, 8, 1e-4
@@ -312,6 +319,7 @@ def expected_end(scores, exact, guess, patience, min_delta):
 
 @given(lanes=st.lists(EPOCHS, min_size=1, max_size=3), patience=st.integers(1, 6),
        min_delta=st.sampled_from([0.0, 0.01, 0.25]), metric=st.sampled_from(stopping.METRICS[1:]))
+@pytest.mark.slow
 def test_early_stopping_equals_its_definition(lanes, patience, min_delta, metric):
     """For each lane, in any company."""
     losses, accuracies, exact = np.array(lanes, np.float64).transpose(2, 0, 1)
@@ -341,6 +349,7 @@ def updates(hyper, steps, count, gradient=2.0):
     return np.array(found)
 
 
+@pytest.mark.slow
 def test_optimizers_follow_their_definitions():
     np.testing.assert_allclose(updates(small_hyper(), 5, 3), -0.2, rtol=1e-6)
     momentum = updates(small_hyper(MOMENTUM=0.9), 5, 3)
@@ -357,6 +366,7 @@ def test_decay_is_of_the_weights_alone_and_zero_means_none(changes):
     np.testing.assert_array_equal(updates(small_hyper(**changes), 5, 3, gradient=0.0), 0)
 
 
+@pytest.mark.slow
 def test_cosine_schedule_warms_up_and_ends_at_zero():
     hyper = small_hyper(SCHEDULE="cosine", WARMUP_EPOCHS=0.5, MAX_EPOCHS=4)
     found = updates(hyper, 10, 41)[:, 0]       # 5 steps of warm-up, 35 of cosine, then nothing
@@ -382,6 +392,7 @@ def test_every_legal_schedule_trains(warmup, epochs, optimizer):
     (3e-3, {"OPTIMIZER": "adamw", "SCHEDULE": "cosine", "WARMUP_EPOCHS": 0.5, "SCALES": "learned",
             "WEIGHT_BITS": 3, "LAYERS": "mean2 32", "WEIGHT_DECAY": 0.01}),
     (0.1, {"MOMENTUM": 0.5, "POWER_OF_TWO_SCALES": False, "WEIGHT_BITS": 3})])
+@pytest.mark.slow
 def test_other_switches_train(parts, rate, changes):
     """Without AVERAGING, an epoch publishes its last weights."""
     hyper = small_hyper(MAX_EPOCHS=2, **changes)
@@ -393,6 +404,7 @@ def test_other_switches_train(parts, rate, changes):
         assert_reloads_exactly(sweep, 0, parts[1], hyper)
 
 
+@pytest.mark.slow
 def test_published_weights_are_the_mean_of_those_after_each_step(parts):
     """With its bias removed; in float64 from the steps of epochs of one step. Scales that are not
     learned are calibrated to the mean, and its integers give the loss on record."""
@@ -412,6 +424,7 @@ def test_published_weights_are_the_mean_of_those_after_each_step(parts):
         assert_reloads_exactly(sweep, 0, split, hyper)
 
 
+@pytest.mark.slow
 def test_learned_exponents_are_averaged_like_weights(parts, alone):
     """And rounded, held by their bounds, only then: what is published is rounded from the mean."""
     hyper = small_hyper(**KINDS["everything"])
@@ -430,6 +443,7 @@ def test_learned_exponents_are_averaged_like_weights(parts, alone):
     assert_reloads_exactly(sweep, 0, parts[1], hyper)
 
 
+@pytest.mark.slow
 def test_frozen_exponents_hold_in_each_step_and_in_what_is_deployed(parts, alone):
     """On a state whose exponents and their average round to other numbers than the frozen ones."""
     hyper = small_hyper(**KINDS["everything"])   # frozen after 0.7 of three epochs
@@ -459,6 +473,7 @@ def test_frozen_exponents_hold_in_each_step_and_in_what_is_deployed(parts, alone
         assert_same_bits(layer.x_scale[1:], np.exp2(exponent.x_exponent)[1:])
 
 
+@pytest.mark.slow
 def test_scales_learn_however_few_epochs_there_are(parts):
     """A share of one epoch is one epoch; of none, none."""
     changes = {"SCALES": "learned", "OPTIMIZER": "adamw", "MAX_EPOCHS": 1, "LAYERS": ""}
@@ -468,6 +483,7 @@ def test_scales_learn_however_few_epochs_there_are(parts):
         assert (exponent != np.rint(exponent)).all() == learns
 
 
+@pytest.mark.slow
 def test_all_zero_images_train_without_nan(parts):
     """Every activation and most gradients are zero; scales must not be."""
     blank = data.Split(np.zeros((128, 784), np.uint8), parts[0].labels[:128])
@@ -476,6 +492,7 @@ def test_all_zero_images_train_without_nan(parts):
     assert all(np.isfinite(a).all() for a in jax.tree.leaves(sweep.best))
 
 
+@pytest.mark.slow
 def test_rate_that_outgrows_the_integers_ends_inexact_not_in_an_error(parts):
     """One big step: float32 learns, but its integers pass 2**24 in an epoch of stale scales."""
     hyper = small_hyper(OPTIMIZER="adamw", MAX_EPOCHS=1, LAYERS="")
@@ -492,7 +509,8 @@ CONVOLUTIONS = {"LAYERS": "mean2 conv3x6/2 max2 16", "OPTIMIZER": "adamw", "WEIG
 
 
 @pytest.mark.parametrize("changes", [{}, pytest.param(
-    {"SCALES": "calibrated", "COMPUTE": "float32", "MAX_EPOCHS": 2}, marks=pytest.mark.slow)])
+    {"SCALES": "calibrated", "COMPUTE": "float32", "MAX_EPOCHS": 2}, marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_sweep_of_convolutions_learns_resumes_and_reloads(parts, changes):
     """The network deployed of its best epoch has the loss on record."""
     hyper = small_hyper(**CONVOLUTIONS | changes)
@@ -505,6 +523,7 @@ def test_sweep_of_convolutions_learns_resumes_and_reloads(parts, changes):
         assert_same_bits(lane_of(again, lane), lane_of(last, lane))
 
 
+@pytest.mark.slow
 def test_logits_in_blocks_are_those_of_all_at_once(parts, monkeypatch):
     """The last block is whole too: it begins inside the one before it. And an epoch that is judged
     in blocks ends with the same bits."""
@@ -536,6 +555,7 @@ def test_logits_in_blocks_are_those_of_all_at_once(parts, monkeypatch):
     assert_same_bits(*(lane_of(end, 0) for end in ends))
 
 
+@pytest.mark.slow
 def test_importing_our_modules_changes_nothing_in_jax():
     """Flags are set by set_strict alone, which scripts call, and which needs an unused backend."""
     names = sorted({path.stem for path in ROOT.glob("*.py")} | {
