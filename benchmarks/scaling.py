@@ -1,8 +1,9 @@
-"""What dominates where: seconds per lane-epoch against lanes, batch, hidden width and devices.
+"""How time and memory grow: with examples, lanes, batch, hidden width, channels and devices.
 
-python3 -m benchmarks.scaling [--KEY=value ...]   writes results/scaling.json
+python3 -m benchmarks.scaling [--KEY=value ...]   writes results/scaling.json and plots/scaling.png
 
-Each axis varies one thing of the model that the switches describe.
+Each axis varies one thing of the model that the switches describe, each point in a process of its
+own, whose peak memory counts.
 """
 import json
 import os
@@ -11,29 +12,37 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
+from tqdm import tqdm
 
 import config
 import plan
 from benchmarks.training import flops_per_epoch, gemm_rate, hyper_of
 from data import Split
-from machine import script
+from machine import facts, script
 from machine.files import InputError, check_writable
-from report import results, tables
+from report import draw, results, tables
 from runner import experiment, source
 from training import loop
 
 IMAGES = 8_192                  # of the train split; times are scaled up to all of it
 EPOCHS = 4                      # per point; the first is dropped
-AXES = {"lanes": (1, 2, 4, 8, 16, 32, 64), "batch": (64, 128, 256, 512, 1024, 2048, 4096),
-        "width": (64, 128, 256, 512, 1024, 2048, 4096)}
+AXES = {"examples": (6_000, 20_000, 60_000, 200_000, 600_000), "lanes": (1, 4, 16, 64),
+        "batch": (64, 256, 1_024, 4_096), "width": (64, 256, 1_024, 4_096),
+        "channels": (4, 8, 16, 32)}
 LANES_PER_DEVICE = 4            # of the device axis
-CHILD = "--device-axis-only"    # the child process, with its own device count
+POINT = "--POINT="              # AXIS:VALUE, of the child process
 
 
-def changes(settings, batch=None, width=None):
-    """The switches of a point; with a width the network has so many units, then half as many."""
-    return {"BATCH_SIZE": batch or settings.BATCH_SIZE,
-            "LAYERS": f"{width} {width // 2}" if width else settings.LAYERS}
+def changes(settings, batch=None, width=None, channels=None):
+    """The switches of a point; with a width the network has so many units, then half as many; with
+    channels three convolutions, of so many and then twice as many."""
+    layers = settings.LAYERS
+    if width:
+        layers = f"{width} {width // 2}"
+    if channels:
+        layers = f"conv5x{channels}/2 conv3x{2 * channels} max2 conv3x{2 * channels}"
+    return {"BATCH_SIZE": batch or settings.BATCH_SIZE, "LAYERS": layers}
 
 
 def briefly(settings):
@@ -45,7 +54,8 @@ def briefly(settings):
 def lane_epoch_seconds(settings, data, lanes=1, images=IMAGES, **axis):
     """Seconds of one lane's epoch over the whole train split, one value per repeat."""
     hyper = hyper_of(settings, data, QAT_ENABLE=True, **changes(settings, **axis))
-    part = Split(data.train.images[:images], data.train.labels[:images])
+    index = np.arange(images) % len(data.train.labels)      # more than there are: repeated
+    part = Split(data.train.images[index], data.train.labels[index])
     few = Split(data.val.images[:128], data.val.labels[:128])
     start = loop.start([settings.LEARNING_RATE] * lanes, range(lanes), hyper)
     *_, sweep = loop.epochs(start, part, few, hyper)
@@ -53,35 +63,48 @@ def lane_epoch_seconds(settings, data, lanes=1, images=IMAGES, **axis):
     return (sweep.seconds[1:] * scale).tolist()
 
 
-def device_rows(argv):
-    """The rows of the device axis, each measured in a process of its own."""
-    rows = []
-    for count in range(1, len(jax.devices()) + 1):
-        child = subprocess.run([sys.executable, "-B", "-m", "benchmarks.scaling", *argv, CHILD],
-                               capture_output=True, text=True, cwd=results.ROOT,
-                               env={**os.environ, "JAX_NUM_CPU_DEVICES": str(count)})
-        if child.returncode:
-            raise InputError(f"with {count} devices: {child.stderr.strip().splitlines()[-1]}")
-        rows.append({"label": f"devices = {count}, {LANES_PER_DEVICE} lanes on each",
-                     "axis": "devices", "value": count,
-                     "seconds": json.loads(child.stdout.splitlines()[-1])})
-    return rows
+def measure(settings, data, axis, value):
+    """{seconds: a value a repeat, peak_memory_bytes of this process} of one point."""
+    if axis == "devices":
+        seconds = lane_epoch_seconds(settings, data, LANES_PER_DEVICE * value)
+    else:
+        seconds = lane_epoch_seconds(settings, data,
+                                     **{{"examples": "images"}.get(axis, axis): value})
+    return {"seconds": seconds, "peak_memory_bytes": facts.peak_memory()}
+
+
+def run_point(argv, axis, value):
+    """The row of one point, measured in a process of its own."""
+    is_devices = axis == "devices"
+    devices = {"JAX_NUM_CPU_DEVICES": str(value)} if is_devices else {}
+    label = f"{axis} = {value:,}" + f", {LANES_PER_DEVICE} lanes on each" * is_devices
+    child = subprocess.run([sys.executable, "-B", "-m", "benchmarks.scaling", *argv,
+                            f"{POINT}{axis}:{value}"], capture_output=True, text=True,
+                           cwd=results.ROOT, env={**os.environ, **devices})
+    if child.returncode:
+        raise InputError(f"with {value} {axis}: {child.stderr.strip().splitlines()[-1]}")
+    return {"label": label, "axis": axis, "value": value,
+            **json.loads(child.stdout.splitlines()[-1])}
 
 
 def main(argv):
-    settings = briefly(config.load(argv, __doc__, also=(CHILD,)))
-    if CHILD not in argv:
-        check_writable(settings.RESULTS_DIR)
+    points = [word for word in argv if word.startswith(POINT)]
+    settings = briefly(config.load(argv, __doc__, also=points))
+    if not points:
+        check_writable(settings.RESULTS_DIR, settings.PLOTS_DIR)
     settings = experiment.set_up(settings)
     data = source.load_data(settings)
-    if CHILD in argv:
-        print(json.dumps(lane_epoch_seconds(settings, data, LANES_PER_DEVICE * len(jax.devices()))))
+    if points:
+        axis, _, value = points[0].removeprefix(POINT).partition(":")
+        print(json.dumps(measure(settings, data, axis, int(value))))
         return
-    rows = [{"label": f"{axis} = {value}", "axis": axis, "value": value,
-             "seconds": lane_epoch_seconds(settings, data, **{axis: value})}
-            for axis, values in AXES.items() for value in values] + device_rows(argv)
+    axes = {**AXES, "devices": range(1, len(jax.devices()) + 1)}
+    todo = [(axis, value) for axis, values in axes.items() for value in values]
+    rows = [run_point(argv, *point) for point in tqdm(todo, "points", leave=False)]
     rate = gemm_rate()
     for row in rows:
+        if row["axis"] == "channels":
+            continue                            # patches, too: products alone are no limit
         changed = {row["axis"]: row["value"]} if row["axis"] in ("batch", "width") else {}
         hyper = hyper_of(settings, data, **changes(settings, **changed))
         steps = IMAGES // hyper.BATCH_SIZE * len(data.train.labels) / IMAGES
@@ -93,6 +116,7 @@ def main(argv):
         network=experiment.network_name(settings, hyper_of(settings, data).LAYERS),
         gemm_gflops=rate / 1e9)
     print(tables.TABLES["scaling"]({"scaling": result}.get))
+    draw.draw("scaling", settings.RESULTS_DIR, settings.PLOTS_DIR)
 
 
 if __name__ == "__main__":

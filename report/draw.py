@@ -11,7 +11,7 @@ from report.style import COLORS as COLORS, FILES, STYLE
 
 FIGURES = {"lr_ablation": rates.learning_rates, "optimizer": rates.optimizers,
            "bits": figures.bits, "frontier": figures.frontier, "firmware": figures.firmware,
-           "quant_vs_unquant": figures.quant_vs_unquant}
+           "scaling": figures.scaling, "quant_vs_unquant": figures.quant_vs_unquant}
 
 
 def save(figure, path):

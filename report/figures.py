@@ -312,3 +312,40 @@ def firmware(result):
     axes.set_title("Accuracy in so much flash")
     axes.legend(loc="lower left", bbox_to_anchor=(0.5, 0), fontsize=9)
     return figure
+
+
+AXES = {"examples": "examples of 784 bytes", "lanes": "lanes side by side",
+        "batch": "batch size", "width": "hidden width", "channels": "channels",
+        "devices": "devices"}
+
+
+def scaling(result):
+    """Seconds of a lane-epoch, and the process's peak memory, against what grows."""
+    axes_rows = group(result["rows"], "axis")
+    figure = Figure(figsize=(1.9 * len(axes_rows), 5.2), layout="constrained")
+    panels = figure.subplots(2, len(axes_rows), sharex="col", sharey="row", squeeze=False)
+    for (time, memory), (axis, rows) in zip(panels.T, axes_rows.items()):
+        values = [row["value"] for row in rows]
+        seconds = [np.median(row["seconds"]) for row in rows]
+        spans = [[middle - min(row["seconds"]) for middle, row in zip(seconds, rows)],
+                 [max(row["seconds"]) - middle for middle, row in zip(seconds, rows)]]
+        time.errorbar(values, seconds, spans, marker="o", color=COLORS[0], capsize=2,
+                      label="measured")
+        if all("gemm_limit" in row for row in rows):
+            time.plot(values, [row["gemm_limit"] for row in rows], "--", color=COLORS[5],
+                      label="products alone, at\nthe GEMM rate")
+        memory.plot(values, [row["peak_memory_bytes"] / 1e6 for row in rows], "o-",
+                    color=COLORS[2])
+        for panel in (time, memory):
+            panel.set_xscale("log")
+            panel.set_xticks(values, [f"{value:,}" for value in values], fontsize=8, rotation=45)
+            panel.xaxis.minorticks_off()
+        memory.set_xlabel(AXES[axis])
+    panels[0, 0].set_yscale("log")
+    panels[0, 0].yaxis.set_major_formatter("{x:g}")
+    panels[0, 0].set_ylabel("one lane-epoch of\n55,000 examples (s)")
+    panels[1, 0].set_ylim(0)
+    panels[1, 0].set_ylabel("peak memory (MB)")
+    panels[0, 0].legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0, 0.6))
+    figure.suptitle(f"How time and memory grow, one thing at a time: {result['network']}")
+    return figure

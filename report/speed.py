@@ -70,9 +70,11 @@ def scaling(read):
             for row in (rows if axis == "devices" else rows[::max(len(rows) - 1, 1)])]
     columns = {"median (range) (s)": times(),
                f"its operations at {result['gemm_gflops']:.0f} GFLOP/s (s)":
-                   lambda rows: f"{rows[0]['gemm_limit']:.3f}",
+                   lambda rows: f"{rows[0]['gemm_limit']:.3f}" if "gemm_limit" in rows[0] else "–",
                "ratio": lambda rows: "{:.1f}".format(
-                   np.median(rows[0]["seconds"]) / rows[0]["gemm_limit"])}
+                   np.median(rows[0]["seconds"]) / rows[0]["gemm_limit"]
+                   ) if "gemm_limit" in rows[0] else "–",
+               "peak memory (MB)": lambda rows: f"{rows[0]['peak_memory_bytes'] / 1e6:,.0f}"}
     return (f"{table('one QAT lane-epoch at', group(ends, 'label'), columns)}\n\n"
             f"{result['network']}. {source(result)}")
 

@@ -115,7 +115,8 @@ def made_up(seeds):
         "inference_bench": [{"label": "C", "batch": batch, "seconds": TIMES}
                             for batch in (1, 10_000)],
         "firmware": firmware,
-        "scaling": [{"label": "lanes = 1", "axis": "lanes", "seconds": TIMES, "gemm_limit": 0.25}],
+        "scaling": [{"label": "lanes = 1", "axis": "lanes", "value": 1,
+                     "seconds": TIMES, "gemm_limit": 0.25, "peak_memory_bytes": 5e8}],
         "photos": [{"label": "clean", "misread": []}, {"label": "a speck", "misread": [3, 5]}]}
     facts = {"training_bench": {"gemm_gflops": 100.0, "compute": "bfloat16"},
              "inference_bench": {"network": "784-10 W8A8"}, "firmware": {"avr_mhz": 16},
@@ -390,3 +391,5 @@ def test_a_point_of_the_scaling_study_changes_its_axis_alone():
     assert scaling.changes(settings) == {"BATCH_SIZE": 32, "LAYERS": "7 5"}
     assert scaling.changes(settings, batch=64)["BATCH_SIZE"] == 64
     assert scaling.changes(settings, width=64)["LAYERS"] == "64 32"
+    layers = scaling.changes(settings, channels=8)["LAYERS"]
+    assert layers == "conv5x8/2 conv3x16 max2 conv3x16"
