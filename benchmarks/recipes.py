@@ -2,9 +2,10 @@
 
 python3 -m benchmarks.recipes [recipes/NAME.toml ...] [--KEY=value ...]
 
-No recipe named: all of recipes/. ABLATION_SEEDS runs side by side, resumed where they were left. On
-another data set (--DATA_DIR=FOLDER) these keep their headers, and the weights files go into a folder
-of its own in weights/. Recipes of another data set are in a folder of its name: recipes/fashion_mnist/.
+No recipe named: all of recipes/. ABLATION_SEEDS runs side by side, resumed where they were left.
+On another data set (--DATA_DIR=FOLDER) they keep their headers, and the weights files go into a
+folder of its own in weights/. A data set's own recipes are in a folder of its name, such as
+recipes/fashion_mnist/.
 """
 import itertools
 import time

@@ -1,4 +1,4 @@
-"""A photo or drawing of a digit, or of some in a row -> the uint8 pixels that an MNIST network reads.
+"""A photo or drawing of a digit, or of some in a row -> the uint8 pixels for an MNIST network.
 
 docs/photos.md says what happens to it, step by step.
 """
@@ -31,7 +31,7 @@ SPECK = 0.05                    # of the largest piece of ink; less is a speck
 FAINT = 0.25                    # the least ink that counts
 MOST_INK = 0.65                 # of the square around it
 PIECE = 0.2                     # of the largest piece of ink: a second so large is another sign
-HOLES, HOLE = 2, 0.0075         # an 8 has two; what is smaller, of the square around the ink, is none
+HOLES, HOLE = 2, 0.0075         # an 8 has two; the least one, of the square around the ink
 # Several digits in a row, which are read one by one.
 APART = 0.15                    # of their height: the paper between two
 AS_HIGH = 0.6                   # as the highest: the lowest

@@ -5,7 +5,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 FILES = {"lr_ablation": "lr_ablation.png", "optimizer": "optimizer.png", "bits": "bits.png",
          "frontier": "frontier.png", "firmware": "firmware.png",
-         "scaling": "scaling.png", "quant_vs_unquant": "quant_vs_unquant_subplots.png"}       # by the result that they show
+         "scaling": "scaling.png",
+         "quant_vs_unquant": "quant_vs_unquant_subplots.png"}       # by the result that they show
 # Okabe and Ito: distinct for the colour-blind, and in grey.
 COLORS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000"]
 STYLE = {"figure.dpi": 130, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False,
