@@ -32,7 +32,9 @@ REPEATS = 7
 SAVED_EPOCHS = 5                # in a block with or without saving
 SWEEP_EPOCHS = 3                # of the sweep and of the single run beside it
 TORCH_STEPS = 60                # PyTorch's epoch is extrapolated from these many steps
+PRODUCT_STEPS = 20              # and the products of other libraries from these
 FLOOR = "matrix products and update alone"
+PRODUCTS = "matrix products alone"
 GEMM = "same operations at the GEMM rate"
 GEMM_SIZE = 2048
 GEMM_FLOPS = 2 * GEMM_SIZE**3
@@ -98,6 +100,43 @@ def floor_epoch(hyper, steps, lanes=1, rate=1e-6):
     epoch = devices.over_lanes(lane, mesh)
     x, scale = devices.place((x, np.ones((1, 1), np.float32)), mesh)
     return lambda: jax.block_until_ready(epoch(counts, weights, x, scale))
+
+
+def step_products(hyper):
+    """[(a, b)], float32: the operands of a step's matrix products, of the same shapes and order of
+    axes as ours: forward, dw, and dx but the first."""
+    rng, batch, pairs = np.random.default_rng(0), hyper.BATCH_SIZE, []
+    sizes = plan.sizes(hyper.LAYERS)
+    for layer, (i, o) in enumerate(zip(sizes[:-1], sizes[1:])):
+        x, w, dy = (rng.random(shape, np.float32) for shape in ((batch, i), (i, o), (batch, o)))
+        pairs += [(x, w), (x.T, dy)] + [(dy, w.T)] * (layer > 0)
+    return pairs
+
+
+def library_products(hyper):
+    """{library: a function that computes PRODUCT_STEPS steps' products alone, into the same
+    arrays}: NumPy's and, where it is installed, PyTorch's."""
+    pairs = step_products(hyper)
+    outs = [np.empty((len(a), b.shape[1]), np.float32) for a, b in pairs]
+
+    def numpy_steps():
+        for _ in range(PRODUCT_STEPS):
+            for (a, b), out in zip(pairs, outs):
+                np.matmul(a, b, out=out)
+
+    found = {"NumPy": numpy_steps}
+    try:
+        import torch
+    except ImportError:
+        return found
+    tensors = [tuple(map(torch.from_numpy, (a, b, out))) for (a, b), out in zip(pairs, outs)]
+
+    def torch_steps():
+        for _ in range(PRODUCT_STEPS):
+            for a, b, out in tensors:
+                torch.mm(a, b, out=out)
+
+    return found | {"PyTorch": torch_steps}
 
 
 def plain_loop_epoch(hyper, rate, train):
@@ -185,6 +224,8 @@ def epoch_contenders(settings, data):
     if settings.COMPUTE != "float32":
         contenders[f"{FLOOR}, in {settings.COMPUTE}"] = floor_epoch(
             floats._replace(COMPUTE=settings.COMPUTE), steps), 1
+    contenders |= {f"{PRODUCTS}, {library}": (function, steps / PRODUCT_STEPS)
+                   for library, function in library_products(floats).items()}
     count = min(TORCH_STEPS, steps)
     for name, qat in (("PyTorch eager, float32", False), ("PyTorch QAT (torch.ao)", True)):
         function = torch_epoch(floats, rate, train, qat, count)
@@ -289,11 +330,13 @@ def main(argv):
             for part, contenders in measured.items() for label, seconds in contenders.items()]
     for row in rows:
         print(f"{row['part']}: {row['label']}: {stats.median_range(row['seconds'], 3)} s")
-    seeds, fast = range(settings.SEED, settings.SEED + 5), ["recipes/fast.toml", *argv]
+    seeds = range(settings.SEED, settings.SEED + 5)
+    fast, fast99 = (["recipes/fast.toml", *argv], ["recipes/fast99.toml", *argv])
     rows += [*whole_runs("`main_train.py`", argv, seeds[:3]),
              *whole_runs("the same, `--COMPUTE=float32`", [*argv, "--COMPUTE=float32"], seeds[:3]),
              *whole_runs("`recipes/fast.toml`", fast, seeds),
-             *whole_runs("the same, compiled before", fast, seeds, cached=True)]
+             *whole_runs("the same, compiled before", fast, seeds, cached=True),
+             *whole_runs("`recipes/fast99.toml`", fast99, seeds)]
     rate = GEMM_FLOPS / np.median(times[GEMM])
     results.write_result(Path(settings.RESULTS_DIR) / "training_bench.json", settings._asdict(),
                          rows, compute=settings.COMPUTE, gemm_gflops=rate / 1e9)

@@ -28,12 +28,16 @@ def training(read):
     epochs, lanes, saving = (_medians(parts[part]) for part in ("epoch", "lane-epoch", "saving"))
     (sweep,) = (seconds for label, seconds in lanes.items() if label.startswith("sweep"))
     ours = epochs["QAT epoch"]
+    least = min((name for name in epochs if name.startswith("matrix products") and
+                 "bfloat16" not in name), key=epochs.get)
     return "\n".join([
         table("one epoch of", group(parts["epoch"], "label"), {
             "median (range) (s)": times(),
             "× our QAT epoch": lambda rows: f"{epochs[rows[0]['label']] / ours:.2f}"}),
         "", "Epochs are taken in turns, in one process. Ours computes its products in "
-        f"{result['compute']}, which `COMPUTE = \"auto\"` chose.", "",
+        f"{result['compute']}, which `COMPUTE = \"auto\"` chose. The limit of a float32 step is "
+        f"the quickest library: {least}; a float32 epoch takes "
+        f"{epochs['float32 epoch'] / epochs[least]:.2f} of it.", "",
         table("one lane's epoch in", group(parts["lane-epoch"], "label"), {
             "median (range) (s)": times(),
             "the sweep's against it": lambda rows: f"{sweep / lanes[rows[0]['label']]:.2f}"}), "",

@@ -83,7 +83,7 @@ def made_up(seeds):
     """Every result that a table shows, with this many seeds."""
     values = [0.97 + seed / 1000 for seed in range(seeds)]
     timed = [{"part": part, "label": label, "seconds": TIMES} for part, labels in (
-        ("epoch", ("QAT epoch", "matrix products and update alone")),
+        ("epoch", ("QAT epoch", "float32 epoch", "matrix products and update alone")),
         ("lane-epoch", ("single run", "sweep of 27 runs")), ("saving", ("not saved", "saved")))
         for label in labels]
     firmware = [{"label": "tiny", "chip": chip, "network": "100-64-10 W3A4", "test_acc": 0.97,

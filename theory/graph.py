@@ -4,6 +4,7 @@ A row is one equation of the loss. What differentiating it put on the tape stand
 `trace` runs part 1 of autodiff.py inside a named scope per row and finds the rows again in the
 scopes of the jaxpr that part 1 made.
 """
+import math
 import re
 from typing import NamedTuple
 
@@ -208,9 +209,9 @@ def _draw_backward(axes, graph, height):
             _arrow(axes, start, end, GREEN, style="--")
             at = GAP if x == BACKWARD else BACKWARD - 0.45      # beside the cotangents' way
             slope = (end[1] - start[1]) / (end[0] - start[0])
-            axes.text(at, start[1] + slope * (at - start[0]), _typed(value), fontsize=7,
-                      color=GREEN, ha="center", va="center",
-                      bbox={"facecolor": "white", "linewidth": 0, "pad": 0.6})
+            axes.text(at, start[1] + slope * (at - start[0]) + 0.06, _typed(value), fontsize=7,
+                      color=GREEN, ha="center", va="bottom", rotation_mode="anchor",
+                      rotation=math.degrees(math.atan(slope * ROW)))    # along the arrow, above it
         shape = next(v.shape for v in entry.inputs if isinstance(v, Entry))
         _box(axes, x, y, f"{entry.name}$^T$ {_text(shape)}", ORANGE)
 
