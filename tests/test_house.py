@@ -1,12 +1,14 @@
 """The tour's house table against the imports, its line count and our neuron against the code."""
 import ast
 import re
+import shlex
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+import config
 import integer
 from conftest import ROOT
 
@@ -98,6 +100,46 @@ def test_links_and_files_of_the_pages_exist():
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             assert target.startswith("http") or (page.parent / target).exists(), (page, target)
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "theory" / "README.md",
+         *sorted((ROOT / "recipes").rglob("*.toml"))]
+TARGETS = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
+
+
+def commands(page):
+    """The commands of a page, [list of words]: of fenced blocks, code in lines, and recipes."""
+    text = page.read_text("utf-8")
+    fence = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    fences, inline = fence.findall(text), re.findall(r"`([^`]+)`", fence.sub("", text))
+    lines = [line for block in fences for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    lines += [" ".join(code.split()) for code in inline]
+    lines += re.findall(r"^# .*: (python3 .*)$", text, re.MULTILINE) * (page.suffix == ".toml")
+    for command in [part.strip() for line in lines for part in line.split("&&")]:
+        if command.startswith(("python3 ", "make ")):
+            yield shlex.split(command, comments=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_pages_have_their_scripts_switches_and_files(page):
+    for tool, *arguments in commands(page):
+        if tool == "make":
+            if not any("=" in word and word.split("=")[0].isupper() and "ARGS" not in word
+                       for word in arguments):      # of the firmware's own Makefile
+                assert {word for word in arguments if "=" not in word} <= {*TARGETS}, arguments
+            continue
+        script, *rest = arguments[1:] if arguments[0] == "-m" else arguments
+        path = script if arguments[0] != "-m" else f"{script.replace('.', '/')}.py"
+        if script in ("venv", "pytest", "http.server", "...") or script.startswith("-"):
+            continue
+        assert (ROOT / path).exists(), arguments
+        code = (ROOT / path).read_text("utf-8")
+        own = {word for word in rest if f'"{word.split("=")[0]}' in code}
+        names = {word.strip("[]") for word in rest if word.endswith((".toml", ".toml]"))}
+        for name in names | {word.partition("=")[2] for word in rest if "=weights/" in word}:
+            assert (ROOT / name).exists() or "NAME" in name, arguments
+        config.load([word for word in rest if word.startswith("--") and word not in own
+                     and not word.endswith(("...", "]"))])
 
 
 def test_the_neuron_on_the_page_is_computed_right():
