@@ -133,7 +133,7 @@ def photos(read):
     result = read("photos")
     count = result["drawings"]
     rows = [[row["label"], f"{count - len(row['misread'])} of {count}"] for row in result["rows"]]
-    return "\n".join([results.table(["drawings", "read"], rows), "",
+    return "\n".join([results.table(["drawings", f"read by {result['weights']}"], rows), "",
                       "Of the MNIST test images, the rule that doubts what is not one digit keeps "
                       f"{100 * result['kept']:.2f} %. {source(result)}"])
 

@@ -121,7 +121,7 @@ def made_up(seeds):
     facts = {"training_bench": {"gemm_gflops": 100.0, "compute": "bfloat16"},
              "inference_bench": {"network": "784-10 W8A8"}, "firmware": {"avr_mhz": 16},
              "scaling": {"network": "784-10 W8A8", "gemm_gflops": 100.0},
-             "photos": {"drawings": 48, "kept": 0.995}}
+             "photos": {"drawings": 48, "kept": 0.995, "weights": "tiny.nqat"}}
     return {name: {"rows": own, **facts.get(name, {}), **MADE} for name, own in rows.items()}
 
 
