@@ -166,17 +166,22 @@ def inputs(steps):
     return math.prod(steps[0].before)
 
 
+def convolves(steps):
+    """Whether a network has convolutions."""
+    return any(step.kind == "conv" for step in steps)
+
+
 def sizes(steps):
     """(inputs of the first weights, hidden widths, classes) of a network of dense layers."""
     dense = [step for step in steps if step.has_weights]
-    if any(step.kind == "conv" for step in dense):
+    if convolves(steps):
         raise ValueError("it has convolutions")
     return dense[0].weights[0], *(step.after[0] for step in dense)
 
 
 def describe(steps):
     """784-256-128-10, or the words of LAYERS where there are convolutions: what a table says."""
-    if any(step.kind == "conv" for step in steps):
+    if convolves(steps):
         return to_line(steps)
     return "-".join(map(str, sizes(steps)))
 

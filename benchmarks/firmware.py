@@ -182,15 +182,15 @@ def run(networks, count=None):
     """Rows of all networks on all chips.
 
     Args:
-      networks: {name: (integer.Network, test accuracy, uint8 images [N, inputs])};
+      networks: {name: (integer.Network, test accuracy, uint8 images [N, inputs], data set)};
       count: images a run; None for as many as each emulator is quick enough for.
     """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, (network, accuracy, images) in networks.items():
-            is_slow = any(step.kind == "conv" for step in network.steps)
+        for name, (network, accuracy, images, dataset) in networks.items():
+            is_slow = plan.convolves(network.steps)
             for chip in to_firmware.CHIPS:
-                row = {"label": name, "chip": chip, "test_acc": accuracy,
+                row = {"label": name, "chip": chip, "test_acc": accuracy, "dataset": dataset,
                        "network": f"{plan.describe(network.steps)} {integer.name(network)}"}
                 try:
                     some = SEVERAL if is_slow or chip not in SHIFTS else len(images)
@@ -216,8 +216,8 @@ def main(argv):
         acc = integer.make_engine(network)(dataset.test.images)
         label = Path(name).stem.replace("weights_int8", "default")
         accuracy = (acc.argmax(1) == dataset.test.labels).mean()
-        networks[label] = network, accuracy, dataset.test.images
-    networks[FEATURES] = feature_network(settings)
+        networks[label] = network, accuracy, dataset.test.images, dataset.name
+    networks[FEATURES] = *feature_network(settings), FEATURES
     rows = run(networks)
     results.write_result(Path(settings.RESULTS_DIR) / "firmware.json", settings._asdict(),
                          rows, avr_mhz=AVR_MHZ,

@@ -200,7 +200,7 @@ def _sizes(network):
     maps = sum(step.kind != "dense" for step in steps)
     return Sizes(max(i for i, _ in shapes), max(o for _, o in shapes),
                  max([16, *(math.prod(step.after) for step in steps[:-1])]),
-                 1 if maps < 2 else 2, maps > 0, any(step.kind == "conv" for step in steps))
+                 1 if maps < 2 else 2, maps > 0, plan.convolves(steps))
 
 
 def _weights(network, facts):

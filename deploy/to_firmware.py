@@ -192,7 +192,7 @@ def needs(network, tables, lanes, name, has):
 
 def fit(network, name, has):
     """(lanes, tables, needs) of a network on a Chip, in the widest words that fit."""
-    convolves = any(step.kind == "conv" for step in network.steps)
+    convolves = plan.convolves(network.steps)
     for lanes in has.lanes[::-1] if convolves else has.lanes[:1]:
         tables = planes.make_all_tables(network, lanes)
         try:

@@ -10,7 +10,7 @@ from report.results import read_result
 from report.style import COLORS as COLORS, FILES, STYLE
 
 FIGURES = {"lr_ablation": rates.learning_rates, "optimizer": rates.optimizers,
-           "bits": figures.bits, "frontier": figures.frontier, "firmware": figures.firmware,
+           "bits": figures.bits, "bits_conv": figures.bits, "frontier": figures.frontier, "firmware": figures.firmware,
            "scaling": figures.scaling, "quant_vs_unquant": figures.quant_vs_unquant}
 
 
