@@ -10,8 +10,9 @@ from report.results import read_result
 from report.style import COLORS as COLORS, FILES, STYLE
 
 FIGURES = {"lr_ablation": rates.learning_rates, "optimizer": rates.optimizers,
-           "bits": figures.bits, "bits_conv": figures.bits, "frontier": figures.frontier, "firmware": figures.firmware,
-           "scaling": figures.scaling, "quant_vs_unquant": figures.quant_vs_unquant}
+           "bits": figures.bits, "bits_conv": figures.bits, "frontier": figures.frontier,
+           "firmware": figures.firmware, "scaling": figures.scaling,
+           "quant_vs_unquant": figures.quant_vs_unquant}
 
 
 def save(figure, path):
