@@ -88,7 +88,8 @@ def bits(settings):
 def bits_conv(settings):
     """bits of a small convolutional network, trained as it is: rounded, calibrated and learned."""
     from report.style import CALIBRATED, LEARNED, ROUNDED
-    return [{**BRIEFLY, **SMALL_NET, **point, "LAYERS": SMALL["2 kB"]} for point in bits(settings)
+    short = {"MAX_EPOCHS": 10, "PATIENCE": 10, "LAYERS": SMALL["2 kB"]}
+    return [{**BRIEFLY, **SMALL_NET, **point, **short} for point in bits(settings)
             if point["label"] in (FLOAT32["label"], ROUNDED, CALIBRATED, LEARNED)]
 
 

@@ -87,8 +87,8 @@ def made_up(seeds):
         ("lane-epoch", ("single run", "sweep of 27 runs")), ("saving", ("not saved", "saved")))
         for label in labels]
     firmware = [{"label": "tiny", "chip": chip, "network": "100-64-10 W3A4", "test_acc": 0.97,
-                 "dataset": "MNIST", "flash": 9_000, "ram": 1_784, "image": 784, unit: 32_000.0, "most": 40_000,
-                 "images": seeds, "mismatches": 0}
+                 "dataset": "MNIST", "flash": 9_000, "ram": 1_784, "image": 784,
+                 unit: 32_000.0, "most": 40_000, "images": seeds, "mismatches": 0}
                 for chip, unit in (("rv32ec", "instructions"), ("atmega328p", "cycles"))]
     rows = {
         "quant_vs_unquant": quant_rows(values, values[::-1]),
