@@ -85,18 +85,21 @@ def finish(running):
     return outputs
 
 
-@pytest.mark.parametrize("mode", ["lanes", "batch"])
+@pytest.mark.parametrize("mode", ["lanes", "convolutions", "batch"])
 @pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path, start, mode):
-    switches = (["--LR_ABLATION_MODE=True", "--AUGMENT=0.5"] if mode == "lanes"
-                else ["--MAX_EPOCHS=2", "--DATA_PARALLEL=True"])
+    switches = (["--MAX_EPOCHS=2", "--DATA_PARALLEL=True"] if mode == "batch"
+                else ["--LR_ABLATION_MODE=True", "--AUGMENT=0.5"])
+    if mode == "convolutions":
+        switches += ["--LAYERS=conv5x4/2 conv3x8 max2 conv3x8", "--WEIGHT_BITS=3",
+                     "--SCALES=learned", "--FILE_FORMAT=nqat"]
     one, two = (start(tmp_path / str(n), *switches, processes=n) for n in (1, 2))
     _, first, second = finish(one + two)
     assert re.search(r"^ +2 ", first, re.M) and "wrote" in first
     assert "wrote" not in second and not re.search(r"^ +1 ", second, re.M)   # written once
-    file = "lr_ablation.json" if mode == "lanes" else "train.json"
+    file = "train.json" if mode == "batch" else "lr_ablation.json"
     results = [json.loads((tmp_path / n / file).read_text()) for n in ("1", "2")]
-    if mode == "lanes":
+    if mode != "batch":
         assert results[0]["rows"] == results[1]["rows"]         # bit for bit, hashes too
     else:
         # The gradient's sum over examples is split differently, so floats round differently.
