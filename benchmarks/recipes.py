@@ -22,8 +22,8 @@ FOLDER = config.at_home("recipes")
 
 
 def folder_name(dataset):
-    """The folder of the recipes that were tuned on a data set."""
-    return RESULTS if dataset == HOME else dataset.lower().replace("-", "_")
+    """A data set's name in the names of files and folders."""
+    return dataset.lower().replace("-", "_")
 
 
 def result_name(dataset):
@@ -108,6 +108,9 @@ def main(argv):
         start = time.perf_counter()
         data = source.load_data(settings)
         print(f"{path} on {data.name}")
+        home, shelf = path.resolve().parent, Path(FOLDER).resolve()
+        if home.parent == shelf and home.name != folder_name(data.name):
+            raise InputError(f"{path} is not tuned on {data.name}; give its --DATA_DIR")
         stem = result_name(data.name)
         rows, outcome, folder = measure(path, settings, data)
         target = Path(settings.RESULTS_DIR) / f"{stem}.json"
@@ -116,7 +119,7 @@ def main(argv):
                              dataset={"name": data.name, "sha256": data.sha256})
         text = header(rows, path, data.name)
         print(f"{text}# {time.perf_counter() - start:.0f} s with all else")
-        if path.resolve().parent.name == folder_name(data.name):
+        if home.parent == shelf or (home == shelf and data.name == HOME):
             recipe = read_bytes(path, MAX_BYTES).decode()
             write_atomically(path, _with_header(recipe, text).encode())
         weights = Path(settings.WEIGHTS_DIR) / stem / f"{path.stem}.{settings.FILE_FORMAT}"

@@ -82,7 +82,8 @@ def run_point(argv, axis, value):
                             f"{POINT}{axis}:{value}"], capture_output=True, text=True,
                            cwd=results.ROOT, env={**os.environ, **devices})
     if child.returncode:
-        raise InputError(f"with {value} {axis}: {child.stderr.strip().splitlines()[-1]}")
+        reason = (child.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise InputError(f"with {value} {axis}: {reason}")
     return {"label": label, "axis": axis, "value": value,
             **json.loads(child.stdout.splitlines()[-1])}
 

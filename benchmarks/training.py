@@ -109,7 +109,9 @@ def step_products(hyper):
     sizes = plan.sizes(hyper.LAYERS)
     for layer, (i, o) in enumerate(zip(sizes[:-1], sizes[1:])):
         x, w, dy = (rng.random(shape, np.float32) for shape in ((batch, i), (i, o), (batch, o)))
-        pairs += [(x, w), (x.T, dy)] + [(dy, w.T)] * (layer > 0)
+        pairs += [(x, w), (x.T, dy)]
+        if layer > 0:
+            pairs.append((dy, w.T))
     return pairs
 
 

@@ -136,10 +136,10 @@ static inline uint16_t *list_rows(unsigned planes, unsigned has_minus, unsigned 
         word minus = has_minus ? digit & x[1] : 0;
         word selected = negative ? minus : digit ^ minus;
         carry[g] = (word)((carry[g] & (word)~digit) | minus);
-#if MLP_LANES == 16                         /* on AVR: it shifts bytes by a place, no more */
+#if MLP_LANES == 16                         /* AVR shifts one byte by one place at a time */
         UNROLL
         for (unsigned byte = 0; byte < MLP_LANES / 8; byte++, row += 8 * ROW_BYTES) {
-            uint8_t bits = (uint8_t)(selected >> 8 * byte);
+            uint8_t bits = (uint8_t)(selected >> (8 * byte));
             uint16_t at = (uint16_t)row;
             for (; bits; bits >>= 1, at = (uint16_t)(at + ROW_BYTES))
                 if (bits & 1)
@@ -337,7 +337,7 @@ static void read_patch(const struct mlp_layer *layer, const uint8_t *image,
         return;
     }
     unsigned line = lines->oldest;
-    const unsigned planned = layer->planned;    /* x might be of the layer, to a compiler */
+    const unsigned planned = layer->planned;    /* x may alias *layer, to a compiler */
     for (unsigned k = 0; k < planned; k++)
         x[k] = 0;
     for (unsigned row = 0, at = 0; row < layer->lines + down; row++) {

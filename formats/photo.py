@@ -31,10 +31,12 @@ SPECK = 0.05                    # of the largest piece of ink; less is a speck
 FAINT = 0.25                    # the least ink that counts
 MOST_INK = 0.65                 # of the square around it
 PIECE = 0.2                     # of the largest piece of ink: a second so large is another sign
-HOLES, HOLE = 2, 0.0075         # an 8 has two; the least one, of the square around the ink
-# Several digits in a row, which are read one by one.
-APART = 0.15                    # of their height: the paper between two
-AS_HIGH = 0.6                   # as the highest: the lowest
+MOST_HOLES = 2                  # as an 8 has
+LEAST_HOLE = 0.0075             # of the square around the ink
+# Several digits in a row, which are read one by one: all of this in parts of the highest.
+APART = 0.15                    # the least paper between two
+AS_HIGH = 0.6                   # the lowest
+BESIDE = 0.3                    # the least height that all have in common
 # Pillow logs some damage before it raises: a second line where nobody has set logging up.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
@@ -262,19 +264,24 @@ def doubt(ink):
     if second > PIECE * largest:
         return "several pieces"
     paper, _ = ndimage.label(np.pad(~strokes, 1, constant_values=True))     # 1 is what is outside
-    return "many holes" if (np.bincount(paper[paper > 1]) >= HOLE * square).sum() > HOLES else ""
+    holes = (np.bincount(paper[paper > 1]) >= LEAST_HOLE * square).sum()
+    return "many holes" if holes > MOST_HOLES else ""
 
 
 def _one_by_one(ink):
     """The digits of a row: their strokes, left to right; the ink as it is where it is no row."""
-    strokes = ink >= FAINT
-    columns = np.flatnonzero(strokes.any(0))
-    cuts = np.flatnonzero(np.diff(columns) > 1) + 1
-    groups = [ink[:, part[0]:part[-1] + 1] for part in np.split(columns, cuts) if part.size]
-    heights = [np.ptp(np.nonzero(group >= FAINT)[0]) + 1 for group in groups]
-    gaps = np.diff(columns)[cuts - 1]
-    is_row = (len(groups) > 1 and min(heights) >= AS_HIGH * max(heights)
-              and gaps.min() > APART * max(heights) and not any(map(doubt, groups)))
+    if doubt(ink) != "several pieces":
+        return [ink]
+    columns = np.flatnonzero((ink >= FAINT).any(0))
+    paper = np.diff(columns) - 1                # after each of them
+    parts = np.split(columns, np.flatnonzero(paper) + 1)
+    groups = [ink[:, part[0]:part[-1] + 1] for part in parts]
+    rows = [np.flatnonzero((group >= FAINT).any(1)) for group in groups]
+    tops, ends = np.array([[own[0], own[-1] + 1] for own in rows]).T
+    highest = (ends - tops).max()
+    is_row = (len(groups) > 1 and (ends - tops).min() >= AS_HIGH * highest
+              and ends.min() - tops.max() >= BESIDE * highest
+              and paper[paper > 0].min() >= APART * highest and not any(map(doubt, groups)))
     return groups if is_row else [ink]
 
 

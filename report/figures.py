@@ -209,7 +209,7 @@ ASIDE = tuple((x, y) for y in (0, 9, -9, 18, -18) for x in (8, -8))     # points
 
 
 def _keep_apart(labels, texts):
-    """Put each label on the first side of its point where it covers no point, text or label."""
+    """Put each label on the first side of its point where it covers no label, text or such point."""
     boxes = [text.get_window_extent() for text in texts]
     for x, y in (label.axes.transData.transform(label.xy) for label in labels):
         boxes.append(Bbox.from_extents(x - 4, y - 4, x + 4, y + 4))
@@ -285,7 +285,7 @@ def firmware(result):
     fits = [row for row in result["rows"] if "flash" in row]
     small = {row["label"] for row in fits if row["chip"] == "rv32ec"}
     # The other chips of 32 bits take as much flash to a hundred bytes.
-    rows = sorted((row for row in fits if row["dataset"] == "MNIST"
+    rows = sorted((row for row in fits if row["dataset"] == fits[0]["dataset"]
                    and row["chip"] in CHIP_STYLES
                    and (row["chip"] != "cortex-m0" or row["label"] not in small)),
                   key=lambda row: row["flash"])
@@ -334,7 +334,7 @@ def scaling(result):
         if all("gemm_limit" in row for row in rows):
             time.plot(values, [row["gemm_limit"] for row in rows], "--", color=COLORS[5],
                       label="products alone, at\nthe GEMM rate")
-        memory.plot(values, [row["peak_memory_bytes"] / 1e6 for row in rows], "o-",
+        memory.plot(values, [(row["peak_memory_bytes"] or np.nan) / 1e6 for row in rows], "o-",
                     color=COLORS[2])
         for panel in (time, memory):
             panel.set_xscale("log")

@@ -207,8 +207,8 @@ def recipes(read):
         others = {}
     groups = dict(sorted(group(result["rows"], "label").items(), reverse=True,
                          key=lambda item: max(row["file_bytes"] for row in item[1])))
-    own = {f"`recipes/fashion_mnist/{name}.toml`": others.pop(name) for name in [*others]
-           if name not in groups}               # tuned there
+    tuned = sorted(others.keys() - groups.keys())      # there
+    own = {f"`recipes/fashion_mnist/{name}.toml`": others.pop(name) for name in tuned}
     seeds = min(map(len, others.values()), default=0)
     columns = {"network": first("network"), **LARGEST, "val accuracy (%)": mean("val_acc", 2, 100),
                **ACCURACY, **SEEDS,

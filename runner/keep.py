@@ -94,7 +94,7 @@ def find(settings, sha256=None):
     name = checkpoint.default_name(settings.QAT_ENABLE, settings.WEIGHT_BITS, settings.FILE_FORMAT)
     trained = Path(settings.RUNS_DIR).glob(f"train-*/{name}")
     reference, wanted = Path(settings.WEIGHTS_DIR) / name, switches_of(settings)
-    recipes = sorted((reference.parent / "recipes").glob(f"*{reference.suffix}"))
+    recipes = sorted(reference.parent.glob(f"recipes*/*{reference.suffix}"))
     for path in [*sorted(trained, key=lambda path: -path.stat().st_mtime), *recipes, reference]:
         why = ""
         with contextlib.suppress(InputError):   # what can't be read answers for nothing
