@@ -209,7 +209,7 @@ ASIDE = tuple((x, y) for y in (0, 9, -9, 18, -18) for x in (8, -8))     # points
 
 
 def _keep_apart(labels, texts):
-    """Put each label on the first side of its point where it covers no such point, label or text."""
+    """Put labels beside their points, where they cover none of these and no text or label."""
     boxes = [text.get_window_extent() for text in texts]
     for x, y in (label.axes.transData.transform(label.xy) for label in labels):
         boxes.append(Bbox.from_extents(x - 4, y - 4, x + 4, y + 4))
