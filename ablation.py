@@ -93,14 +93,16 @@ def bits_conv(settings):
             if point["label"] in (FLOAT32["label"], ROUNDED, CALIBRATED, LEARNED)]
 
 
-# Networks from 2 to 60 kB, as LAYERS and WEIGHT_BITS; and how all of them are trained.
+# Networks from 1 to 60 kB, as LAYERS and WEIGHT_BITS; and how all of them are trained.
 FRONTIER = tuple(
     {"WEIGHT_BITS": weight_bits, "ACTIVATION_BITS": 8, "LAYERS": line} for weight_bits, line in (
         (2, "crop20 mean2 80 56 36"), (3, "crop20 mean2 40 32 20"), (3, "crop20 mean2 62 44 28"),
         (4, "crop20 mean2 40 32 20"), (2, "crop24 mean2 112 72 48"), (3, "crop24 mean2 72 54 32"),
         (4, "crop24 mean2 60 48 28"), (3, "crop24 mean2 104 72 48"), (2, "mean2 200 112 64"),
         (3, "mean2 120 80 52"), (4, "mean2 96 64 48"), (3, "mean2 192 128"), (2, "128 64"),
-        (3, "128 64"), (4, "128 64")))
+        (3, "128 64"), (4, "128 64"), (3, "conv5x6/2 conv3x10 max2 conv3x10"),
+        (3, "conv5x8/2 conv3x16 max2 conv3x16"), (2, "conv5x12/2 conv3x24 max2 conv3x24"),
+        (3, "conv5x12/2 conv3x28 max2 conv3x32")))
 BRIEFLY = {"OPTIMIZER": "adamw", "LEARNING_RATE": 0.004, "SCHEDULE": "cosine", "BATCH_SIZE": 256,
            "MAX_EPOCHS": 25, "PATIENCE": 25, "METRIC": "train_loss", "WEIGHT_DECAY": 0.0,
            "SCALES": "calibrated", "AVERAGING": 0.998, "AUGMENT": 0.5, "FILE_FORMAT": "nqat"}

@@ -138,14 +138,18 @@ def bits(result):
 
 
 WEIGHT_COLORS = {1: COLORS[5], 2: COLORS[2], 3: COLORS[1], 4: COLORS[0]}    # others: COLORS[3]
-POOLING_MARKERS = {"": "s", "mean2": "o", "crop24 mean2": "^", "crop20 mean2": "v"}   # others: "P"
+POOLING_MARKERS = {"": "s", "mean2": "o", "crop24 mean2": "^", "crop20 mean2": "v",
+                   "convolutions": "P"}         # others: "X"
 PUBLISHED = {"linestyle": "none", "marker": "D", "color": COLORS[6], "markersize": 5,
              "markerfacecolor": "white"}
 
 
 def _pooling(row):
-    """What a network's LAYERS do before the first weights."""
-    return " ".join(word for word in value(row, "LAYERS").split()
+    """What a network's LAYERS do before the first weights; or that it has convolutions."""
+    line = value(row, "LAYERS")
+    if "conv" in line:
+        return "convolutions"
+    return " ".join(word for word in line.split()
                     if word.startswith(("crop", "mean")))
 
 
@@ -155,7 +159,7 @@ def _key(axes, rows):
                     label=f"{bits}-bit weights") for bits in sorted(group(rows, "WEIGHT_BITS"))]
     marks += [Line2D([], [], marker="*", color=color, markersize=11, linewidth=1,
                      label=f"recipes: {kind}") for kind, color in KINDS.items()]
-    marks += [Line2D([], [], linestyle="none", marker=POOLING_MARKERS.get(words, "P"), color="0.4",
+    marks += [Line2D([], [], linestyle="none", marker=POOLING_MARKERS.get(words, "X"), color="0.4",
                      markerfacecolor="none", label=words or "whole image")
               for words in sorted({_pooling(row) for row in rows})]
     axes.add_artist(axes.legend(handles=marks, loc="upper left", bbox_to_anchor=(1, 1), fontsize=9))
@@ -167,25 +171,27 @@ def _largest_file(rows):
 
 
 def _network_points(axes, networks):
-    """Our networks, a line of the best in so many bytes; returns how many can't be drawn."""
-    drawn = []
+    """Our networks, a line of the best in so many bytes of perceptrons and one of convolutions;
+    returns how many can't be drawn."""
+    drawn = {}
     for rows in networks.values():
         (usable, failed), size = _errors(rows), _largest_file(rows)
         if size is None or not usable:
             continue
-        drawn.append((size, np.mean(usable), -stats.summarize(rows, "val_acc")["mean"]))
+        drawn.setdefault(_pooling(rows[0]) == "convolutions", []).append(
+            (size, np.mean(usable), -stats.summarize(rows, "val_acc")["mean"]))
         color = WEIGHT_COLORS.get(value(rows[0], "WEIGHT_BITS"), COLORS[3])
         axes.errorbar(size, np.mean(usable), stats.summary(usable)["std"],
-                      fmt=POOLING_MARKERS.get(_pooling(rows[0]), "P"), capsize=2, elinewidth=1,
+                      fmt=POOLING_MARKERS.get(_pooling(rows[0]), "X"), capsize=2, elinewidth=1,
                       markersize=6, color=color, markerfacecolor="white" if failed else color)
-    best = []                                   # by validation: a choice by test would flatter it
-    for point in sorted(drawn):
-        if not best or point[2] < best[-1][2]:
-            best.append(point)
-    if best:
+    for points in drawn.values():
+        best = []                               # by validation: a choice by test would flatter it
+        for point in sorted(points):
+            if not best or point[2] < best[-1][2]:
+                best.append(point)
         sizes, errors, _ = zip(*best)
         axes.plot(sizes, errors, color="0.6", linewidth=1.5, drawstyle="steps-post", zorder=1)
-    return len(networks) - len(drawn)
+    return len(networks) - sum(map(len, drawn.values()))
 
 
 def _published_points(axes):
