@@ -211,7 +211,8 @@ def _published_points(axes):
 KINDS = {"perceptrons": COLORS[5], "convolutions": COLORS[0]}    # of recipes
 
 
-ASIDE = tuple((x, y) for y in (0, 9, -9, 18, -18) for x in (8, -8))     # points right and up
+ASIDE = tuple((x, y) for y in (0, 9, -9, 18, -18, 27, -27, 36, -36)
+              for x in (8, -8))     # points right and up
 
 
 def _keep_apart(labels, texts):
