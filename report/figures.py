@@ -275,7 +275,8 @@ def frontier(result):
     if not all(row.get("usable", True) for row in rows):
         note += f" Hollow: some runs failed; not drawn, as all did: {lost}."
     figure.supxlabel(note, fontsize=8.5)
-    figure.draw_without_rendering()             # lays out: only now each point has its place
+    figure.draw_without_rendering()             # lays out, once: now each point has its place
+    figure.set_layout_engine("none")
     _keep_apart(labels, [text for text in axes.texts if text not in labels])
     return figure
 
