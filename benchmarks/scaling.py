@@ -65,12 +65,10 @@ def lane_epoch_seconds(settings, data, lanes=1, images=IMAGES, **axis):
 
 def measure(settings, data, axis, value):
     """{seconds: a value a repeat, peak_memory_bytes of this process} of one point."""
-    if axis == "devices":
-        seconds = lane_epoch_seconds(settings, data, LANES_PER_DEVICE * value)
-    else:
-        seconds = lane_epoch_seconds(settings, data,
-                                     **{{"examples": "images"}.get(axis, axis): value})
-    return {"seconds": seconds, "peak_memory_bytes": facts.peak_memory()}
+    changed = {"devices": {"lanes": LANES_PER_DEVICE * value},
+               "examples": {"images": value}}.get(axis, {axis: value})
+    return {"seconds": lane_epoch_seconds(settings, data, **changed),
+            "peak_memory_bytes": facts.peak_memory()}
 
 
 def run_point(argv, axis, value):

@@ -75,6 +75,7 @@ def _layer_row(i, table, lanes, with_maps):
         raise ValueError(f"layer {i} is wider than the engine's 16-bit offsets reach; "
                          "export it to c")
     narrow = lanes // 2 if table.map.narrow else lanes
+
     def array(name, words, bits):
         return to_c.array(f"uint{bits}_t", name, words, " MLP_FLASH")
 

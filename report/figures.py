@@ -170,6 +170,17 @@ def _largest_file(rows):
     return max((row["file_bytes"] for row in rows if "file_bytes" in row), default=None)
 
 
+def _best(points):
+    """Of (size, error, accuracy on validation) those that are better than all smaller ones, as
+    (sizes, errors); by validation: a choice by test would flatter it."""
+    best = []
+    for point in sorted(points):
+        if not best or point[2] > best[-1][2]:
+            best.append(point)
+    sizes, errors, _ = zip(*best)
+    return sizes, errors
+
+
 def _network_points(axes, networks):
     """Our networks, a line of the best in so many bytes of perceptrons and one of convolutions;
     returns how many can't be drawn."""
@@ -179,18 +190,13 @@ def _network_points(axes, networks):
         if size is None or not usable:
             continue
         drawn.setdefault(_pooling(rows[0]) == "convolutions", []).append(
-            (size, np.mean(usable), -stats.summarize(rows, "val_acc")["mean"]))
+            (size, np.mean(usable), stats.summarize(rows, "val_acc")["mean"]))
         color = WEIGHT_COLORS.get(value(rows[0], "WEIGHT_BITS"), COLORS[3])
         axes.errorbar(size, np.mean(usable), stats.summary(usable)["std"],
                       fmt=POOLING_MARKERS.get(_pooling(rows[0]), "X"), capsize=2, elinewidth=1,
                       markersize=6, color=color, markerfacecolor="white" if failed else color)
     for points in drawn.values():
-        best = []                               # by validation: a choice by test would flatter it
-        for point in sorted(points):
-            if not best or point[2] < best[-1][2]:
-                best.append(point)
-        sizes, errors, _ = zip(*best)
-        axes.plot(sizes, errors, color="0.6", linewidth=1.5, drawstyle="steps-post", zorder=1)
+        axes.plot(*_best(points), color="0.6", linewidth=1.5, drawstyle="steps-post", zorder=1)
     return len(networks) - sum(map(len, drawn.values()))
 
 
@@ -211,17 +217,24 @@ def _published_points(axes):
 KINDS = {"perceptrons": COLORS[5], "convolutions": COLORS[0]}    # of recipes
 
 
-ASIDE = tuple((x, y) for y in (0, 9, -9, 18, -18, 27, -27, 36, -36)
-              for x in (8, -8))     # points right and up
+ASIDE = (0, 9, -9, 18, -18)     # points up
 
 
-def _keep_apart(labels, texts):
-    """Put labels beside their points, where they cover none of these and no text or label."""
-    boxes = [text.get_window_extent() for text in texts]
-    for x, y in (label.axes.transData.transform(label.xy) for label in labels):
+def _keep_apart(axes, labels, first=8):
+    """Put labels beside their points, where they cover none of these and no text or label.
+
+    Args:
+      axes: of a figure that is complete: it is laid out, once, so that each point has its place.
+      labels: its annotations to be moved.
+      first: points to the right, or left, that are tried first.
+    """
+    axes.figure.draw_without_rendering()
+    axes.figure.set_layout_engine("none")
+    boxes = [text.get_window_extent() for text in axes.texts if text not in labels]
+    for x, y in (axes.transData.transform(label.xy) for label in labels):
         boxes.append(Bbox.from_extents(x - 4, y - 4, x + 4, y + 4))
     for label in labels:
-        for side in ASIDE:
+        for side in ((x, y) for y in ASIDE for x in (first, -first)):
             label.set(position=side, ha="left" if side[0] > 0 else "right")
             box = label.get_window_extent()
             if not box.count_overlaps(boxes):
@@ -236,18 +249,17 @@ def _recipe_points(axes, recipes):
         own = {name: rows for name, rows in recipes.items()
                if ("conv" in rows[0].get("network", "")) == (kind == "convolutions")}
         by_size = sorted(own.items(), key=lambda item: _largest_file(item[1]))
-        best, line = 0, []                      # by validation, as for the networks
+        points = []
         for name, rows in by_size:
-            at, val = (_largest_file(rows), np.mean(_errors(rows)[0])), _val_accuracy(rows)
-            if val > best:
-                best, line = val, [*line, at]
+            at = _largest_file(rows), np.mean(_errors(rows)[0])
+            points.append((*at, _val_accuracy(rows)))
             axes.errorbar(*at, stats.summary(_errors(rows)[0])["std"], fmt="*", color=color,
                           markersize=13, capsize=2, markeredgecolor="white", zorder=3)
             labels.append(axes.annotate(name, at, (0, 0), textcoords="offset points", va="center",
                                         color=color, fontweight="bold", fontsize=9,
                                         path_effects=OUTLINE, zorder=4))
-        axes.plot([x for x, _ in line], [y for _, y in line], color=color, linewidth=1, alpha=0.5,
-                  zorder=2)
+        if points:
+            axes.plot(*_best(points), color=color, linewidth=1, alpha=0.5, zorder=2)
     return labels
 
 
@@ -275,9 +287,7 @@ def frontier(result):
     if not all(row.get("usable", True) for row in rows):
         note += f" Hollow: some runs failed; not drawn, as all did: {lost}."
     figure.supxlabel(note, fontsize=8.5)
-    figure.draw_without_rendering()             # lays out, once: now each point has its place
-    figure.set_layout_engine("none")
-    _keep_apart(labels, [text for text in axes.texts if text not in labels])
+    _keep_apart(axes, labels)
     return figure
 
 
@@ -301,9 +311,10 @@ def firmware(result):
         own = [row for row in rows if row["chip"] == chip]
         axes.plot([row["flash"] for row in own], [100 * (1 - row["test_acc"]) for row in own],
                   marker, color=color, markersize=6, alpha=0.8, label=chip)
-    for label, own in group(rows, "label").items():     # beside its smallest program
-        axes.annotate(label, (own[0]["flash"], 100 * (1 - own[0]["test_acc"])), (-8, 0), ha="right",
-                      va="center", textcoords="offset points", fontsize=9, path_effects=OUTLINE)
+    labels = [axes.annotate(label, (own[0]["flash"], 100 * (1 - own[0]["test_acc"])), (0, 0),
+                            va="center", textcoords="offset points", fontsize=9,
+                            path_effects=OUTLINE)
+              for label, own in group(rows, "label").items()]       # beside its smallest program
     name, size, accuracy = PEER
     axes.plot(size, 100 * (1 - accuracy), label=f"published: {name}", **PUBLISHED)
     axes.margins(y=0.1)
@@ -319,6 +330,7 @@ def firmware(result):
     accuracy_axis(axes)
     axes.set_title("Accuracy in so much flash")
     axes.legend(loc="lower left", bbox_to_anchor=(0.5, 0), fontsize=9)
+    _keep_apart(axes, labels, -8)               # to the right are its programs on other chips
     return figure
 
 

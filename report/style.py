@@ -4,8 +4,7 @@ from matplotlib import patheffects
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 FILES = {"lr_ablation": "lr_ablation.png", "optimizer": "optimizer.png", "bits": "bits.png",
-         "bits_conv": "bits_conv.png",
-         "frontier": "frontier.png", "firmware": "firmware.png",
+         "bits_conv": "bits_conv.png", "frontier": "frontier.png", "firmware": "firmware.png",
          "scaling": "scaling.png",
          "quant_vs_unquant": "quant_vs_unquant_subplots.png"}       # by the result that they show
 # Okabe and Ito: distinct for the colour-blind, and in grey.

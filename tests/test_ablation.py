@@ -271,15 +271,19 @@ def test_plots_show_recipes_and_published_points(fake_runs, monkeypatch, script,
     (legend,) = [text for text in axes.get_legend().texts if text.get_text().startswith("A")]
     assert legend.get_text().endswith(published.POINTS[0].name)
     assert "selected on the test set; ours were not" in drawn[0].get_supxlabel()
-    (line,) = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
+    lines = [line for line in axes.lines if line.get_drawstyle() == "steps-post"]
     networks = results.group(results.read_result(tmp_path / "frontier.json")["rows"], "label")
-    found = sorted((max(row["file_bytes"] for row in rows), rows) for rows in networks.values())
-    chosen, best = [], -1
-    for size, rows in found:                    # the best on validation of at most this size
-        if np.mean([row["val_acc"] for row in rows]) > best:
-            best = np.mean([row["val_acc"] for row in rows])
-            chosen.append((size, 100 * (1 - np.mean([row["test_acc"] for row in rows]))))
-    np.testing.assert_allclose(line.get_xydata(), chosen)
+    kinds = [[rows for label, rows in networks.items() if ("conv" in label) == is_conv]
+             for is_conv in (False, True)]
+    assert len(lines) == len(kinds) and all(kinds)
+    for line, own in zip(lines, kinds):         # perceptrons, then convolutions
+        found = sorted((max(row["file_bytes"] for row in rows), rows) for rows in own)
+        chosen, best = [], -1
+        for size, rows in found:                # the best on validation of at most this size
+            if np.mean([row["val_acc"] for row in rows]) > best:
+                best = np.mean([row["val_acc"] for row in rows])
+                chosen.append((size, 100 * (1 - np.mean([row["test_acc"] for row in rows]))))
+        np.testing.assert_allclose(line.get_xydata(), chosen)
 
 
 @pytest.mark.slow
