@@ -6,6 +6,8 @@ from importlib import metadata
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+# Flags of x86 processors that decide what XLA compiles for them, the widest first.
+VECTORS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16", "avx512f": "AVX-512", "avx2": "AVX2"}
 # Variables of the environment that choose other machine code for the same program.
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "PJRT_NPROC", "NPROC", "NVIDIA_TF32_OVERRIDE",
          "CUBLAS_WORKSPACE_CONFIG", "NPY_DISABLE_CPU_FEATURES", "GLIBC_TUNABLES")
@@ -15,6 +17,14 @@ def _cpuinfo(key):
     """The first value that /proc/cpuinfo has for this key; "" where it says nothing."""
     lines = CPUINFO.read_text("utf-8", "replace").splitlines() if CPUINFO.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+
+
+def _cpu():
+    """The processor's name and its widest vectors: clouds sell unlike ones under one name."""
+    flags = _cpuinfo("flags").split()
+    vectors = next((name for flag, name in VECTORS.items() if flag in flags), "")
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return f"{name} with {vectors}" if vectors else name
 
 
 def has_fast_bfloat16():
@@ -35,7 +45,6 @@ def _flags():
 
 def environment():
     """What a result depends on besides the code: a dict for results/*.json."""
-    cpu = _cpuinfo("model name") or platform.processor() or platform.machine()
     cores = os.cpu_count()
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))    # those that this process may use
@@ -43,7 +52,7 @@ def environment():
     for name in ("jax", "jaxlib", "numpy", "optax"):
         with contextlib.suppress(metadata.PackageNotFoundError):    # inference needs NumPy alone
             versions[name] = metadata.version(name)
-    return {"cpu": cpu, "cores": cores, "platform": f"{platform.system()} {platform.machine()}",
+    return {"cpu": _cpu(), "cores": cores, "platform": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(), **versions, **_flags()}
 
 

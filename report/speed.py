@@ -1,9 +1,15 @@
 """Tables of the benchmarks: training, inference, chips, photos."""
+import contextlib
+
 import numpy as np
 
+from machine.files import InputError
 from report import results, stats
 from report.columns import ACCURACY, SEEDS, first, median, most, source, span, table, times
 from report.results import group
+
+# results/NAME.json of the training benchmark, on one processor each (--RESULTS_DIR=results/avx2)
+TRAINING = ("training_bench", "avx2/training_bench")
 
 
 def _medians(rows):
@@ -21,33 +27,68 @@ def _whole_runs(rows):
     return table("whole run", group(rows, "label"), columns)
 
 
-def training(read):
-    """The training benchmark."""
-    result = read("training_bench")
-    parts = group(result["rows"], "part")
-    epochs, lanes, saving = (_medians(parts[part]) for part in ("epoch", "lane-epoch", "saving"))
-    (sweep,) = (seconds for label, seconds in lanes.items() if label.startswith("sweep"))
-    ours = epochs["QAT epoch"]
+def _side_by_side(title, ratio, measured, part):
+    """A table of one part of the benchmark, with two columns for each processor.
+
+    Args:
+      title: of the labels' column.
+      ratio: header of the second column, and its function from {label: median seconds} and a label.
+      measured: {processor: {part: rows}}.
+    """
+    name, of = ratio
+    header, lines = [title], {}
+    for processor, parts in measured.items():
+        header += [f"{processor} (s)", name]
+        lines |= {row["label"]: [] for row in parts[part]}
+    for parts in measured.values():
+        rows, medians = group(parts[part], "label"), _medians(parts[part])
+        for label, cells in lines.items():
+            cells += ([times()(rows[label]), f"{of(medians, label):.2f}"] if label in rows
+                      else ["–", "–"])
+    return results.table(header, [[label, *cells] for label, cells in lines.items()])
+
+
+def _against_ours(medians, label):
+    return medians[label] / medians["QAT epoch"]
+
+
+def _sweep_against(medians, label):
+    (sweep,) = (seconds for name, seconds in medians.items() if name.startswith("sweep"))
+    return sweep / medians[label]
+
+
+def _limits(result, parts):
+    """What the tables of one processor don't say, in sentences."""
+    epochs, saving = _medians(parts["epoch"]), _medians(parts["saving"])
     libraries = [name for name in epochs if name.startswith("matrix products alone")]
     least = min(libraries, key=epochs.get, default=None)
     limit = "" if least is None else (
         f" The quickest {least}, which no step in float32 undercuts: a float32 epoch takes "
         f"{epochs['float32 epoch'] / epochs[least]:.2f} of it.")
-    return "\n".join([
-        table("one epoch of", group(parts["epoch"], "label"), {
-            "median (range) (s)": times(),
-            "× our QAT epoch": lambda rows: f"{epochs[rows[0]['label']] / ours:.2f}"}),
-        "", "Epochs are taken in turns, in one process. Ours computes its products in "
-        f"{result['compute']}, which `COMPUTE = \"auto\"` chose.{limit}", "",
-        table("one lane's epoch in", group(parts["lane-epoch"], "label"), {
-            "median (range) (s)": times(),
-            "the sweep's against it": lambda rows: f"{sweep / lanes[rows[0]['label']]:.2f}"}), "",
-        "Runs evaluate each epoch, too; of products and update alone, every device has a lane. "
-        f"Measured GEMM rate: {result['gemm_gflops']:.0f} GFLOP/s. Saving the state after every "
-        f"epoch changes its time by {100 * (saving['saved'] / saving['not saved'] - 1):+.1f} %.",
-        "", _whole_runs(parts["whole run"]), "",
-        "Whole runs follow one another, each in a process of its own; seconds are medians. "
-        f"{source(result)}"])
+    return (f"Ours computes its products in {result['compute']}, which `COMPUTE = \"auto\"` chose; "
+            f"the GEMM rate is {result['gemm_gflops']:.0f} GFLOP/s; saving the state after every "
+            f"epoch changes its time by {100 * (saving['saved'] / saving['not saved'] - 1):+.1f} %."
+            f"{limit} {source(result)}")
+
+
+def training(read):
+    """The training benchmark, on every processor that it was run on."""
+    found = [read(TRAINING[0])]
+    for name in TRAINING[1:]:
+        with contextlib.suppress(InputError):   # not measured there yet
+            found.append(read(name))
+    measured = {result["environment"]["cpu"]: group(result["rows"], "part") for result in found}
+    blocks = [
+        _side_by_side("one epoch of", ("× our QAT epoch", _against_ours), measured, "epoch"), "",
+        "Medians and ranges. Epochs are taken in turns, in one process.", "",
+        _side_by_side("one lane's epoch in", ("the sweep's against it", _sweep_against), measured,
+                      "lane-epoch"), "",
+        "Runs evaluate each epoch, too; of products and update alone, every device has a lane."]
+    for result, (processor, parts) in zip(found, measured.items()):
+        blocks += ["", f"Whole runs on {processor}, one after the other, each in a process of its "
+                   "own; seconds are medians:", "", _whole_runs(parts["whole run"]), "",
+                   _limits(result, parts)]
+    return "\n".join(blocks)
 
 
 def compute(read):

@@ -264,6 +264,19 @@ def test_bfloat16_is_taken_on_the_processors_where_it_was_measured_to_pay(lines,
     assert decided == ["bfloat16" if fast else "float32", "bfloat16", "float32", "float32"]
 
 
+@pytest.mark.parametrize("lines, name", [
+    ("model name\t: AMD EPYC\nflags\t\t: fpu avx2 avx512f avx512_bf16\n",
+     "AMD EPYC with AVX-512 BF16"),
+    ("model name\t: AMD EPYC\nflags\t\t: fpu avx avx2\n", "AMD EPYC with AVX2"),
+    ("model name\t: Old\nflags\t\t: fpu sse2\n", "Old")])
+def test_processors_of_one_name_are_told_apart_by_their_vectors(lines, name, monkeypatch, tmp_path):
+    """Clouds call unlike processors "AMD EPYC": XLA compiles other code for each, whose sums are
+    of other bits. So neither a state nor a compiled program goes from one to the other."""
+    (tmp_path / "cpuinfo").write_text(lines)
+    monkeypatch.setattr(facts, "CPUINFO", tmp_path / "cpuinfo")
+    assert facts.environment()["cpu"] == name
+
+
 @pytest.mark.parametrize("switch", ["--COORDINATOR=nowhere", "--PROCESS_ID=1",
                                     "--NUM_PROCESSES=2"])
 def test_switches_that_cannot_work_together_are_refused(switch):

@@ -122,7 +122,10 @@ def made_up(seeds):
              "inference_bench": {"network": "784-10 W8A8"}, "firmware": {"avr_mhz": 16},
              "scaling": {"network": "784-10 W8A8", "gemm_gflops": 100.0},
              "photos": {"drawings": 48, "kept": 0.995, "weights": "tiny.nqat"}}
-    return {name: {"rows": own, **facts.get(name, {}), **MADE} for name, own in rows.items()}
+    made = {name: {"rows": own, **facts.get(name, {}), **MADE} for name, own in rows.items()}
+    beside = made["training_bench"] | {"environment": {**MADE["environment"],
+                                                       "cpu": "Difference Engine"}}
+    return made | {"avx2/training_bench": beside}
 
 
 def test_every_mark_has_its_table_and_every_table_its_mark():
@@ -245,6 +248,27 @@ def test_recipes_need_no_other_data_set():
     fashion = {"rows": recipe_rows([0.97, 0.971]), **MADE}
     assert row.format("97.05 ± 0.07") in tables.recipes(
         {"recipes": mnist, "recipes_fashion_mnist": fashion}.get)
+
+
+def test_processors_stand_side_by_side_and_one_alone_is_enough():
+    """What is absent on the second, timed without the first label, is a dash."""
+    made = made_up(2)
+    made["avx2/training_bench"]["rows"] = [
+        row for row in made["training_bench"]["rows"] if row["label"] != "float32 epoch"] + [
+        {"part": "epoch", "label": "float32 epoch", "seconds": [4.0]},
+        {"part": "epoch", "label": "only there", "seconds": [6.0]}]
+    text = speed.training(made.__getitem__)
+    assert "| one epoch of | Abacus (s) | × our QAT epoch | Difference Engine (s) | × our" in text
+    assert re.search(r"\| only there \| – \| – \| 6.000 .*\|", text)
+    assert "Whole runs on Difference Engine" in text
+
+    def read(name):
+        if name.startswith("avx2"):
+            raise InputError("not measured")
+        return made[name]
+
+    text = speed.training(read)
+    assert "Whole runs on Abacus" in text and "Difference Engine" not in text
 
 
 def test_a_finding_is_a_line():
