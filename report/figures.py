@@ -144,12 +144,19 @@ PUBLISHED = {"linestyle": "none", "marker": "D", "color": COLORS[6], "markersize
              "markerfacecolor": "white"}
 
 
+KINDS = {"perceptrons": COLORS[5], "convolutions": COLORS[0]}    # of recipes
+
+
+def _kind(row):
+    """Which of KINDS a row's network is."""
+    return "convolutions" if "conv" in row["network"] else "perceptrons"
+
+
 def _pooling(row):
-    """What a network's LAYERS do before the first weights; or that it has convolutions."""
-    line = value(row, "LAYERS")
-    if "conv" in line:
+    """What a perceptron's LAYERS do before the first weights; or that it is none."""
+    if _kind(row) == "convolutions":
         return "convolutions"
-    return " ".join(word for word in line.split()
+    return " ".join(word for word in value(row, "LAYERS").split()
                     if word.startswith(("crop", "mean")))
 
 
@@ -189,7 +196,7 @@ def _network_points(axes, networks):
         (usable, failed), size = _errors(rows), _largest_file(rows)
         if size is None or not usable:
             continue
-        drawn.setdefault(_pooling(rows[0]) == "convolutions", []).append(
+        drawn.setdefault(_kind(rows[0]), []).append(
             (size, np.mean(usable), stats.summarize(rows, "val_acc")["mean"]))
         color = WEIGHT_COLORS.get(value(rows[0], "WEIGHT_BITS"), COLORS[3])
         axes.errorbar(size, np.mean(usable), stats.summary(usable)["std"],
@@ -212,9 +219,6 @@ def _published_points(axes):
                       fontsize=9, path_effects=OUTLINE)
     axes.legend(title="published", loc="lower left", bbox_to_anchor=(1, 0), fontsize=9,
                 title_fontsize=9, handlelength=1, alignment="left")
-
-
-KINDS = {"perceptrons": COLORS[5], "convolutions": COLORS[0]}    # of recipes
 
 
 ASIDE = (0, 9, -9, 18, -18)     # points up
@@ -247,7 +251,7 @@ def _recipe_points(axes, recipes):
     labels = []
     for kind, color in KINDS.items():
         own = {name: rows for name, rows in recipes.items()
-               if ("conv" in rows[0].get("network", "")) == (kind == "convolutions")}
+               if _kind(rows[0]) == kind}
         by_size = sorted(own.items(), key=lambda item: _largest_file(item[1]))
         points = []
         for name, rows in by_size:
