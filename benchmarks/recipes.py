@@ -31,6 +31,16 @@ def result_name(dataset):
     return RESULTS if dataset == HOME else f"{RESULTS}_{folder_name(dataset)}"
 
 
+def _arguments(path, dataset):
+    """What names a recipe on a data set, in a command."""
+    return f"{path}" if dataset == HOME else f"{path} --DATA_DIR=FOLDER"
+
+
+def claim(path, dataset, seeds):
+    """The command that measures what a recipe claims on a data set."""
+    return f"python3 -m benchmarks.recipes {_arguments(path, dataset)} --ABLATION_SEEDS={seeds}"
+
+
 def header(rows, path, dataset):
     """The comment that opens a recipe: its claim, measured.
 
@@ -43,14 +53,12 @@ def header(rows, path, dataset):
     """
     from report import stats
     accuracy = stats.spread(stats.summarize(rows, "test_acc"), 2, 100)
-    data = "" if dataset == HOME else " --DATA_DIR=FOLDER"
     return (f"# {accuracy} % of {dataset}'s test images, {len(rows)} seeds, "
             f"{max(row['file_bytes'] for row in rows):,} bytes at most.\n"
             f"# {sum(row['seconds'] for row in rows):.0f} s for all seeds side by side: "
             f"{rows[0]['machine']}.\n"
-            f"# One run: python3 main_train.py {path}{data}\n"
-            f"# The claim: python3 -m benchmarks.recipes {path}{data} "
-            f"--ABLATION_SEEDS={len(rows)}\n")
+            f"# One run: python3 main_train.py {_arguments(path, dataset)}\n"
+            f"# The claim: {claim(path, dataset, len(rows))}\n")
 
 
 def _with_header(text, lines):
@@ -116,6 +124,7 @@ def main(argv):
         target = Path(settings.RESULTS_DIR) / f"{stem}.json"
         every = sorted(_others(target, path.stem) + rows, key=lambda row: row["label"])
         results.write_result(target, {}, every,
+                             command=claim("recipes/NAME.toml", data.name, len(rows)),
                              dataset={"name": data.name, "sha256": data.sha256})
         text = header(rows, path, data.name)
         print(f"{text}# {time.perf_counter() - start:.0f} s with all else")

@@ -63,13 +63,13 @@ def write_result(path, settings, rows, **facts):
       settings: dict of the switches, stored as "config".
       rows: list of flat dicts: "label", "changes", "seed", "status" and what was measured; NaN and
         infinity become null.
-      **facts: what holds for all rows: dataset, seconds.
+      **facts: what holds for all rows: dataset, seconds; a command in place of this process's.
     Returns:
       the dict, as read_result would give it.
     Raises:
       InputError: path can't be written, or the rows are more than read_result reads.
     """
-    result = _plain({"rows": rows, **facts, "config": settings, "command": _command(),
+    result = _plain({"rows": rows, "config": settings, "command": _command(), **facts,
                      "environment": environment()})
     content = _to_json(result)
     if len(content) > MAX_BYTES:                # a thousand seeds of a hundred epochs

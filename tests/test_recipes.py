@@ -67,7 +67,10 @@ def test_recipe_is_measured_into_result_header_and_weights(folder, tmp_path, scr
     code, _, errors = script(recipes.main, *arguments)
     assert (code, errors) == (0, [])
     (path,) = Path("results").glob("recipes_*.json")
-    rows = json.loads(path.read_text())["rows"]
+    result = json.loads(path.read_text())
+    rows = result["rows"]
+    assert result["command"] == ("python3 -m benchmarks.recipes recipes/NAME.toml "
+                                 "--DATA_DIR=FOLDER --ABLATION_SEEDS=2")      # of every row
     assert [(row["label"], row["seed"]) for row in rows] == [("small", 0), ("small", 1)]
     assert rows[0]["changes"]["LAYERS"] == "crop20 mean2"
     assert Path("recipes/small.toml").read_text() == before and not Path("weights/recipes").exists()
