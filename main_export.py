@@ -19,7 +19,7 @@ import config
 import integer
 import plan
 from deploy import to_c, to_firmware, to_web
-from formats import checkpoint
+from formats import checkpoint, nqat
 from formats.encode import Encoding
 from machine.files import InputError, write_atomically
 from runner import keep
@@ -115,6 +115,7 @@ def main(argv):
     network, facts = keep.load(path)
     checkpoint.check_quantized(network, path)
     try:
+        nqat.check_kinds(network.steps)
         files, usage = FORMATS[form](network, facts, dataset, chips)    # all made, then written
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None

@@ -87,6 +87,14 @@ def _inflate(content, bits, count):
     return (fields << (8 - bits)).view(np.int8) >> (8 - bits)   # the top bit is the sign
 
 
+def check_kinds(steps):
+    """ValueError unless every step is one that this file, and every export, has a way to say."""
+    for step in steps:
+        if step.kind not in KINDS:
+            raise ValueError(f"its word {step.kind!r} is known to plan.py alone: .npz files and "
+                             "engines in Python take it, no .nqat and no export")
+
+
 def _pack_step(step):
     """A step's byte and, of a crop its side, of weights their outputs - 1."""
     kind = KINDS.index(step.kind) << 5
@@ -141,7 +149,10 @@ def encode(network, classes=None, low=None, exponent=None):
       network: integer.Network.
       classes: tuple of str, their names; None: 0, 1, ..., which take no bytes.
       low, exponent: float32 [F] and int8 [F], how features become bytes; None of images.
+    Raises:
+      ValueError: as from check_kinds.
     """
+    check_kinds(network.steps)
     names = tuple(classes or map(str, range(network.steps[-1].after[0])))
     rows, parts = [], []
     for _, b_q, shift in network.layers:

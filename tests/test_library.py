@@ -267,3 +267,76 @@ assert hashes[0] == hashes[2] != hashes[1], hashes
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def page_blocks():
+    """The Python blocks of docs/library.md."""
+    page = (ROOT / "docs" / "library.md").read_text("utf-8")
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+@pytest.mark.slow
+def test_two_quantizers_and_an_own_loss_by_the_pages_lines(folder, tmp_path):
+    """The loss is NumPy's; one quantizer compared with itself does not differ."""
+    compare, loss = page_blocks()[6:8]
+    switches = ["--MAX_EPOCHS=8", f"--DATA_DIR={folder}", f"--RUNS_DIR={tmp_path}", "--CACHE_DIR=",
+                "--VAL_EXAMPLES=200", "--LAYERS=16", "--ADAPT=False", "--COMPUTE=float32",
+                "--OPTIMIZER=adamw", "--LEARNING_RATE=0.01"]
+    program = f"""
+import sys; sys.path.insert(0, {str(ROOT)!r})
+import config
+import numpy as np
+import quant
+from report import stats
+from runner import experiment, source
+settings = experiment.set_up(config.load({switches}))
+points, mine = [{{"SEED": seed}} for seed in range(3)], quant.compute_scale
+{loss}
+{compare}
+assert rows["shipped"] is not rows["mine"]
+hyper = source.hyper_of(settings, data)
+layers = outcomes[0].layers
+logits = np.float64(model.forward(layers, data.test.images, hyper))
+p = np.exp(logits - logits.max(1, keepdims=True))
+p /= p.sum(1, keepdims=True)
+want = np.mean((p - np.eye(10)[data.test.labels]) ** 2)
+assert abs(float(model.loss(layers, data.test.images, data.test.labels, hyper)) - want) < 1e-5
+assert rows["mine"][0]["history"]["train_loss"][0] < 0.1       # cross-entropy begins at 2.3
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "+0.000 pp in each of 3 seeds" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_word_of_ones_own_is_four_lines_of_plan(folder, tmp_path):
+    """Those of the page; the saved integers give the loss of training, exports refuse."""
+    page, text = (path.read_text("utf-8") for path in (ROOT / "docs" / "library.md",
+                                                       ROOT / "plan.py"))
+    for before, added in (("(?P<max>max2)|", "(?P<pick>pick2)|"),
+                          ('"max": {"dense"},', '"pick": {"dense"},'),
+                          ("            x = _crop(x, step)\n", page_blocks()[8])):
+        assert before in text and added in page
+        text = text.replace(before, before + added)
+    (tmp_path / "plan.py").write_text(text)
+    switches = [f"--DATA_DIR={folder}", "--LAYERS=conv5x4 pick2 32", "--ADAPT=False",
+                "--VAL_EXAMPLES=200", "--CACHE_DIR=", "--MAX_EPOCHS=1",
+                *(f"--{name}_DIR={tmp_path}" for name in ("RUNS", "WEIGHTS", "RESULTS", "PLOTS"))]
+    program = f"""
+import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]
+import main_train, main_export
+from machine.files import InputError
+main_train.main({switches})
+for call in (lambda: main_export.main(["c", *{switches}]),
+             lambda: main_train.main({[*switches, "--FILE_FORMAT=nqat"]})):
+    try:
+        call()
+    except (InputError, ValueError) as error:
+        print("refused:", error)
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "(+0 from training)" in done.stdout
+    assert len(re.findall("refused: .*'pick' is known to plan.py alone", done.stdout)) == 2
