@@ -122,7 +122,8 @@ def from_raw(name, given):
         test_x, test_y = train_x[held], train_y[held]
         train_x, train_y = train_x[kept], train_y[kept]
         groups = None if groups is None else groups[kept]
-    sha256 = raw.identity(train_x, train_y, test_x, test_y)
+    sha256 = raw.identity(train_x, train_y, test_x, test_y,
+                          None if given.test_x is None else groups)
     encoding = sample = None
     if train_x.dtype != np.uint8:
         encoding, sample = encode.fit(train_x), test_x[0].reshape(-1)
@@ -188,18 +189,33 @@ def _as_uint8(name, images, labels):
     return images, labels.astype(np.uint8)
 
 
-def check_fits(dataset, steps):
+def _means_the_same(dataset, facts):
+    """Whether a byte and a class number of a dataset mean what they meant in training."""
+    encoding = (facts.low, facts.exponent) if facts.low is not None else ()
+    names = facts.classes[:len(dataset.classes)]
+    is_named = names != tuple(map(str, range(len(names))))
+    return facts.sha256 == dataset.sha256 or (
+        len(encoding) == len(dataset.encoding or ())
+        and all(map(np.array_equal, encoding, dataset.encoding or ()))
+        and (not is_named or names == dataset.classes))
+
+
+def check_fits(dataset, steps, facts):
     """Raise InputError unless a network reads and classifies the dataset.
 
     Args:
       dataset: Dataset.
       steps: as from plan.parse; it may have more classes than the labels.
+      facts: checkpoint.Facts of the network: its classes, and how its features became bytes.
     """
     takes, gives = math.prod(steps[0].before), steps[-1].after[0]
     inputs, count = dataset.train.images.shape[1], len(dataset.classes)
     if inputs != takes or count > gives:
         raise InputError(f"a network of {takes} inputs and {gives} classes does not fit "
                          f"{dataset.name}: it has {inputs} and {count}")
+    if not _means_the_same(dataset, facts):
+        raise InputError(f"the network's classes, or its table from features to bytes, are not "
+                         f"those of {dataset.name}; have it answer files, or train on these data")
 
 
 def _parts(dataset, val_examples):

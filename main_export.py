@@ -16,6 +16,7 @@ if __name__ == "__main__":
 from pathlib import Path
 
 import config
+import data
 import integer
 import plan
 from deploy import to_c, to_firmware, to_web
@@ -46,7 +47,11 @@ uint8 image [N, {plan.inputs(network.steps)}] in; int32 logits (accumulators) an
 
 def _example(network, facts, dataset):
     """(image, features) of a test example, as exports take them; None of what there is not."""
-    if dataset is None or len(dataset.test.images[0]) != plan.inputs(network.steps):
+    if dataset is None:
+        return None, None
+    try:
+        data.check_fits(dataset, network.steps, facts)
+    except InputError:                          # the file was made from other data
         return None, None
     return dataset.test.images[0], dataset.sample if facts.low is not None else None
 

@@ -33,7 +33,7 @@ NAME_WIDTH = 28                 # of a file in a line of 80 columns; of a longer
 
 def evaluate_file(path, network, facts, dataset, settings):
     """Print and write what the model does on the test split."""
-    data.check_fits(dataset, network.steps)
+    data.check_fits(dataset, network.steps, facts)
     predictor = predict.make_predictor(network, settings.ENGINE)
     start = time.perf_counter()
     metrics, correct = predict.evaluate(predictor, test=dataset.test)
@@ -83,7 +83,7 @@ def show_confusion(logits, dataset, settings):
                    lambda: confusion.draw(table, dataset.classes, title))
 
 
-def read_examples(words, network, facts):
+def read_examples(words, network, facts, settings):
     """(name, uint8 [numbers], doubt) of all that is to be classified, and what can't be read."""
     from formats import examples  # SciPy and Pillow, which only pictures need
     shape = network.steps[0].before
@@ -91,7 +91,8 @@ def read_examples(words, network, facts):
     found, errors = [], []
     for word in words:
         try:
-            for example in examples.read(word, shape, facts.classes, encoding):
+            for example in examples.read(word, shape, facts.classes, encoding, settings.LABEL,
+                                         settings.GROUP):
                 (errors if isinstance(example, InputError) else found).append(example)
         except InputError as error:
             errors.append(error)
@@ -114,7 +115,7 @@ def classify(network, facts, words, settings):
     Returns:
       whether all of them could be read; each of the others is a line on stderr.
     """
-    found, errors = read_examples(words, network, facts)
+    found, errors = read_examples(words, network, facts, settings)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     if not found:

@@ -40,10 +40,14 @@ def train(settings, given):
     settings = source.suit(settings, given, found)
     del loading                                 # it holds the images as they were before the split
     hyper = source.hyper_of(settings, found)
-    print(f"{found.name}: {len(found.train.labels):,} train, {len(found.val.labels):,} val, "
-          f"{len(found.test.labels):,} test examples; "
-          f"{plan.describe(hyper.LAYERS)}, {experiment.describe(settings)}, "
-          f"products in {settings.COMPUTE}")
+    source.say(f"{found.name}: {len(found.train.labels):,} train, {len(found.val.labels):,} val, "
+               f"{len(found.test.labels):,} test examples; "
+               f"{plan.describe(hyper.LAYERS)}, {experiment.describe(settings)}, "
+               f"products in {settings.COMPUTE}")
+    if settings.COORDINATOR and adapt.takes_all(settings, found):
+        raise InputError(f"{len(found.val.labels)} validation examples are so few that the model "
+                         "is trained on them, too, by one process; leave COORDINATOR empty, or set "
+                         "ADAPT = False")
     loaded = time.perf_counter()
     (outcome,), folder, seconds = experiment.run(settings, "train", [{}], found)
     experiment.check_usable(outcome.row, folder)

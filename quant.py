@@ -112,15 +112,13 @@ def dot(x, w, x_scale, w_scale, bits=8, compute="float32"):
       x: [B, I], float32, fake-quantized, or the codes of that: uint8, or int16 -255..255.
       w: float32 [I, O].
       x_scale: float32 [1, 1].
-      w_scale: float32 [1, O] or [1, 1]; None: a plain float32 product.
+      w_scale: float32 [1, O] or [1, 1].
       bits: of a weight, 1..8.
       compute: "float32" or, with powers of two as scales, "bfloat16". The result has the same bits;
         bfloat16 rounds the incoming gradient to that type.
     Returns:
       float32 [B, O].
     """
-    if w_scale is None:
-        return x @ w
     if compute not in COMPUTES:
         raise ValueError(f"COMPUTE = {compute!r} is none of {', '.join(COMPUTES)}; scripts decide "
                          "auto at their start")

@@ -16,8 +16,8 @@ def load_network(settings):
     """
     dataset = keep.read_data(settings)
     path = keep.find(settings, dataset.sha256)
-    network, _ = checkpoint.load_quantized(path)
-    data.check_fits(dataset, network.steps)
+    network, facts = checkpoint.load_quantized(path)
+    data.check_fits(dataset, network.steps, facts)
     return network, dataset, path
 
 

@@ -211,8 +211,8 @@ def main(argv):
     runtime.set_up(settings.CACHE_DIR)
     dataset, networks = data.load(settings.DATA_DIR), {}
     for name in NETWORKS:
-        network, _ = checkpoint.load_quantized(Path(settings.WEIGHTS_DIR) / name)
-        data.check_fits(dataset, network.steps)
+        network, facts = checkpoint.load_quantized(Path(settings.WEIGHTS_DIR) / name)
+        data.check_fits(dataset, network.steps, facts)
         acc = integer.make_engine(network)(dataset.test.images)
         label = Path(name).stem.replace("weights_int8", "default")
         accuracy = (acc.argmax(1) == dataset.test.labels).mean()

@@ -23,14 +23,14 @@ class Layout(NamedTuple):
       names: of all columns, in order; "1", "2" and so on where there is no header.
       has_header: bool.
       delimiter: one character.
-      label: index of the column with the classes.
+      label: index of the column with the classes; None in rows without one.
       group: index of the column with the recordings, or None.
       is_last: whether nothing says what the label is, so that it is the last column.
     """
     names: list
     has_header: bool
     delimiter: str
-    label: int
+    label: int | None
     group: int | None
     is_last: bool
 
@@ -127,7 +127,7 @@ def _is_header(first, second, wanted):
                for name, cell in zip(first, second))
 
 
-def _place(path, names, has_header, key, value):
+def place(path, names, has_header, key, value):
     """The index of the column that LABEL or GROUP names."""
     if not has_header:
         if value.isdecimal() and 0 < int(value[:9]) <= len(names):
@@ -174,14 +174,14 @@ def layout(path, content, label, group):
                              "out, in pandas by to_csv(index=False)")
         if name in names[:i]:
             raise InputError(f"{path} has two columns {name!r}; rename or remove one")
-    which = None if not group else _place(path, names, has_header, "GROUP", group)
+    which = None if not group else place(path, names, has_header, "GROUP", group)
     if label:
-        place, is_last = _place(path, names, has_header, "LABEL", label), False
+        at, is_last = place(path, names, has_header, "LABEL", label), False
     else:
-        place, is_last = _find_label(path, names, which)
-    if place == which:
-        raise InputError(f"{path}: column {names[place]!r} is both label and GROUP; name another")
-    found = Layout(names, has_header, delimiter, place, which, is_last)
+        at, is_last = _find_label(path, names, which)
+    if at == which:
+        raise InputError(f"{path}: column {names[at]!r} is both label and GROUP; name another")
+    found = Layout(names, has_header, delimiter, at, which, is_last)
     if not found.features():
         raise InputError(f"{path} has no column of features beside the label; add some")
     return found

@@ -26,7 +26,7 @@ def _files(path):
     return found
 
 
-def read(path, shape, classes, encoding):
+def read(path, shape, classes, encoding, label="", group=""):
     """The examples of a file or folder.
 
     Args:
@@ -35,12 +35,13 @@ def read(path, shape, classes, encoding):
       classes: its class names. A network of 28 x 28 digits gets photos prepared like digits; any
         other one of pictures gets them fitted to its shape.
       encoding: encode.Encoding of features; None of pictures.
+      label, group: LABEL and GROUP, of a table: columns to leave out.
     Yields:
       (name, uint8 [numbers], what makes it doubtful or "") of each; an InputError in place of what
       can't be read.
     """
     if is_table(path) or len(shape) == 1 or encoding is not None:
-        yield from _read_rows(path, shape, encoding)
+        yield from _read_rows(path, shape, encoding, label, group)
         return
     is_digits = shape == (28, 28, 1) and tuple(classes) == DIGITS
     for file in _files(path):
@@ -55,12 +56,12 @@ def read(path, shape, classes, encoding):
             yield error
 
 
-def _read_rows(path, shape, encoding):
+def _read_rows(path, shape, encoding, label, group):
     """Each row of a table, as read gives it; its name is the line's number."""
     if not is_table(path):
         raise InputError(f"{path} is no .csv or .tsv, and the network reads features, "
                          f"{int(np.prod(shape))} a row")
-    lines, x = tables.read_features(path, int(np.prod(shape)))
+    lines, x = tables.read_features(path, int(np.prod(shape)), label, group)
     if encoding is not None:
         x = encode.encode(x.reshape(len(x), *shape), encoding)
     elif ((x < 0) | (x > 255) | (x != np.rint(x))).any():

@@ -186,7 +186,7 @@ def _digest(array):
     return hasher.digest()
 
 
-def identity(train_x, train_y, test_x, test_y):
+def identity(train_x, train_y, test_x, test_y, groups=None):
     """SHA-256 of a data set, the same whichever reader read it.
 
     That of the four idx files it would make, as data.load has it: of the digests of train images,
@@ -195,6 +195,7 @@ def identity(train_x, train_y, test_x, test_y):
     Args:
       train_x, test_x: uint8 or float32 [N, ...].
       train_y, test_y: ints in 0..255 [N].
+      groups: of the train examples, where nothing else says what is held out by them.
     Returns:
       64 hex digits.
     """
@@ -202,4 +203,6 @@ def identity(train_x, train_y, test_x, test_y):
     for x, y in ((train_x, train_y), (test_x, test_y)):
         is_gray = x.ndim == 4 and x.shape[-1] == 1
         arrays += [x[..., 0] if is_gray else x, np.asarray(y).astype(np.uint8)]
+    if groups is not None:
+        arrays.append(np.unique(groups, return_inverse=True)[1].astype(np.float32))
     return hashlib.sha256(b"".join(map(_digest, arrays))).hexdigest()

@@ -213,31 +213,44 @@ def read(path, shape=None, label="", group=""):
     return raw.make(path, (x, test_x), y, names, shape, groups, note)
 
 
-def read_features(path, count):
+def _features_layout(path, content, count, label, group):
+    """The Layout of rows to be classified: what is beside their `count` numbers is left out."""
+    delimiter, first, has_header = columns.top(path, content, (label, group))
+    beside = len(first) - count
+    if beside == 0:
+        return columns.Layout(first, has_header, delimiter, None, None, False)
+    if beside == 2 and group:
+        return columns.layout(path, content, label, group)
+    if beside == 1 and group and has_header and group.lower() in map(str.lower, first):
+        place = columns.place(path, first, has_header, "GROUP", group)
+        return columns.Layout(first, has_header, delimiter, None, place, False)
+    if beside == 1 and (has_header or not group):       # of numbered columns both are possible
+        return columns.layout(path, content, label, "")
+    raise InputError(f"{path} has {len(first)} columns; the network reads {count} numbers, and "
+                     f"a column of labels{' and one of GROUP' * bool(group)} may be beside them")
+
+
+def read_features(path, count, label="", group=""):
     """The rows of a table that are to be classified.
 
     Args:
-      path: a .csv or .tsv file of `count` columns, or of one more, the labels, which are left out.
+      path: a .csv or .tsv file of `count` columns; beside them a column of labels, and one of
+        recordings, are left out.
       count: numbers of an example.
+      label, group: as for read.
     Returns:
       (numbers of the lines, float32 [N, count]).
     Raises:
       InputError: one line, for whatever is wrong.
     """
     content = read_bytes(path, MAX_BYTES)
-    delimiter, first, has_header = columns.top(path, content)
-    if len(first) == count + 1:
-        layout = columns.layout(path, content, "", "")
-    elif len(first) == count:
-        layout = columns.Layout(first, has_header, delimiter, None, None, False)
-    else:
-        raise InputError(f"{path} has {len(first)} columns; the network reads {count} numbers, and "
-                         "a column of labels may be beside them")
+    layout = _features_layout(path, content, count, label, group)
+    width = len(layout.names)
     lines, values = [], array("f")
-    for number, (line, cells) in enumerate(columns.rows(path, content, delimiter)):
-        if len(cells) != len(first):
-            raise InputError(f"{path} line {line} has {len(cells)} columns, not {len(first)}")
-        if number or not has_header:
+    for number, (line, cells) in enumerate(columns.rows(path, content, layout.delimiter)):
+        if len(cells) != width:
+            raise InputError(f"{path} line {line} has {len(cells)} columns, not {width}")
+        if number or not layout.has_header:
             if not all(columns.is_number(cells[i]) for i in layout.features()):
                 _refuse_cells(path, content, layout, line, cells)
             values.extend(float(cells[i]) for i in layout.features())

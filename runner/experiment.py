@@ -2,6 +2,7 @@
 
 Points that share their hyperparameters train side by side as lanes, others in turn.
 """
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,7 @@ from runner.state import (
     hash_of_code,
     load_state,
     read_state,
+    reopen,
 )
 from training import loop, stopping
 
@@ -74,8 +76,10 @@ def describe(settings):
 def _machine():
     """What the bits of training may depend on besides the switches."""
     devices = jax.devices()
-    return environment() | {"device": devices[0].device_kind, "devices": len(devices),
+    mine = environment() | {"device": devices[0].device_kind, "devices": len(devices),
                             "processes": jax.process_count(), "code": hash_of_code()}
+    # The first process writes the state; the others may run on unlike processors.
+    return json.loads(runtime.from_first(json.dumps(mine).encode()))
 
 
 def _resume(sweep, path, settings, hyper, machine):
@@ -262,14 +266,20 @@ def train_on_all(outcome, settings, data, folder):
     # A fixed number of steps judged nothing by validation; else it chose the epochs.
     by_train = settings.METRIC == "train_loss"
     epochs = settings.MAX_EPOCHS if by_train else outcome.row["best_epoch"]
-    changes = {"METRIC": "train_loss", "MAX_EPOCHS": epochs, "PATIENCE": epochs}
+    changes = {"METRIC": "train_loss", "MAX_EPOCHS": epochs, "PATIENCE": epochs,
+               "WARMUP_EPOCHS": min(settings.WARMUP_EPOCHS, epochs)}
     both = adapt.with_val(data)
     source.say(f"once more for {epochs} epochs, on all {len(both.train.labels):,} examples")
+    reopen(folder)
     (last,), _, _ = run(settings, "train", [changes], both, folder / "all")
     check_usable(last.row, folder / "all")
     names = ("changes", "status", "epochs", "best_epoch", "history", "val_loss", "val_acc")
-    kept = {name: outcome.row[name] for name in names}
-    return last._replace(settings=outcome.settings, row=last.row | kept)
+    row = last.row | {name: outcome.row[name] for name in names}
+    network, _ = checkpoint.decode(last.content)        # the file says what it is found by
+    facts = keep.facts_of(outcome.settings, data, row["val_loss"])
+    content = checkpoint.encode(network, facts, settings.FILE_FORMAT)
+    return last._replace(settings=outcome.settings, content=content,
+                         row=row | {"file_bytes": len(content)})
 
 
 def quantize_after(outcome, point, settings, data):

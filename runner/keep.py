@@ -123,14 +123,19 @@ def settle(settings, given):
       settings: Config.
       given: as for adapt.
     Returns:
-      (Config, data.Dataset; None where it is not on this disk).
+      (Config, data.Dataset; None where nobody asked for it and it can't be read).
+    Raises:
+      InputError: DATA_DIR is given, no WEIGHTS are, and there is nothing to be read.
     """
-    with contextlib.suppress(InputError):
-        if data.is_there(settings.DATA_DIR):
+    must = "DATA_DIR" in given and not settings.WEIGHTS     # else the model of other data answers
+    dataset = None
+    with contextlib.nullcontext() if must else contextlib.suppress(InputError):
+        if must or data.is_there(settings.DATA_DIR):
             dataset = read_data(settings)
-            count = data.count_train(dataset, settings.VAL_EXAMPLES)
-            return adapt.adapt(settings, given, count)[0], dataset
-    return settings, None
+    if dataset is None:
+        return settings, None
+    count = data.count_train(dataset, settings.VAL_EXAMPLES)
+    return adapt.adapt(settings, given, count)[0], dataset
 
 
 def age(path):
@@ -171,10 +176,12 @@ def save(outcome, folder, given):
     return f"wrote {path} ({size})"
 
 
-def _recipe(result):
-    """What has to agree for two results to be of the same study; the seeds apart."""
+def _recipe(result, other):
+    """What has to agree for two results to be of the same study, the seeds and switches that one
+    of them does not know apart."""
     names = {*config.Hyper._fields, *SWITCHES} - {"SEED", *BY_MACHINE}
-    switches = {name: result["config"].get(name) for name in names}
+    names &= result["config"].keys() & other["config"].keys()   # earlier versions' lack some
+    switches = {name: result["config"][name] for name in names}
     points = {json.dumps([row.get("label"), {key: value for key, value in row["changes"].items()
                                              if key != "SEED"}], sort_keys=True)
               for row in result["rows"]}
@@ -205,7 +212,7 @@ def publish(source, folder):
     with contextlib.suppress(InputError, KeyError, TypeError, AttributeError):  # damaged: no better
         kept = results.read_result(target)
         mine, its = _worth(made), _worth(kept)
-        if _recipe(kept) != _recipe(made):
+        if _recipe(kept, made) != _recipe(made, kept):
             why = "it is of other data or switches"
         elif any(a < b for a, b in zip(mine, its)):
             why = "it has more seeds, more finished runs or a lower val loss"

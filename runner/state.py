@@ -23,7 +23,8 @@ FORMAT = 3                      # of the state file
 FINISHED = "finished"           # a file in the folder of a study whose runs are all judged
 # What decides a run's bits, besides the libraries.
 CODE = ("quant.py", "plan.py", "integer.py", "model.py", "convert.py", "data.py", "predict.py",
-        "training/*.py", "formats/encode.py", "formats/splits.py", "machine/devices.py")
+        "training/*.py", "formats/encode.py", "formats/splits.py", "machine/devices.py",
+        "runner/source.py", "runner/adapt.py")
 
 
 def folder_name(study, sha256, switches):
@@ -134,6 +135,11 @@ def begin(folder):
 def end(folder):
     """Say that every run of a study is judged."""
     (Path(folder) / FINISHED).touch()
+
+
+def reopen(folder):
+    """Take that back: one more run belongs to the study, and what was judged must not be lost."""
+    (Path(folder) / FINISHED).unlink(missing_ok=True)
 
 
 def load_state(path, content, fresh, machine, max_epochs):

@@ -13,7 +13,7 @@ import pytest
 import data
 import plan
 from conftest import ROOT, write_folder, write_idx
-from formats import idx
+from formats import checkpoint, idx, raw, tables
 from machine.files import InputError
 
 MNIST = ROOT / "datasets" / "mnist"
@@ -289,11 +289,33 @@ def steps_of(line, inputs, classes):
                                                    ("4", 16, 9)])
 def test_network_must_fit_the_data(tiny, line, inputs, classes):
     with pytest.raises(InputError, match=f"{inputs} inputs and {classes} classes .*: it has 16"):
-        data.check_fits(data.load(tiny[0]), steps_of(line, inputs, classes))
+        data.check_fits(data.load(tiny[0]), steps_of(line, inputs, classes), checkpoint.Facts())
 
 
 def test_network_may_have_more_classes_than_the_data(tiny):
-    data.check_fits(data.load(tiny[0]), steps_of("", 16, 12))
+    data.check_fits(data.load(tiny[0]), steps_of("", 16, 12), checkpoint.Facts())
+
+
+def features(seed, names=("a", "b")):
+    """A Dataset of five features whose table from numbers to bytes is of this seed."""
+    x = np.random.default_rng(seed).normal(size=(40, 5)).astype(np.float32)
+    y = np.arange(40) % 2
+    return data.from_raw("made", raw.Raw(x, y, x, y, (5,), names, None, ""))
+
+
+def test_a_class_or_a_byte_of_other_data_means_something_else():
+    """A network of features answers for its own table and names alone, or for the same data."""
+    mine, others, renamed = features(0), features(1), features(0, ("b", "a"))
+    facts = checkpoint.Facts("made", mine.sha256, mine.classes, *mine.encoding)
+    steps, unsaid = steps_of("", 5, 2), facts._replace(sha256="")       # as of an .nqat
+    data.check_fits(mine, steps, facts)
+    data.check_fits(mine, steps, unsaid)
+    data.check_fits(renamed, steps, unsaid._replace(classes=("0", "1")))
+    for wrong in (others, renamed):
+        with pytest.raises(InputError, match="not those of made"):
+            data.check_fits(wrong, steps, unsaid)
+    with pytest.raises(InputError, match="not those of made"):
+        data.check_fits(mine, steps, unsaid._replace(low=None, exponent=None))
 
 
 def whole(count, labels=None, **more):
@@ -447,3 +469,47 @@ def test_tfds_builds_the_same_mnist_offline(mnist, tmp_path, monkeypatch):
         rows, wanted = (sorted(map(bytes, np.column_stack([s.images, s.labels])))
                         for s in (split, bundled))
         assert rows == wanted
+
+
+ROWS = {                        # of two features: the text of a file, LABEL, GROUP
+    "nothing beside": ("a,b\n1,2\n3,4\n", "", ""),
+    "a label last": ("a,b,class\n1,2,x\n3,4,y\n", "", ""),
+    "a label first, by name": ("kind,a,b\n7,1,2\n8,3,4\n", "kind", ""),
+    "a label first, by number": ("7,1,2\n8,3,4\n", "1", ""),
+    "a recording, no label": ("a,who,b\n1,5,2\n3,6,4\n", "kind", "who"),
+    "a label, no recording": ("kind,a,b\n7,1,2\n8,3,4\n", "kind", "who"),
+    "both": ("who,a,kind,b\n5,1,7,2\n6,3,8,4\n", "kind", "who"),
+    "both, by number": ("5,1,7,2\n6,3,8,4\n", "3", "1"),
+}
+
+
+@pytest.mark.parametrize("text, label, group", ROWS.values(), ids=ROWS)
+def test_rows_to_answer_leave_out_what_training_left_out(tmp_path, text, label, group):
+    """A numeric label in its place would shift every feature."""
+    (tmp_path / "new.csv").write_text(text)
+    lines, x = tables.read_features(tmp_path / "new.csv", 2, label, group)
+    np.testing.assert_array_equal(x, [[1, 2], [3, 4]])
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("text, label, group", [
+    ("5,1,2\n6,3,4\n", "", "1"),              # the label, or the recording?
+    ("a,b,c\n1,2,7\n", "kind", ""), ("a,b,c,d\n1,2,3,4\n", "", "")])
+def test_rows_that_may_be_read_in_two_ways_are_refused(tmp_path, text, label, group):
+    (tmp_path / "new.csv").write_text(text)
+    with pytest.raises(InputError, match="new.csv"):
+        tables.read_features(tmp_path / "new.csv", 2, label, group)
+
+
+def test_recordings_that_decide_the_validation_split_are_of_the_identity(rng):
+    """Of data with a test split of their own: nothing else tells one choice from the other."""
+    x, y = rng.integers(0, 256, (60, 4, 4, 1), dtype=np.uint8), np.arange(60) % 2
+    who = np.repeat([f"p{i}" for i in range(12)], 5)
+
+    def sha256(groups, test_x=x):
+        return data.from_raw("some", raw.Raw(x, y, test_x, y, (4, 4, 1), ("a", "b"), groups,
+                                             "")).sha256
+
+    assert len({sha256(None), sha256(who), sha256(np.roll(who, 1))}) == 3
+    renamed = np.array([f"q{name}" for name in who])
+    assert sha256(who) == sha256(renamed)

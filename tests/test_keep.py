@@ -197,6 +197,17 @@ def test_a_result_gives_way_to_its_own_kind_alone(tmp_path, capsys, changes, rep
     assert (f"{old} stays: " in line) != replaces
 
 
+def test_a_result_of_an_earlier_version_gives_way_to_its_own_kind(tmp_path, capsys):
+    """It lacks the switches that came since, as the committed results do."""
+    old = write(tmp_path / "kept" / "a.json", capsys)
+    result = json.loads(old.read_text())
+    del result["config"]["PEN"]
+    old.write_text(json.dumps(result))
+    worse = write(tmp_path / "worse" / "a.json", capsys, loss=0.6)
+    better = write(tmp_path / "better" / "a.json", capsys, loss=0.4)
+    assert not keep.publish(worse, old.parent) and keep.publish(better, old.parent)
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", "{}", '{"rows": [], "config": {}}',
                                     '{"rows": [1], "config": [], "dataset": 3}'])
 def test_a_damaged_or_missing_result_is_replaced(tmp_path, capsys, damage):

@@ -1,4 +1,5 @@
 """Own data from the file to the answer: a table, windows and pictures, in every engine, by name."""
+import json
 import re
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ import oracle
 from conftest import CACHE
 from deploy import engines, to_c, to_firmware, to_onnx
 from formats import checkpoint, encode
-from runner import adapt, experiment, keep, source
+from machine.files import InputError
+from runner import adapt, experiment, keep, source, state
 
 QUICK = ("--MAX_EPOCHS=40", "--COMPUTE=float32", f"--CACHE_DIR={CACHE}")
 
@@ -197,3 +199,75 @@ def test_codes_of_the_sample_are_the_first_test_example(rng, tmp_path):
     dataset = data.load(tmp_path / "t.csv")
     np.testing.assert_array_equal(encode.encode(dataset.sample, dataset.encoding),
                                   dataset.test.images[0])
+
+
+def test_data_that_are_named_and_not_there_are_refused(tmp_path, script, monkeypatch):
+    """Else the model of other data would answer, or be exported."""
+    monkeypatch.setattr(main_export, "OUT", tmp_path / "out")
+    (tmp_path / "bad.csv").write_text("a,class\n1,x\n?,y\n")
+    for name in ("typo.csv", "bad.csv"):
+        given = f"--DATA_DIR={tmp_path / name}"
+        for main, words in ((main_export.main, ["c"]), (main_inference.main, ["new.csv"])):
+            code, _, errors = script(main, *words, given)
+            assert code == 2 and len(errors) == 1 and name in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_what_was_trained_on_all_examples_is_found_by_its_switches(rng, tmp_path, script):
+    """The second pass trains by other switches, and its loss is of examples that it has seen."""
+    write_table(tmp_path / "t.csv", rng)
+    switches = [f"--DATA_DIR={tmp_path / 't.csv'}", "--LAYERS=16", *QUICK, "--METRIC=val_loss",
+                "--WARMUP_EPOCHS=30", "--PATIENCE=2", "--MIN_DELTA=0.2", *folders(tmp_path)]
+    code, out, err = script(main_train.main, *switches)
+    assert code == 0, err
+    loss = re.search(r"best epoch (\d+): val loss ([\d.]+) nats", "\n".join(out))
+    assert int(loss[1]) < 30                    # so that the second pass is shorter than a warm-up
+    weights = next(tmp_path.glob("runs/train-*/*.npz"))
+    _, facts = checkpoint.load(weights)
+    assert f"{facts.val_loss:.6f}" == loss[2] and facts.switches["METRIC"] == "val_loss"
+    (row,) = json.loads((tmp_path / "results" / "train.json").read_text())["rows"]
+    assert row["file_bytes"] == weights.stat().st_size
+    code, _, err = script(main_inference.main, *switches)
+    assert code == 0, err
+
+
+class Crash(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epoch", [1, 25])
+def test_a_power_cut_in_the_second_pass_loses_neither(rng, tmp_path, script, monkeypatch, epoch):
+    write_table(tmp_path / "t.csv", rng)
+    switches = [f"--DATA_DIR={tmp_path / 't.csv'}", "--LAYERS=16", *QUICK]
+    assert script(main_train.main, *switches, *folders(tmp_path / "whole"))[0] == 0
+    record = state.Recorder.record
+
+    def dying(self, sweep, must):
+        record(self, sweep, must=True)
+        if self.state_path.parent.name == "all" and sweep.epoch == epoch:
+            raise Crash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(state.Recorder, "record", dying)
+        with pytest.raises(Crash):
+            main_train.main([*switches, *folders(tmp_path / "cut")])
+    code, out, err = script(main_train.main, *switches, *folders(tmp_path / "cut"))
+    assert code == 0, err
+    text = "\n".join(out)
+    assert "going on after epoch 40" in text and f"going on after epoch {epoch}," in text
+    whole, cut = (next((tmp_path / name / "weights").glob("*.npz")).read_bytes()
+                  for name in ("whole", "cut"))
+    assert whole == cut
+
+
+def test_few_validation_examples_and_several_processes_are_refused(rng, tmp_path):
+    """Only the first one would train the second pass, and wait for the others for ever."""
+    write_table(tmp_path / "t.csv", rng)
+    words = [f"--DATA_DIR={tmp_path / 't.csv'}", "--COORDINATOR=127.0.0.1:1", *QUICK]
+    settings = config.load([*words, *folders(tmp_path)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "set_up", experiment.decide)      # no others to wait for
+        with pytest.raises(InputError, match="COORDINATOR"):
+            main_train.train(settings, config.given(words))

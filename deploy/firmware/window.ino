@@ -29,7 +29,7 @@ void loop()
     while ((int32_t)(millis() - next) < 0)
         continue;
     next += PERIOD_MS;
-    for (uint8_t channel = 0; channel < MLP_FEATURES; channel++)
+    for (uint16_t channel = 0; channel < MLP_FEATURES; channel++)
         window[moments * MLP_FEATURES + channel] = mlp_encode_one(read_channel(channel), channel);
     if (++moments < MOMENTS)
         return;
