@@ -55,7 +55,7 @@ SEED: whole(0, 2**31 - 1) = 0                   # initial weights and batch orde
 LR_ABLATION_RATES: list_of(number(1e-12, 1e3)) = (1.0, 0.316, 0.1, 0.0316, 0.01, 0.00316, 1e-3,
                                                   3.16e-4, 1e-4)  # half decades
 ABLATION_SEEDS: whole(1, 1_000) = 3             # runs per point, with seeds SEED, SEED + 1, ...
-ABLATION_MAX_EPOCHS: whole(1, 1_000_000) = 30   # of lr and optimizer studies; slow rates meet it
+ABLATION_MAX_EPOCHS: whole(1, 1_000_000) = 30   # of some studies: slow rates meet it
 
 # Data
 DATA_DIR: path = "datasets/mnist"               # idx files, pictures, an .npz, a .csv: own_data.md

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+import plan
 from formats import arrays, encode, idx, pictures, raw, splits, tables
 from machine.files import InputError
 
@@ -56,7 +57,7 @@ def classes(dataset, count):
     subject, names = CLASSES.get(re.sub("[^a-z]", "", dataset.lower()), ("", ()))
     if len(names) == count:
         return subject, names
-    return "a picture", tuple(map(str, range(count)))
+    return "a picture", plan.class_names(count)
 
 
 def _reader_of(path):
@@ -193,7 +194,7 @@ def _means_the_same(dataset, facts):
     """Whether a byte and a class number of a dataset mean what they meant in training."""
     encoding = (facts.low, facts.exponent) if facts.low is not None else ()
     names = facts.classes[:len(dataset.classes)]
-    is_named = names != tuple(map(str, range(len(names))))
+    is_named = names != plan.class_names(len(names))
     return facts.sha256 == dataset.sha256 or (
         len(encoding) == len(dataset.encoding or ())
         and all(map(np.array_equal, encoding, dataset.encoding or ()))

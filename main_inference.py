@@ -60,7 +60,7 @@ def evaluate_file(path, network, facts, dataset, settings):
     row = {"label": kind, "file": str(path), "engine": engine, **metrics, "images": count,
            "file_bytes": size, "first_call_seconds": first, "seconds": repeats}
     try:
-        show_confusion(logits, dataset, settings)
+        show_confusion(logits, dataset, facts.classes, settings)
         write_result(Path(settings.RUNS_DIR) / "inference.json", facts.switches, [row],
                      trained_on={"name": facts.dataset, "sha256": facts.sha256},
                      dataset=keep.dataset_of(dataset))
@@ -68,11 +68,15 @@ def evaluate_file(path, network, facts, dataset, settings):
         print(f"note: {error}", file=sys.stderr)
 
 
-def show_confusion(logits, dataset, settings):
-    """Print which class is taken for which, and draw it where matplotlib is."""
+def show_confusion(logits, dataset, known, settings):
+    """Print which class is taken for which, and draw it where matplotlib is.
+
+    known: the network's own class names; it may know more classes than the data have.
+    """
     from report import confusion
-    table = predict.confusion(logits, dataset.test.labels, len(dataset.classes))
-    print(confusion.text(table, dataset.classes))
+    names = (*dataset.classes, *known[len(dataset.classes):])
+    table = predict.confusion(logits, dataset.test.labels, len(names))
+    print(confusion.text(table, names))
     title = f"{dataset.name}, {table.sum():,} test examples"
     try:
         from report import draw  # a second to come; inference needs NumPy alone
@@ -80,7 +84,7 @@ def show_confusion(logits, dataset, settings):
         print(f"note: no figure: {error}", file=sys.stderr)
         return
     draw.draw_into(Path(settings.RUNS_DIR) / "confusion.png",
-                   lambda: confusion.draw(table, dataset.classes, title))
+                   lambda: confusion.draw(table, names, title))
 
 
 def read_examples(words, network, facts, settings):

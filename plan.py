@@ -161,6 +161,11 @@ def perceptron(weights):
                 weights[-1].shape[1])
 
 
+def class_names(count):
+    """The names of classes that nobody named: "0", "1", ..."""
+    return tuple(map(str, range(count)))
+
+
 def inputs(steps):
     """How many bytes an example has."""
     return math.prod(steps[0].before)
@@ -208,9 +213,14 @@ def _mean(x, step):
     return shift_half_even(sums, len(parts).bit_length() - 1).astype(np.uint8)
 
 
+def corner(step):
+    """(row, column) where a crop begins; of an odd margin the smaller half is before it."""
+    return tuple((length - kept) // 2 for length, kept in zip(step.before, step.kernel))
+
+
 def _crop(x, step):
-    """The centre of a map; of an odd margin the smaller half is above and on the left."""
-    top, left = ((length - kept) // 2 for length, kept in zip(step.before, step.kernel))
+    """The centre of a map."""
+    top, left = corner(step)
     return x[:, top:top + step.kernel[0], left:left + step.kernel[1]]
 
 

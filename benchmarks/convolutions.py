@@ -143,7 +143,8 @@ def main(argv):
         chosen = config.change(settings, LAYERS=line)
         rows += step_rows(name, chosen, data, source.steps_of(chosen, data))
         rows += engine_rows(name, chosen, data)
-        run = whole_run([*argv, f"--LAYERS={line}", "--MAX_EPOCHS=1"], 0, name)
+        changes = [f"--{key}={value}" for key, value in SWITCHES.items()]
+        run = whole_run([*argv, *changes, f"--LAYERS={line}", "--MAX_EPOCHS=1"], 0, name)
         rows.append({"part": "memory", "network": name, "label": "main_train.py, one epoch",
                      "seconds": [run["seconds"]], "peak_memory_bytes": run["peak_memory_bytes"]})
     for row in rows:

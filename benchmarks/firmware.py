@@ -2,8 +2,8 @@
 
 python3 -m benchmarks.firmware [--KEY=value ...]
 
-Writes results/firmware.json and prints a table. Of the default weights and each small recipe that
-fits a chip; exit 1 if one integer differs from the integer engine's.
+Writes results/firmware.json. Of the default weights and each small recipe that fits a chip; exit 2
+if one integer differs from the integer engine's.
 """
 import os
 import pty

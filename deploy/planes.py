@@ -239,15 +239,15 @@ def source_of(steps):
     if not before and len(steps[0].before) == 1:
         return Source(0, inputs, 0, 1, inputs)
     _, columns, channels = steps[0].before
-    line, top, left, shape = columns * channels, 0, 0, steps[0].before
+    line, top, left = columns * channels, 0, 0
     for step in before:
         if step.kind == "crop":
-            top, left = (offset + (length - kept) // 2 for offset, length, kept in zip(
-                (top, left), shape, step.kernel))
+            top, left = (at + more for at, more in zip((top, left), plan.corner(step)))
         elif step.kernel != (2, 2) or channels > 1 or step is not before[-1]:
-            raise ValueError(f"it begins with {plan.to_line(steps)!r}, which firmware does not do; "
-                             "export it to c")
-        shape = step.after
+            begin = plan.to_line((*before, steps[-1]))
+            raise ValueError(f"it begins with {begin!r}, which firmware does not do; export it to "
+                             "c")
+    shape = before[-1].after if before else steps[0].before
     mean = line if before and before[-1].kind == "mean" else 0
     return Source(top * line + left * channels, line * (2 if mean else 1), mean, shape[0],
                   shape[1] * channels)

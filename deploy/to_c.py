@@ -64,7 +64,7 @@ def array(kind, name, values, place=""):
 
 def plain_facts(network):
     """The Facts of a network of which nothing is known: classes 0, 1, ... and bytes."""
-    return Facts(classes=tuple(map(str, range(network.steps[-1].after[0]))))
+    return Facts(classes=plan.class_names(network.steps[-1].after[0]))
 
 
 def title(network):
@@ -80,7 +80,7 @@ def quote(name):
 
 
 ENCODE = """
-#ifdef __AVR__
+#if defined __AVR__ && defined MLP_FLASH        /* of firmware, whose tables stay in flash */
 #define MLP_FLOAT(address) pgm_read_float(address)
 #else
 #define MLP_FLOAT(address) (*(address))

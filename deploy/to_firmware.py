@@ -8,6 +8,7 @@ import integer
 import plan
 from deploy import planes, to_c
 from deploy.planes import Map
+from formats.encode import Encoding, encode
 
 FOLDER = Path(__file__).parent
 
@@ -164,8 +165,10 @@ static const struct mlp_layer mlp_layers[] = {{
 """ + ",\n".join(rows) + "\n};\n#endif\n#endif\n"
 
 
-def needs(network, tables, lanes, name, has):
+def needs(network, facts, tables, lanes, name, has):
     """(bytes of flash, bytes of RAM) that a network takes on a Chip, image and all; rounded up.
+
+    facts: checkpoint.Facts: names and the table of features take flash, too.
 
     Raises:
       ValueError: the chip of this name has less; one line with both numbers.
@@ -179,7 +182,9 @@ def needs(network, tables, lanes, name, has):
         stack += has.maps_stack + 2 * lanes + 2 * word * max(network.weight_bits - 3, 0)
         listed = lanes + lanes // 2
     words = sum(t.w.size // (1 + t.map.narrow) + t.start.size + t.places.size for t in tables)
-    flash = code + words * word + len(tables) * row
+    names = len(facts.classes) * (1 + max(len(name.encode()) for name in facts.classes))
+    flash = (code + words * word + len(tables) * row + names
+             + (0 if facts.low is None else 8 * len(facts.low)))
     ram = ((room.groups + room.x_words + room.sums + room.maps
             + room.blocks * network.activation_bits) * word + 2 * (listed + 1)
            + 4 * network.steps[-1].after[0] + stack + plan.inputs(network.steps))
@@ -191,13 +196,13 @@ def needs(network, tables, lanes, name, has):
     return flash, ram
 
 
-def fit(network, name, has):
+def fit(network, facts, name, has):
     """(lanes, tables, needs) of a network on a Chip, in the widest words that fit."""
     convolves = plan.convolves(network.steps)
     for lanes in has.lanes[::-1] if convolves else has.lanes[:1]:
         tables = planes.make_all_tables(network, lanes)
         try:
-            return lanes, tables, needs(network, tables, lanes, name, has)
+            return lanes, tables, needs(network, facts, tables, lanes, name, has)
         except ValueError as error:
             reason = error
     raise reason
@@ -275,14 +280,18 @@ def export(network, chips, facts=None, image=None, features=None):
     Raises:
       ValueError: the network does not fit one of them; one line.
     """
-    fitted = {chip: fit(network, chip, CHIPS[chip]) for chip in chips}
+    facts = facts or to_c.plain_facts(network)
+    fitted = {chip: fit(network, facts, chip, CHIPS[chip]) for chip in chips}
     engine, files = (FOLDER / "chip.c").read_text("utf-8"), {}
     if image is None:
         image, features = to_c.make_example(network), None
-    facts = facts or to_c.plain_facts(network)
-    if facts.low is not None and features is None:          # no real example: of the codes' middle
-        features = (facts.low + np.exp2(facts.exponent.astype(np.float64)) * image.reshape(
-            -1, len(facts.low))).astype(np.float32).ravel()
+    if facts.low is not None and features is None:          # no real example: what these codes mean
+        largest = np.finfo(np.float32).max
+        made = facts.low + np.exp2(facts.exponent.astype(np.float64)) * image.reshape(
+            -1, len(facts.low))
+        made = made.clip(-largest, largest).astype(np.float32)
+        image = encode(made, Encoding(facts.low, facts.exponent)).ravel()   # float32 has rounded
+        features = made.ravel()
     example = example_header(network, image, features)
     for chip in chips:
         has, (lanes, tables, needed) = CHIPS[chip], fitted[chip]
@@ -301,8 +310,9 @@ def export_uno(network, facts=None):
 
     Of features it reads the analog inputs; else it takes images from the serial port.
     """
-    lanes, tables, _ = fit(network, "an Uno", UNO)
-    sketch = "uno.ino" if facts is None or facts.low is None else "window.ino"
+    facts = facts or to_c.plain_facts(network)
+    lanes, tables, _ = fit(network, facts, "an Uno", UNO)
+    sketch = "uno.ino" if facts.low is None else "window.ino"
     return {"uno.ino": (FOLDER / "firmware" / sketch).read_text("utf-8"),
             "mlp.h": header(network, tables, lanes, facts),
             "mlp.c": (FOLDER / "chip.c").read_text("utf-8")}

@@ -30,7 +30,7 @@ class Graph:
     def window(self, step, x, name):
         """A step without weights, on codes uint8 [N, C, H, W]."""
         if step.kind == "crop":
-            edges = [((length - kept) // 2, kept) for length, kept in zip(step.before, step.kernel)]
+            edges = list(zip(plan.corner(step), step.kernel))
             places = [self.constant(f"{name}_{end}", np.array(at)) for end, at in (
                 ("start", [at for at, _ in edges]), ("end", [at + kept for at, kept in edges]),
                 ("axes", [2, 3]))]

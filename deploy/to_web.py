@@ -49,7 +49,7 @@ def export(network, facts=None, sample=None):
             size += len(packed) + layer.b_q.nbytes + len(shifts)
         embedded.append(entry)
     subject, known = data.classes(dataset, classes)
-    if names and tuple(names) != tuple(map(str, range(classes))):
+    if names and tuple(names) != plan.class_names(classes):
         known = names                           # its own; numbers may have known names
     model = {"takes": taken(network, facts), "shape": (1, 1, *shape)[-3:], "dataset": dataset,
              "low": [float(value) for value in low], "exponent": [int(e) for e in exponent],

@@ -2,6 +2,7 @@
 import math
 from typing import NamedTuple
 
+import plan
 from plan import Step
 
 
@@ -28,7 +29,7 @@ def windows_of(steps):
     found, whole, top, left = [], steps[0].before, 0, 0
     for step, following in zip(steps, steps[1:] + (None,)):
         if step.kind == "crop":
-            top, left = ((length - kept) // 2 for length, kept in zip(whole, step.kernel))
+            top, left = (at + more for at, more in zip((top, left), plan.corner(step)))
             if following.kind != "dense":
                 continue
             step = Step("mean", (1, 1), (1, 1), step.after, step.after)

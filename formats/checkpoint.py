@@ -79,7 +79,7 @@ def encode(network, facts=Facts(), form="npz"):         # noqa: B008 (a tuple: n
       ValueError: an .nqat of a FloatNetwork. What else is wrong with a model, decode says.
     """
     quantized = isinstance(network, integer.Network)
-    classes = facts.classes or tuple(map(str, range(network.steps[-1].after[0])))
+    classes = facts.classes or plan.class_names(network.steps[-1].after[0])
     if form == "nqat":
         if not quantized:
             raise ValueError("an .nqat holds integers, not float32 weights")
@@ -177,7 +177,7 @@ def _check_meta(meta):
         raise ValueError(f"its format is not {' or '.join(map(str, FORMATS))}")
     if meta["format"] == 2:
         line, shape, classes = _old_layers(meta)
-        names = tuple(map(str, range(min(classes, plan.MAX_WIDTH))))
+        names = plan.class_names(min(classes, plan.MAX_WIDTH))
     else:
         line, shape = _typed(meta, "layers", str), _typed(meta, "shape", list)
         if len(line) > 2_000 or len(shape) not in (1, 3) or not all(

@@ -1,4 +1,5 @@
 """What a person gives to be classified: pictures, folders of them, rows of a table; as bytes."""
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,16 @@ DIGITS = tuple("0123456789")
 
 def is_table(path):
     """Whether a path is a table by its name."""
-    return Path(path).suffix.lower() in (".csv", ".tsv")
+    return Path(path).suffix.lower() in tables.SUFFIXES
 
 
 def _files(path):
     """The files to read for a path: itself or, of a folder, what is in it and in its folders."""
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):                 # unlike Path's, False for what no path can be
         return [path]
     found = sorted(file for file in (*path.glob("*"), *path.glob("*/*"))
-                   if file.is_file() and not file.name.startswith("."))
+                   if os.path.isfile(file) and not file.name.startswith("."))
     if not found:
         raise InputError(f"{path} is a folder without pictures")
     return found

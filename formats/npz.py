@@ -69,11 +69,16 @@ def reason(error):
     return text.splitlines()[0] if text else "damaged"
 
 
-def _open(content):
-    """(an open ZipFile, {array's name: ZipInfo}, meta) of bytes from anywhere."""
+def open_archive(content):
+    """A ZipFile of bytes from anywhere, of so many members that it does not take long to open."""
     if content.count(b"PK\1\2") > MAX_MEMBERS:         # each entry of the directory starts so
         raise ValueError(f"it has more than {MAX_MEMBERS:,} members")
-    archive = zipfile.ZipFile(io.BytesIO(content))
+    return zipfile.ZipFile(io.BytesIO(content))
+
+
+def _open(content):
+    """(an open ZipFile, {array's name: ZipInfo}, meta) of bytes from anywhere."""
+    archive = open_archive(content)
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
     if len(members) != len(archive.infolist()) or "meta" not in members:
         raise ValueError("a key is there twice, or meta is missing")

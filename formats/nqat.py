@@ -111,6 +111,8 @@ def _read_step(reader):
     if first >> 5 >= len(KINDS):
         raise ValueError("a step of it is of no kind")
     kind = KINDS[first >> 5]
+    if kind != "conv" and first & 31:
+        raise ValueError(f"a step of it, {kind}, has bits that mean nothing")
     if kind == "crop":
         return f"crop{reader.numbers('H')[0]}"
     if kind in ("mean", "max"):
@@ -124,7 +126,7 @@ def _read_step(reader):
 def _pack_header(network, names, low, exponent):
     """All that comes before the rows of the layers."""
     steps, shape = network.steps, network.steps[0].before
-    default = names == tuple(map(str, range(len(names))))
+    default = names == plan.class_names(len(names))
     text = b"" if default else "\n".join(names).encode()
     if len(text) > 65_535:
         raise ValueError("the names of its classes take more than 65,535 bytes")
@@ -153,7 +155,7 @@ def encode(network, classes=None, low=None, exponent=None):
       ValueError: as from check_kinds.
     """
     check_kinds(network.steps)
-    names = tuple(classes or map(str, range(network.steps[-1].after[0])))
+    names = tuple(classes or plan.class_names(network.steps[-1].after[0]))
     rows, parts = [], []
     for _, b_q, shift in network.layers:
         least, above = 0, np.zeros(1, np.int8)  # what the last layer has in place of shifts
@@ -179,7 +181,7 @@ def _read_old_header(reader):
     if side not in earlier.OLD_SIDES or not rows:
         raise ValueError(f"it has {count} layers on input side {side}")
     line, shape = earlier.from_sizes(side, (inputs + 1, *widths))
-    names = tuple(map(str, range(widths[-1])))
+    names = plan.class_names(widths[-1])
     return line, shape, names, (bits, activation_bits, exponent), [row[1:] for row in rows], ()
 
 
@@ -194,7 +196,7 @@ def _read_header(reader):
     if rank not in (1, 3):
         raise ValueError(f"its examples have {rank} axes, not 1 or 3")
     *shape, classes, count, length = reader.numbers(f"{rank}HHBH")
-    names = tuple(map(str, range(classes + 1)))
+    names = plan.class_names(classes + 1)
     if length:
         names = tuple(reader.bytes(length).decode("utf-8").split("\n"))
         if len(names) != classes + 1:

@@ -234,7 +234,7 @@ def centre(ink):
     from PIL import Image
     if not ink.any():
         return np.zeros((SIDE, SIDE), np.uint8)
-    rows, columns = np.nonzero(ink >= 0.5)
+    rows, columns = np.nonzero(ink >= ink.max() / 2)    # of several digits one may be paler
     step = (max(np.ptp(rows), np.ptp(columns)) + 1) / BOX
     mass = ink.sum()
     middle = [(ink.sum(1 - axis) * (np.arange(length) + .5)).sum() / mass

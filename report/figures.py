@@ -256,7 +256,7 @@ def _recipe_points(axes, recipes):
         points = []
         for name, rows in by_size:
             at = _largest_file(rows), np.mean(_errors(rows)[0])
-            points.append((*at, _val_accuracy(rows)))
+            points.append((*at, stats.summarize(rows, "val_acc")["mean"]))
             axes.errorbar(*at, stats.summary(_errors(rows)[0])["std"], fmt="*", color=color,
                           markersize=13, capsize=2, markeredgecolor="white", zorder=3)
             labels.append(axes.annotate(name, at, (0, 0), textcoords="offset points", va="center",
@@ -265,11 +265,6 @@ def _recipe_points(axes, recipes):
         if points:
             axes.plot(*_best(points), color=color, linewidth=1, alpha=0.5, zorder=2)
     return labels
-
-
-def _val_accuracy(rows):
-    """Mean over seeds, 0 where none was judged."""
-    return np.mean([row.get("val_acc") or 0 for row in rows])
 
 
 def frontier(result):

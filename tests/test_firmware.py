@@ -16,7 +16,7 @@ import oracle
 import plan
 from benchmarks import firmware
 from conftest import ROOT
-from deploy import engines, planes, to_firmware, to_web
+from deploy import engines, planes, to_c, to_firmware, to_web
 from formats import checkpoint, encode
 
 CHIPS = list(to_firmware.CHIPS)
@@ -363,3 +363,28 @@ def test_page_and_sketch_agree_on_a_drawing(need, sketch, tmp_path):
         said, digit = page.locator("#uno").inner_text(), page.locator("#digit").inner_text()
     assert re.fullmatch(rf"It reads {digit} in \d+\.\d ms; every integer is the same\.", said)
     assert asked and len(asked[-1]) == 784
+
+
+def test_an_example_made_up_of_features_is_what_its_codes_say(monkeypatch):
+    """Of a constant feature, whose step is the largest, and one whose float32 is coarser."""
+    low, exponent = np.float32([0, 101_325, 3]), np.array([encode.MOST, -8, 0])
+    network = oracle.random_network(np.random.default_rng(1), plan.parse("5", (3,), 3), 4, 4)
+    facts, seen = checkpoint.Facts(classes=("a", "b", "c"), low=low, exponent=exponent), []
+    monkeypatch.setattr(to_c, "make_example", lambda network: np.uint8([200, 77, 255]))
+    kept = to_firmware.example_header
+    monkeypatch.setattr(to_firmware, "example_header", lambda network, image, features: (
+        seen.append((image, features)), kept(network, image, features))[1])
+    files, _ = to_firmware.export(network, ["rv32ec"], facts)
+    (image, features), = seen
+    assert np.isfinite(features).all() and "inf" not in files["rv32ec/example.h"]
+    np.testing.assert_array_equal(image, encode.encode(features, encode.Encoding(low, exponent)))
+
+
+def test_names_and_the_table_of_features_count_as_flash():
+    network = oracle.random_network(np.random.default_rng(1), plan.parse("5", (3,), 3), 4, 4)
+    plain = checkpoint.Facts(classes=("0", "1", "2"))
+    facts = plain._replace(classes=("0", "1", "x" * 99), low=np.zeros(3, np.float32),
+                           exponent=np.zeros(3, int))
+    _, few = to_firmware.export(network, ["rv32ec"], plain)
+    _, more = to_firmware.export(network, ["rv32ec"], facts)
+    assert more["rv32ec"][0] - few["rv32ec"][0] == 3 * 98 + 3 * 8

@@ -100,7 +100,7 @@ def test_engine_equals_oracle_on_convolutions(rng, engine, bits, line, shape):
 def small_steps(draw):
     """Steps of any words that fit a small map."""
     shape = (draw(st.integers(1, 12)), draw(st.integers(1, 12)), draw(st.sampled_from([1, 3])))
-    words = draw(st.sampled_from(["", "mean2", "crop5", "crop6 mean2"])).split()
+    words = draw(st.sampled_from(["", "mean2", "crop5", "crop6 mean2", "crop7 crop4"])).split()
     convolution = st.builds("conv{}x{}/{}".format, st.integers(1, 7), st.integers(1, 8),
                             st.integers(1, 3))
     words += draw(st.lists(st.one_of(convolution, st.just("max2")), max_size=6))

@@ -185,6 +185,19 @@ def test_digits_apart_in_a_row_are_read_as_each_is_alone(mnist, tmp_path):
         assert doubt == "several pieces"
 
 
+def test_a_paler_digit_of_a_row_is_read_as_alone(mnist, tmp_path):
+    """Darkness is measured over the whole row: of the paler digit no point is half as dark."""
+    ink = mnist.test.images[[0, 1]].reshape(-1, 28, 28).repeat(4, 1).repeat(4, 2).astype(float)
+    alone = photo.read_digits(save(tmp_path, 255 - ink[1]))[0][0]
+    for share in (0.6, 0.45, 0.4):
+        row = photo.read_digits(save(tmp_path, 255 - np.concatenate([ink[0], share * ink[1]], 1)))
+        if len(row) == 2:                       # a pale stroke may count as paper
+            assert np.corrcoef(row[1][0], alone)[0, 1] > 0.9
+    pale = np.zeros((40, 40), np.float32)
+    pale[10:30, 18:22] = 0.4
+    np.testing.assert_array_equal(photo.centre(pale), photo.centre(pale / 0.4))
+
+
 @pytest.mark.slow
 def test_digits_are_not_doubted(mnist, tmp_path):
     assert photos.kept(mnist.test.images) >= 0.99

@@ -37,6 +37,9 @@ def test_header_of_a_recipe_is_its_result(path):
         given = {**row["changes"], "SEED": 0}
         assert given == {**{key: value for key, value in settings._asdict().items()
                             if key in given}, "SEED": 0}
+    default = config.load([])._asdict()
+    ours = {key for key, value in settings._asdict().items() if value != default[key]}
+    assert ours - {"COMPUTE", "ABLATION_SEEDS"} <= rows[0]["changes"].keys()
     assert len({row["seed"] for row in rows}) == len(rows) >= 5
 
 

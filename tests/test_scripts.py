@@ -290,3 +290,24 @@ def test_a_model_of_other_data_is_named(tmp_path, folder, script, mnist):
                          f"--WEIGHTS={tmp_path / 'weights_int8.npz'}")
     assert not any("note:" in line for line in same)
     assert f"note: this model was trained on {folder.name}, not on other" in lines
+
+
+def test_a_network_of_more_classes_than_the_data_may_answer_any(tmp_path, mnist, script):
+    """Ten rows of the confusion matrix, of which some have no example."""
+    few = [split.labels[:300] < 5 for split in (mnist.train, mnist.test)]
+    write_folder(tmp_path, *(type(split)(split.images[:300][of], split.labels[:300][of])
+                             for split, of in zip((mnist.train, mnist.test), few)))
+    code, out, errors = script(main_inference.main, f"--DATA_DIR={tmp_path}", "--ENGINE=numpy",
+                               f"--WEIGHTS={ROOT / 'weights/recipes/smallest98.nqat'}",
+                               f"--RUNS_DIR={tmp_path / 'runs'}")
+    assert (code, errors) == (0, [])
+    assert (tmp_path / "runs" / "inference.json").exists()
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "no/such.png", "a\0b.png"])
+def test_a_path_that_cannot_be_is_one_line_and_the_others_are_answered(tmp_path, script, name):
+    Image.new("L", (28, 28), 255).save(tmp_path / "blank.png")
+    code, out, errors = script(main_inference.main, tmp_path / "blank.png", name,
+                               f"--WEIGHTS={ROOT / 'weights/recipes/smallest98.nqat'}",
+                               "--ENGINE=numpy")
+    assert code == 2 and len(errors) == 1 and len(out) == 1
