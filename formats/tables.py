@@ -217,7 +217,8 @@ def _features_layout(path, content, count, label, group):
     """The Layout of rows to be classified: what is beside their `count` numbers is left out."""
     delimiter, first, has_header = columns.top(path, content, (label, group))
     beside = len(first) - count
-    if beside == 0:
+    named = has_header and {label.lower(), group.lower()} & {name.lower() for name in first}
+    if beside == 0 and not named:               # else a feature is missing
         return columns.Layout(first, has_header, delimiter, None, None, False)
     if beside == 2 and group:
         return columns.layout(path, content, label, group)

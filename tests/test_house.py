@@ -89,7 +89,7 @@ def test_core_has_as_many_lines_as_the_tour_says():
     files = [file for name in names for file in
              ((ROOT / name).glob("*.py") if name.endswith("/") else [ROOT / name])]
     lines = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
-    assert lines == int(sentence[2].replace(",", "")) < 2_650
+    assert lines == int(sentence[2].replace(",", "")) < 2_700
 
 
 def test_readme_is_short():

@@ -268,7 +268,8 @@ FORGED = {
     "shape up to the limit": ({"shape": (65_536,) * 3}, "leads from"),
     "65 layers": ({"count": 64, "steps": dense(1) * 64, "rows": ((1, 1, 0),) * 65}, "65 steps"),
     "255 steps of no kind": ({"count": 255, "steps": b"\xff" * 255}, "of no kind"),
-    "more steps than bytes": ({"count": 255}, "inside its header|no kind|no word|legal|mean nothing"),
+    "more steps than bytes": ({"count": 255}, "inside its header|no kind|mean nothing|no word|legal"
+                               ),
     "a step of no kind": ({"steps": b"\xa0\4\0"}, "of no kind"),
     "a width with bits of a kernel": ({"steps": b"\x81\4\0"}, "bits that mean nothing"),
     "a mean with bits of a kernel": ({"steps": b"\x21", "shape": (7, 7, 1)}, "that mean nothing"),
