@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY = .venv/bin/python
 INSTALL = $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: setup train inference ablation test test-all test-long test-newest parity bench firmware \
+.PHONY: setup train inference ablation test test-all test-long newest test-newest parity bench firmware \
   drill fuzz readme clean
 
 setup: .venv/installed
@@ -17,12 +17,11 @@ setup: .venv/installed
 	@touch $@
 .venv/installed-bench: requirements-dev.txt
 
-# The newest of everything, in a place of its own: what is pinned here, without its pins.
-.venv-newest/installed: requirements.txt requirements-dev.txt
+# The newest of everything, each time, in a place of its own: what is pinned here, without its pins.
+newest: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv-newest
 	sed -n 's/==[^ ]*//p' $^ > .venv-newest/requirements.txt
-	$(subst .venv,.venv-newest,$(INSTALL)) .venv-newest/requirements.txt
-	@touch $@
+	$(subst .venv,.venv-newest,$(INSTALL)) .venv-newest/requirements.txt --upgrade
 
 train: .venv/installed
 	$(PY) -B main_train.py $(ARGS)
@@ -43,7 +42,7 @@ test-all: .venv/installed-dev
 test-long: .venv/installed-dev
 	$(PY) -B -m pytest -p no:cacheprovider -m long $(ARGS)
 
-test-newest: .venv-newest/installed
+test-newest: newest
 	.venv-newest/bin/python -B -m pytest -p no:cacheprovider -m "not long" $(ARGS)
 
 parity: .venv/installed-dev

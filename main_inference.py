@@ -80,7 +80,7 @@ def show_confusion(logits, dataset, known, settings):
     title = f"{dataset.name}, {table.sum():,} test examples"
     try:
         from report import draw  # a second to come; inference needs NumPy alone
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # ValueError: of MPLBACKEND
         print(f"note: no figure: {error}", file=sys.stderr)
         return
     draw.draw_into(Path(settings.RUNS_DIR) / "confusion.png",

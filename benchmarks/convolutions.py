@@ -5,6 +5,10 @@ python3 -m benchmarks.convolutions [--KEY=value ...]   writes results/convolutio
 Two networks: a step of training, of batches of 128; the peak memory of a run of one epoch; and an
 image through C and through ONNX Runtime's int8 kernels, on one core.
 """
+if __name__ == "__main__":
+    from machine import script
+    script.begin()
+
 from pathlib import Path
 
 import jax

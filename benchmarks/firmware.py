@@ -5,6 +5,10 @@ python3 -m benchmarks.firmware [--KEY=value ...]
 Writes results/firmware.json. Of the default weights and each small recipe that fits a chip; exit 2
 if one integer differs from the integer engine's.
 """
+if __name__ == "__main__":
+    from machine import script
+    script.begin()
+
 import os
 import pty
 import re
@@ -219,6 +223,9 @@ def main(argv):
         networks[label] = network, accuracy, dataset.test.images, dataset.name
     networks[FEATURES] = *feature_network(settings), FEATURES
     rows = run(networks)
+    missing = sorted({row["missing"] for row in rows if "missing" in row})
+    if missing:
+        raise InputError(f"nothing is written, some rows lack their numbers: {'; '.join(missing)}")
     results.write_result(Path(settings.RESULTS_DIR) / "firmware.json", settings._asdict(),
                          rows, avr_mhz=AVR_MHZ,
                          chips={name: {"flash": chip.flash, "ram": chip.ram}

@@ -4,9 +4,13 @@ python3 -m benchmarks.gpu [--LANES=1,32,256,1024] [--IMAGES=8192] [--KEY=value .
 
 Writes results/gpu.json where the device is no CPU, and prints a table. The integer engine must give
 NumPy's integers there; then the seconds of a lane-epoch of the default network, of as many lanes
-side by side, of the reference sweep's 27, and of a convolutional recipe. Exit 1 if one integer
+side by side, of the reference sweep's 27, and of a convolutional recipe. Exit 2 if one integer
 differs.
 """
+if __name__ == "__main__":
+    from machine import script
+    script.begin()
+
 from pathlib import Path
 
 import config

@@ -5,6 +5,10 @@ python3 -m benchmarks.inference [--WEIGHTS=FILE] [--KEY=value ...]
 Writes results/inference_bench.json and prints a table. Every engine gets the raw bytes as a NumPy
 array and gives its logits as one, so what a caller pays is what is timed.
 """
+if __name__ == "__main__":
+    from machine import script
+    script.begin()
+
 from functools import partial
 from importlib import metadata
 from pathlib import Path

@@ -6,6 +6,10 @@ pip install scikit-learn; pip install --no-deps aeon: its wheel holds three sets
 Accuracy is of the test part, which nothing is chosen by: five splits, or five seeds where a set has
 a test part of its own.
 """
+if __name__ == "__main__":
+    from machine import script
+    script.begin()
+
 import importlib.util
 from pathlib import Path
 

@@ -7,6 +7,10 @@ On another data set (--DATA_DIR=FOLDER) they keep their headers, and the weights
 folder of its own in weights/. A data set's own recipes are in a folder of its name, such as
 recipes/fashion_mnist/.
 """
+if __name__ == "__main__":
+    from machine import script
+    script.begin()
+
 import itertools
 import time
 from pathlib import Path
@@ -87,10 +91,9 @@ def measure(path, settings, data):
 def _others(path, label):
     """The rows of the other recipes that a result holds."""
     from report import results
-    try:
-        return [row for row in results.read_result(path)["rows"] if row["label"] != label]
-    except InputError:
+    if not Path(path).exists():
         return []
+    return [row for row in results.read_result(path)["rows"] if row["label"] != label]
 
 
 def main(argv):

@@ -5,6 +5,10 @@ python3 -m benchmarks.scaling [--KEY=value ...]   writes results/scaling.json an
 Each axis varies one thing of the model that the switches describe, each point in a process of its
 own, whose peak memory counts.
 """
+if __name__ == "__main__":
+    from machine import script
+    script.begin()
+
 import json
 import os
 import subprocess
@@ -97,7 +101,9 @@ def main(argv):
         axis, _, value = points[0].removeprefix(POINT).partition(":")
         print(json.dumps(measure(settings, data, axis, int(value))))
         return
-    axes = {**AXES, "devices": range(1, len(jax.devices()) + 1)}
+    axes = dict(AXES)
+    if jax.default_backend() == "cpu":          # whose devices are cores, as many as are asked for
+        axes["devices"] = range(1, len(jax.devices()) + 1)
     todo = [(axis, value) for axis, values in axes.items() for value in values]
     rows = [run_point(argv, *point) for point in tqdm(todo, "points", leave=False)]
     rate = gemm_rate()

@@ -5,6 +5,10 @@ python3 -m benchmarks.training [--KEY=value ...]   writes results/training_bench
 The switches hold for the timed epochs and for the whole runs, which take the seeds from SEED on and
 keep their files, and their compiled programs, in temporary folders.
 """
+if __name__ == "__main__":
+    from machine import script
+    script.begin()
+
 import subprocess
 import sys
 import tempfile

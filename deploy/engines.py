@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from machine.files import InputError
+
 C_FLAGS = ("-std=c99", "-O3", "-march=native")
 PLAIN = "-DMLP_PORTABLE"        # as where a processor has no dot product of bytes
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -33,7 +35,7 @@ CHROMIUM_FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first
                   "--disable-background-networking", "--disable-component-update", "--disable-sync")
 
 
-class Missing(Exception):
+class Missing(InputError):
     """An engine that is not installed here; the message is the reason."""
 
 

@@ -217,8 +217,11 @@ def _features_layout(path, content, count, label, group):
     """The Layout of rows to be classified: what is beside their `count` numbers is left out."""
     delimiter, first, has_header = columns.top(path, content, (label, group))
     beside = len(first) - count
-    named = has_header and {label.lower(), group.lower()} & {name.lower() for name in first}
-    if beside == 0 and not named:               # else a feature is missing
+    known = {label.lower()} if label else set(columns.LABELS)
+    if beside == 0:
+        if has_header and (known | {group.lower()}) & {name.lower() for name in first}:
+            raise InputError(f"{path} has {len(first)} columns, one of them no feature; the "
+                             f"network reads {count} numbers")
         return columns.Layout(first, has_header, delimiter, None, None, False)
     if beside == 2 and group:
         return columns.layout(path, content, label, group)

@@ -84,8 +84,9 @@ def write_atomically(path, data):
     except (OSError, ValueError) as error:      # ValueError: a NUL byte in the path
         raise InputError(f"can't write {path}: {_reason(error)}; choose another folder") from None
     finally:
-        if temporary and os.path.lexists(temporary):
-            os.unlink(temporary)
+        if temporary:
+            with contextlib.suppress(OSError):  # it is the file now; or the disk is read-only now
+                os.unlink(temporary)
 
 
 def check_writable(*folders):

@@ -85,10 +85,11 @@ def _wait_for(address):
         try:
             socket.create_connection((host, int(port)), timeout=5).close()
             return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                raise InputError(f"COORDINATOR = {address!r} can't be reached: {error.strerror}; "
-                                 "start the process with PROCESS_ID = 0 there") from None
+        except (OSError, UnicodeError) as error:        # Unicode: of a name that no host can have
+            if time.monotonic() > deadline or isinstance(error, UnicodeError):
+                why = getattr(error, "strerror", None) or str(error)
+                raise InputError(f"COORDINATOR = {address!r} can't be reached: {why}; start the "
+                                 "process with PROCESS_ID = 0 there") from None
             time.sleep(0.5)
 
 

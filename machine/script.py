@@ -38,8 +38,8 @@ def _check_installed():
 
 def _refuse(reason):
     script = os.path.basename(sys.argv[0])
-    print(f"error: {reason}: `make` installs it all into .venv; then .venv/bin/python {script}",
-          file=sys.stderr)
+    print(f"error: {reason}: `make` installs what training needs into .venv, for .venv/bin/python "
+          f"{script}; requirements-dev.txt is the rest", file=sys.stderr)
     sys.exit(2)
 
 

@@ -65,10 +65,10 @@ def _limits(result, parts):
     limit = "" if least is None else (
         f" The quickest {least}, which no step in float32 undercuts: a float32 epoch takes "
         f"{epochs['float32 epoch'] / epochs[least]:.2f} of it.")
+    change = 100 * (saving["saved"] / saving["not saved"] - 1)
     return (f"Ours computes its products in {result['compute']}, which `COMPUTE = \"auto\"` chose; "
-            f"the GEMM rate is {result['gemm_gflops']:.0f} GFLOP/s; saving the state after every "
-            f"epoch changes its time by {100 * (saving['saved'] / saving['not saved'] - 1):+.1f} %."
-            f"{limit} {source(result)}")
+            f"the GEMM rate is {result['gemm_gflops']:.0f} GFLOP/s; saving the state as a run "
+            f"does changes an epoch's time by {change:+.1f} %.{limit} {source(result)}")
 
 
 def training(read):

@@ -24,7 +24,7 @@ FINISHED = "finished"           # a file in the folder of a study whose runs are
 # What decides a run's bits, besides the libraries.
 CODE = ("quant.py", "plan.py", "integer.py", "model.py", "convert.py", "data.py", "predict.py",
         "training/*.py", "formats/encode.py", "formats/splits.py", "machine/devices.py",
-        "runner/source.py", "runner/adapt.py")
+        "machine/runtime.py", "runner/source.py", "runner/adapt.py")
 
 
 def folder_name(study, sha256, switches):

@@ -35,7 +35,7 @@ from machine.script import run
 from training import loop
 
 # Programs compiled in this session, shared by its workers and the scripts they start.
-RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+RUN = os.environ.setdefault("NANOQAT_TESTS", str(os.getpid()))
 CACHE = Path(tempfile.gettempdir()) / f"nanoqat-tests-{RUN}"
 runtime.set_up(str(CACHE))      # before any other use of JAX: it sets the number of host devices
 # The same examples in every run, and no deadline: the first call of a JAX function compiles.

@@ -494,7 +494,7 @@ def test_rows_to_answer_leave_out_what_training_left_out(tmp_path, text, label, 
 
 @pytest.mark.parametrize("text, label, group", [
     ("5,1,2\n6,3,4\n", "", "1"),              # the label, or the recording?
-    ("a,kind\n1,7\n", "kind", ""),            # a feature is missing
+    ("a,kind\n1,7\n", "kind", ""), ("a,Class\n1,7\n", "", ""),       # a feature is missing
     ("a,b,c\n1,2,7\n", "kind", ""), ("a,b,c,d\n1,2,3,4\n", "", "")])
 def test_rows_that_may_be_read_in_two_ways_are_refused(tmp_path, text, label, group):
     (tmp_path / "new.csv").write_text(text)

@@ -1,7 +1,6 @@
 """The engine for chips gives the integers of the weights file, on this machine and in emulators."""
 import os
 import re
-import shutil
 import subprocess
 from contextlib import ExitStack
 from pathlib import Path
@@ -227,14 +226,15 @@ def test_script_refuses_what_does_not_fit_and_writes_nothing(script, tmp_path, m
     assert not (tmp_path / "deploy").exists()
 
 
-def test_script_writes_folders_that_name_a_missing_compiler(script, tmp_path, monkeypatch):
+def test_script_writes_folders_that_name_a_missing_compiler(script, tmp_path, monkeypatch, need):
     monkeypatch.chdir(tmp_path)
     checkpoint.save("w.npz", oracle.random_network(np.random.default_rng(3), SMALL, 2, 4))
     code, out, err = script(main_export.main, "firmware", "rv32ec", "cortex-m0", "--WEIGHTS=w.npz")
     assert (code, err) == (0, [])
     folder = tmp_path / "deploy" / "out" / "firmware"
     assert sorted(path.name for path in folder.iterdir()) == ["cortex-m0", "rv32ec"]
-    made = subprocess.run([shutil.which("make"), "-s", "-C", folder / "rv32ec", "CC=no-such-gcc"],
+    make = need(firmware.find, "make", "make")
+    made = subprocess.run([make, "-s", "-C", folder / "rv32ec", "CC=no-such-gcc"],
                           capture_output=True, text=True)
     assert (made.returncode, made.stderr) == (0, "")
     assert made.stdout == ("rv32ec: skipped: no no-such-gcc; install gcc-riscv64-unknown-elf\n")

@@ -187,7 +187,8 @@ def test_the_page_runs_in_a_program_that_has_used_jax(tmp_path):
     page = (ROOT / "docs" / "library.md").read_text("utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:3]
     assert len(list(filter(None, blocks[1].splitlines()))) == 10
-    blocks.insert(2, "theirs = acc")
+    saving, = re.findall(r"`(checkpoint.save\(.*?\))`", page)
+    blocks.insert(2, f"theirs = acc\nfrom formats import checkpoint\n{saving}")
     program = THEIRS.format(root=str(ROOT), page="\n".join(blocks))
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path,
                           capture_output=True, text=True)

@@ -98,3 +98,11 @@ def test_recipe_that_learns_nothing_is_refused_in_one_line(folder, tmp_path, scr
     assert code == 2 and len(errors) == 1 and "LEARNING_RATE" in errors[0]
     with pytest.raises(InputError):
         recipes.main(["missing.toml"])
+
+
+def test_a_damaged_result_of_all_recipes_is_not_begun_anew(tmp_path):
+    """It may hold hours of the others' training."""
+    assert recipes._others(tmp_path / "none.json", "small") == []
+    (tmp_path / "damaged.json").write_text("{")
+    with pytest.raises(InputError, match="not JSON"):
+        recipes._others(tmp_path / "damaged.json", "small")

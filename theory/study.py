@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))      # also as python3 theory/study.py
+if __name__ == "__main__":
+    from machine import script
+    script.begin()
 
 import jax
 import jax.numpy as jnp
