@@ -255,7 +255,8 @@ def test_plots_show_recipes_and_published_points(fake_runs, monkeypatch, script,
         results.write_result(tmp_path / f"{study}.json", settings._asdict(),
                              rows_of(study, settings), dataset={"name": "MNIST", "classes": 10})
     (tmp_path / "recipes.json").write_text(json.dumps({"rows": [
-        {"label": "tiny", "test_acc": 0.98, "status": "capped", "file_bytes": 3_900}]}))
+        {"label": "tiny", "test_acc": 0.98, "val_acc": 0.97, "status": "capped",
+         "network": "100-10 W3A8", "file_bytes": 3_900}]}))
     drawn, function = [], figures.frontier
     monkeypatch.setitem(draw.FIGURES, "frontier",
                         lambda result: drawn.append(function(result)) or drawn[0])
