@@ -104,7 +104,8 @@ def fake_runs(monkeypatch):
     def new_row(point, **measured):
         changes = {key: value for key, value in point.items() if key != "label"}
         return {"label": point["label"], "changes": changes, "seed": point["SEED"],
-                "status": "stopped", "usable": True, "network": "784-256-128-10 W8A8", **measured}
+                "status": "stopped", "usable": True,
+                "network": f"{point.get('LAYERS', '784-256-128-10')} W8A8", **measured}
 
     def run(settings, study, points, data):
         calls.append((study, points))
