@@ -88,7 +88,8 @@ def _refuse_cells(path, content, layout, line, cells):
         stamps = [i for i in wordy if re.search(r"\d[-/.:T]\d{1,2}[-/.:]\d", texts[i])]
         kind = "time stamps" if stamps == wordy else "text"
         advice = _comma(texts[wordy[0]]) or "leave the columns out"
-        raise InputError(f"{path}: {_shown([layout.names[i] for i in wordy])} hold {kind}, such as "
+        names = _shown([layout.names[i] for i in wordy])
+        raise InputError(f"{path}: {names} hold{'s' * (len(wordy) == 1)} {kind}, such as "
                          f"{texts[wordy[0]][:40]!r}; features are numbers: {advice}")
     for i in layout.features():
         if not columns.is_number(cells[i]):
