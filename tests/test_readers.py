@@ -782,7 +782,7 @@ BAD_TABLES = {
     "one class": (NAMES, [row[:3] + ["cat"] for row in ROWS], "one class only, 'cat'"),
     "no examples": (NAMES, [], "no examples"),
     "one column": (["a"], [["1"], ["2"]], "one column"),
-    "label only": (["label", "who"], [["a", "b"]] * 20, "hold text"),
+    "label only": (["label", "who"], [["a", "b"]] * 20, "holds text"),
     "label of two lines": (NAMES, change(4, 3, "a\nb"), "printable"),
     "long label": (NAMES, change(4, 3, "a" * 101), "1 to 100"),
 }
@@ -800,7 +800,7 @@ BAD_TEXTS = {
     "BOM only": ("\ufeff".encode(), "no rows"),
     "UTF-16": ("a,b\n1,2\n".encode("utf-16"), "UTF-16"),
     "Latin-1": ("a,species\n1,caf\xe9\n".encode("latin-1"), "not UTF-8"),
-    "NUL": (b"a,b,species\n1,\0,x\n1,2,y\n", "hold text"),
+    "NUL": (b"a,b,species\n1,\0,x\n1,2,y\n", "holds text"),
     "open quotes": (b'a,b,species\n1,"2,x\n1,2,y\n', "close the quotes"),
     "words after quotes": (b'a,b,species\n1,"2"2,x\n', "line 2"),
     "spaces": (b"1 2 3\n4 5 6\n", "one column"),
