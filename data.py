@@ -192,13 +192,11 @@ def _as_uint8(name, images, labels):
 
 def _means_the_same(dataset, facts):
     """Whether a byte and a class number of a dataset mean what they meant in training."""
-    encoding = (facts.low, facts.exponent) if facts.low is not None else ()
+    low, exponent = dataset.encoding or (None, None)
     names = facts.classes[:len(dataset.classes)]
-    is_named = names != plan.class_names(len(names))
     return facts.sha256 == dataset.sha256 or (
-        len(encoding) == len(dataset.encoding or ())
-        and all(map(np.array_equal, encoding, dataset.encoding or ()))
-        and (not is_named or names == dataset.classes))
+        np.array_equal(facts.low, low) and np.array_equal(facts.exponent, exponent)
+        and names in (dataset.classes, plan.class_names(len(names))))
 
 
 def check_fits(dataset, steps, facts):

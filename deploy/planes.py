@@ -247,7 +247,7 @@ def source_of(steps):
             begin = plan.to_line((*before, steps[-1]))
             raise ValueError(f"it begins with {begin!r}, which firmware does not do; export it to "
                              "c")
-    shape = before[-1].after if before else steps[0].before
+    shape = steps[len(before)].before
     mean = line if before and before[-1].kind == "mean" else 0
     return Source(top * line + left * channels, line * (2 if mean else 1), mean, shape[0],
                   shape[1] * channels)

@@ -2,8 +2,7 @@
 import math
 from typing import NamedTuple
 
-import plan
-from plan import Step
+from plan import Step, corner
 
 
 class Window(NamedTuple):
@@ -29,7 +28,7 @@ def windows_of(steps):
     found, whole, top, left = [], steps[0].before, 0, 0
     for step, following in zip(steps, steps[1:] + (None,)):
         if step.kind == "crop":
-            top, left = (at + more for at, more in zip((top, left), plan.corner(step)))
+            top, left = (at + more for at, more in zip((top, left), corner(step)))
             if following.kind != "dense":
                 continue
             step = Step("mean", (1, 1), (1, 1), step.after, step.after)

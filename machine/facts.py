@@ -13,17 +13,18 @@ FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "PJRT_NPROC", "NPROC", "NVIDIA_TF32_OV
          "CUBLAS_WORKSPACE_CONFIG", "NPY_DISABLE_CPU_FEATURES", "GLIBC_TUNABLES")
 
 
-def _cpuinfo(key):
-    """The first value that /proc/cpuinfo has for this key; "" where it says nothing."""
+def _cpuinfo(*keys):
+    """The first value that /proc/cpuinfo has for each key; "" where it says nothing."""
     lines = CPUINFO.read_text("utf-8", "replace").splitlines() if CPUINFO.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+    return [next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), "")
+            for key in keys]
 
 
 def _cpu():
     """The processor's name and its widest vectors: clouds sell unlike ones under one name."""
-    flags = _cpuinfo("flags").split()
-    vectors = next((name for flag, name in VECTORS.items() if flag in flags), "")
-    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    name, flags = _cpuinfo("model name", "flags")
+    vectors = next((name for flag, name in VECTORS.items() if flag in flags.split()), "")
+    name = name or platform.processor() or platform.machine()
     return f"{name} with {vectors}" if vectors else name
 
 
@@ -33,7 +34,8 @@ def has_fast_bfloat16():
     On AMD with AVX-512 BF16 an epoch takes 0.73 of a float32 one; on Intel Sapphire Rapids, which
     has the same flags, 1.75. What was not measured is not fast.
     """
-    return _cpuinfo("vendor_id") == "AuthenticAMD" and "avx512_bf16" in _cpuinfo("flags").split()
+    vendor, flags = _cpuinfo("vendor_id", "flags")
+    return vendor == "AuthenticAMD" and "avx512_bf16" in flags.split()
 
 
 def _flags():

@@ -250,8 +250,7 @@ def _recipe_points(axes, recipes):
     """The recipes, a line for each kind of network; returns their labels, still to be placed."""
     labels = []
     for kind, color in KINDS.items():
-        own = {name: rows for name, rows in recipes.items()
-               if _kind(rows[0]) == kind}
+        own = {name: rows for name, rows in recipes.items() if _kind(rows[0]) == kind}
         by_size = sorted(own.items(), key=lambda item: _largest_file(item[1]))
         points = []
         for name, rows in by_size:

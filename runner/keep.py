@@ -127,14 +127,16 @@ def settle(settings, given):
     Raises:
       InputError: DATA_DIR is given, no WEIGHTS are, and there is nothing to be read.
     """
-    must = "DATA_DIR" in given and not settings.WEIGHTS     # else the model of other data answers
-    dataset = None
-    with contextlib.nullcontext() if must else contextlib.suppress(InputError):
-        if must or data.is_there(settings.DATA_DIR):
-            dataset = read_data(settings)
-    if dataset is None:
+    named = "DATA_DIR" in given and not settings.WEIGHTS    # no model of other data may answer
+    if not (named or data.is_there(settings.DATA_DIR)):
         return settings, None
-    count = data.count_train(dataset, settings.VAL_EXAMPLES)
+    try:
+        dataset = read_data(settings)
+        count = data.count_train(dataset, settings.VAL_EXAMPLES)
+    except InputError:
+        if named:
+            raise
+        return settings, None
     return adapt.adapt(settings, given, count)[0], dataset
 
 

@@ -181,11 +181,17 @@ assert acc.tolist() == [[9, 73]] and x_q.tolist() == [[9, 0]]
 """
 
 
+def page_blocks():
+    """The Python blocks of docs/library.md."""
+    page = (ROOT / "docs" / "library.md").read_text("utf-8")
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
 @pytest.mark.slow
 def test_the_page_runs_in_a_program_that_has_used_jax(tmp_path):
     """Its code as it stands; the integers keep what a network rounded to 4 bits can keep."""
     page = (ROOT / "docs" / "library.md").read_text("utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:3]
+    blocks = page_blocks()[:3]
     assert len(list(filter(None, blocks[1].splitlines()))) == 10
     saving, = re.findall(r"`(checkpoint.save\(.*?\))`", page)
     blocks.insert(2, f"theirs = acc\nfrom formats import checkpoint\n{saving}")
@@ -200,8 +206,7 @@ def test_the_page_runs_in_a_program_that_has_used_jax(tmp_path):
 @pytest.mark.slow
 def test_the_pages_sweep_runs_and_is_plotted_in_five_lines(folder, tmp_path):
     """Its code as it stands, but for the switches that make it quick and keep it here."""
-    page = (ROOT / "docs" / "library.md").read_text("utf-8")
-    sweep, plot = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[3:5]
+    sweep, plot = page_blocks()[3:5]
     assert len(plot.splitlines()) == 5
     switches = ["--MAX_EPOCHS=1", f"--DATA_DIR={folder}", f"--RUNS_DIR={tmp_path}", "--CACHE_DIR=",
                 "--VAL_EXAMPLES=200", "--LAYERS=16"]
@@ -245,8 +250,7 @@ def test_every_cell_about_a_peer_has_its_source():
 @pytest.mark.slow
 def test_an_own_quantizer_tried_twice_trains_anew(folder, tmp_path):
     """By the page's lines as they stand, in one process."""
-    page = (ROOT / "docs" / "library.md").read_text("utf-8")
-    block = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[5]
+    block = page_blocks()[5]
     *imports, replace, forget = block.strip().splitlines()
     switches = ["--MAX_EPOCHS=1", f"--DATA_DIR={folder}", f"--RUNS_DIR={tmp_path}", "--CACHE_DIR=",
                 "--VAL_EXAMPLES=200", "--LAYERS=16", "--ADAPT=False", "--COMPUTE=float32"]
@@ -268,12 +272,6 @@ assert hashes[0] == hashes[2] != hashes[1], hashes
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def page_blocks():
-    """The Python blocks of docs/library.md."""
-    page = (ROOT / "docs" / "library.md").read_text("utf-8")
-    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import subprocess
 import numpy as np
 import pytest
 from PIL import Image
+from test_resume import Crash
 
 import config
 import data
@@ -230,10 +231,6 @@ def test_what_was_trained_on_all_examples_is_found_by_its_switches(rng, tmp_path
     assert row["file_bytes"] == weights.stat().st_size
     code, _, err = script(main_inference.main, *switches)
     assert code == 0, err
-
-
-class Crash(Exception):
-    """Stands for a power cut."""
 
 
 @pytest.mark.slow
